@@ -1,0 +1,44 @@
+//! The only place that asks what time it is.
+//!
+//! Two clocks, because each misses something: the monotonic one stands still while a machine is
+//! suspended, the wall clock jumps when somebody sets it.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+/// One moment, as both clocks show it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment {
+    pub(crate) monotonic: Instant,
+    pub(crate) wall: SystemTime,
+}
+
+impl Moment {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "this is the place that the lint sends everybody to"
+    )]
+    pub(crate) fn now() -> Self {
+        Self {
+            monotonic: Instant::now(),
+            wall: SystemTime::now(),
+        }
+    }
+
+    /// The moment `duration` later; no later than the clocks can show.
+    pub(crate) fn after(self, duration: Duration) -> Self {
+        Self {
+            monotonic: self
+                .monotonic
+                .checked_add(duration)
+                .unwrap_or(self.monotonic),
+            wall: self.wall.checked_add(duration).unwrap_or(self.wall),
+        }
+    }
+
+    /// Whether either clock has come as far as it shows at `other`.
+    pub(crate) fn has_reached(&self, other: &Self) -> bool {
+        self.monotonic >= other.monotonic || self.wall >= other.wall
+    }
+}

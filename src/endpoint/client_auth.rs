@@ -1,0 +1,438 @@
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use http::{HeaderMap, HeaderValue, Uri, header::AUTHORIZATION};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use secrecy::{ExposeSecret, SecretString};
+use tower::BoxError;
+
+use crate::{Error, error::Kind};
+
+/// How a client proves to the token endpoint who it is (RFC 6749 §2.3).
+///
+/// Servers register one method for each client; take the one that yours says. Nothing is probed: a
+/// client that tries several methods shows its secret in places where it does not belong, and some
+/// servers lock it out.
+///
+/// | method | registered as | sends |
+/// |---|---|---|
+/// | [`basic`](Self::basic) | `client_secret_basic` | the header `Authorization: Basic` |
+/// | [`basic_raw`](Self::basic_raw) | `client_secret_basic` | the same, for servers that do not decode it as RFC 6749 says |
+/// | [`request_body`](Self::request_body) | `client_secret_post` | `client_id` and `client_secret` in the form |
+/// | [`none`](Self::none) | `none`, `tls_client_auth` | `client_id` in the form |
+/// | [`assertion`](Self::assertion) | `private_key_jwt`, `client_secret_jwt` | `client_id` and `client_assertion` in the form |
+///
+/// Cloning copies no secret that a function brings. `Debug` shows the client id and no secret.
+///
+/// # Examples
+///
+/// ```
+/// use tower_client_credentials::ClientAuth;
+///
+/// let auth = ClientAuth::request_body("77tt5z...", "WPL_AP1...");
+/// assert!(!format!("{auth:?}").contains("WPL_AP1"));
+/// ```
+///
+/// Credentials that rotate while the program runs:
+///
+/// ```
+/// use tower_client_credentials::ClientAuth;
+///
+/// let auth = ClientAuth::from_fn(|| async {
+///     let secret = std::fs::read_to_string("/run/secrets/client_secret")?;
+///     Ok::<_, std::io::Error>(ClientAuth::basic("my-client", secret.trim_end()))
+/// });
+/// # drop(auth);
+/// ```
+#[derive(Clone)]
+pub struct ClientAuth(Method);
+
+#[derive(Clone)]
+enum Method {
+    /// The same credentials each time.
+    Fixed(Credentials),
+    /// A new assertion for each attempt.
+    Assertion { id: Arc<str>, assert: AssertFn },
+    /// Whatever the function says for this attempt.
+    FromFn(CredentialsFn),
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+type AssertFn = Arc<dyn Fn(Uri) -> BoxFuture<ClientSecret> + Send + Sync>;
+type CredentialsFn = Arc<dyn Fn() -> BoxFuture<ClientAuth> + Send + Sync>;
+
+/// What one attempt sends. One variant per way to write it into a request.
+#[derive(Clone)]
+pub(super) enum Credentials {
+    Basic {
+        id: Arc<str>,
+        secret: ClientSecret,
+    },
+    BasicRaw {
+        id: Arc<str>,
+        secret: ClientSecret,
+    },
+    RequestBody {
+        id: Arc<str>,
+        secret: ClientSecret,
+    },
+    None {
+        id: Arc<str>,
+    },
+    Assertion {
+        id: Arc<str>,
+        assertion: ClientSecret,
+    },
+}
+
+impl ClientAuth {
+    /// Sends id and secret in the header `Authorization: Basic`: `client_secret_basic`.
+    ///
+    /// Both are percent-encoded before Base64 (RFC 6749 §2.3.1), a space as `%20`, so that any
+    /// character can stand in them. The header is marked sensitive.
+    pub fn basic(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
+        Self::fixed(Credentials::Basic {
+            id: id.into().into(),
+            secret: secret.into(),
+        })
+    }
+
+    /// Sends id and secret in the header `Authorization: Basic` without percent-encoding them.
+    ///
+    /// For servers that read Basic as RFC 7617 alone has it. The two only differ for ids and secrets
+    /// with other characters than letters, digits, `-`, `.` and `_`. The id cannot hold a colon.
+    pub fn basic_raw(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
+        Self::fixed(Credentials::BasicRaw {
+            id: id.into().into(),
+            secret: secret.into(),
+        })
+    }
+
+    /// Sends id and secret as `client_id` and `client_secret` in the form: `client_secret_post`.
+    ///
+    /// This is what LinkedIn wants.
+    pub fn request_body(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
+        Self::fixed(Credentials::RequestBody {
+            id: id.into().into(),
+            secret: secret.into(),
+        })
+    }
+
+    /// Sends the id as `client_id` in the form, and no proof.
+    ///
+    /// For mutual TLS (RFC 8705 §2), where the HTTP client presents the certificate, and for servers
+    /// that know the client by its network.
+    pub fn none(id: impl Into<String>) -> Self {
+        Self::fixed(Credentials::None {
+            id: id.into().into(),
+        })
+    }
+
+    /// Sends a JWT that `assertion` makes (RFC 7523 §2.2): `private_key_jwt`, `client_secret_jwt`.
+    ///
+    /// Also for tokens of a workload identity that a platform writes to a file. The function gets the
+    /// token URL, which servers want to find in `aud`, and is called anew for every single attempt,
+    /// because servers refuse a `jti` that they have seen. It may use the HTTP client that the token
+    /// endpoint uses.
+    ///
+    /// # Errors
+    ///
+    /// If it fails, the token request fails: with the same error where that is an
+    /// [`Error`](crate::Error), so that [`Error::permanent`](crate::Error::permanent) stops
+    /// retries; else with an error that counts as transient.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_client_credentials::ClientAuth;
+    ///
+    /// let auth = ClientAuth::assertion("my-client", |_token_url| async {
+    ///     let jwt = std::fs::read_to_string("/var/run/secrets/tokens/identity")?;
+    ///     Ok::<_, std::io::Error>(jwt.trim_end().to_owned())
+    /// });
+    /// # drop(auth);
+    /// ```
+    pub fn assertion<F, Fut, A, E>(id: impl Into<String>, assertion: F) -> Self
+    where
+        F: Fn(Uri) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<A, E>> + Send + 'static,
+        A: Into<ClientSecret>,
+        E: Into<BoxError>,
+    {
+        Self(Method::Assertion {
+            id: id.into().into(),
+            assert: Arc::new(move |url| {
+                let assertion = assertion(url);
+                Box::pin(async { assertion.await.map(Into::into).map_err(Into::into) })
+            }),
+        })
+    }
+
+    /// Takes the credentials from a function that is called for every single attempt.
+    ///
+    /// For secrets that rotate without a restart. When the server answers `invalid_client` and the
+    /// function then gives other credentials than those just sent, the request is tried once more
+    /// with them. Two assertions are told apart by their client id alone.
+    ///
+    /// What the function gives is checked when it is used. It may give every method but another
+    /// `from_fn`.
+    ///
+    /// # Errors
+    ///
+    /// If it fails, the token request fails as with [`assertion`](Self::assertion).
+    pub fn from_fn<F, Fut, E>(credentials: F) -> Self
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<Self, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        Self(Method::FromFn(Arc::new(move || {
+            let credentials = credentials();
+            Box::pin(async { credentials.await.map_err(Into::into) })
+        })))
+    }
+
+    /// Refuses what can never work, as far as it is known before the first use.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        match &self.0 {
+            Method::Fixed(credentials) => credentials.check(),
+            Method::Assertion { id, .. } => check_id(id),
+            Method::FromFn(_) => Ok(()),
+        }
+    }
+
+    /// Whether the next attempt may send other credentials than this one.
+    pub(super) fn rotates(&self) -> bool {
+        matches!(self.0, Method::FromFn(_))
+    }
+
+    /// The credentials for one attempt.
+    pub(super) async fn credentials(&self, token_url: &Uri) -> Result<Credentials, Error> {
+        let method = match &self.0 {
+            Method::FromFn(credentials) => &credentials().await.map_err(function_failed)?.0,
+            method => method,
+        };
+        let credentials = match method {
+            Method::Fixed(credentials) => credentials.clone(),
+            Method::Assertion { id, assert } => Credentials::Assertion {
+                id: id.clone(),
+                assertion: assert(token_url.clone()).await.map_err(function_failed)?,
+            },
+            Method::FromFn(_) => {
+                return Err(Error::configuration(
+                    "function for client credentials gave another from_fn; give the credentials",
+                ));
+            }
+        };
+        credentials.check()?;
+        Ok(credentials)
+    }
+
+    fn fixed(credentials: Credentials) -> Self {
+        Self(Method::Fixed(credentials))
+    }
+}
+
+impl fmt::Debug for ClientAuth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (method, id) = match &self.0 {
+            Method::Fixed(credentials) => (credentials.method(), Some(credentials.id())),
+            Method::Assertion { id, .. } => ("assertion", Some(id)),
+            Method::FromFn(_) => ("from_fn", None),
+        };
+        f.debug_struct("ClientAuth")
+            .field("method", &method)
+            .field("id", &id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Writes the credentials into form and headers.
+    pub(super) fn apply<'a>(&'a self, form: &mut Vec<(&'a str, &'a str)>, headers: &mut HeaderMap) {
+        match self {
+            Self::Basic { .. } | Self::BasicRaw { .. } => {
+                let mut value = HeaderValue::try_from(format!("Basic {}", self.user_pass()))
+                    .expect("Base64 is a valid header value");
+                value.set_sensitive(true);
+                headers.insert(AUTHORIZATION, value);
+            }
+            Self::RequestBody { id, secret } => {
+                form.extend([("client_id", &**id), ("client_secret", secret.expose())]);
+            }
+            Self::None { id } => form.push(("client_id", id)),
+            Self::Assertion { id, assertion } => form.extend([
+                ("client_id", &**id),
+                ("client_assertion_type", JWT_BEARER),
+                ("client_assertion", assertion.expose()),
+            ]),
+        }
+    }
+
+    /// Whether both prove the same: assertions differ each time, so only their clients count.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let proof = |credentials: &Self| match credentials {
+            Self::Assertion { .. } => None,
+            other => other.secret().map(|secret| secret.expose().to_owned()),
+        };
+        self.method() == other.method() && self.id() == other.id() && proof(self) == proof(other)
+    }
+
+    /// The secret in every form that was sent and that a server may echo.
+    pub(super) fn secret_texts(&self) -> Vec<String> {
+        let Some(secret) = self.secret().map(ClientSecret::expose) else {
+            return Vec::new();
+        };
+        let mut texts = vec![
+            secret.to_owned(),
+            percent_encoded(secret),
+            form_urlencoded::byte_serialize(secret.as_bytes()).collect(),
+        ];
+        if let Self::Basic { .. } | Self::BasicRaw { .. } = self {
+            texts.push(self.user_pass());
+        }
+        texts
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        check_id(self.id())?;
+        if let Self::BasicRaw { id, .. } = self {
+            if id.contains(':') {
+                return Err(Error::configuration(
+                    "client id holds a colon, which basic_raw cannot send; use basic",
+                ));
+            }
+        }
+        if let Self::Assertion { assertion, .. } = self {
+            check_text("client assertion", assertion.expose())?;
+            if assertion.expose().is_empty() {
+                return Err(Error::configuration("client assertion is empty"));
+            }
+        }
+        self.secret().map_or(Ok(()), |secret| {
+            check_text("client secret", secret.expose())
+        })
+    }
+
+    fn method(&self) -> &'static str {
+        match self {
+            Self::Basic { .. } => "basic",
+            Self::BasicRaw { .. } => "basic_raw",
+            Self::RequestBody { .. } => "request_body",
+            Self::None { .. } => "none",
+            Self::Assertion { .. } => "assertion",
+        }
+    }
+
+    fn id(&self) -> &Arc<str> {
+        match self {
+            Self::Basic { id, .. }
+            | Self::BasicRaw { id, .. }
+            | Self::RequestBody { id, .. }
+            | Self::None { id }
+            | Self::Assertion { id, .. } => id,
+        }
+    }
+
+    fn secret(&self) -> Option<&ClientSecret> {
+        match self {
+            Self::Basic { secret, .. }
+            | Self::BasicRaw { secret, .. }
+            | Self::RequestBody { secret, .. } => Some(secret),
+            Self::Assertion { assertion, .. } => Some(assertion),
+            Self::None { .. } => None,
+        }
+    }
+
+    /// What follows `Basic` in the header (RFC 7617 §2).
+    fn user_pass(&self) -> String {
+        let secret = self.secret().map_or("", ClientSecret::expose);
+        BASE64_STANDARD.encode(match self {
+            Self::BasicRaw { id, .. } => format!("{id}:{secret}"),
+            // RFC 6749 §2.3.1: id and secret are form-encoded before Base64.
+            _ => format!("{}:{}", percent_encoded(self.id()), percent_encoded(secret)),
+        })
+    }
+}
+
+/// RFC 7523 §2.2.
+const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+
+/// A space as `%20` is understood everywhere, as `+` not; escaped `-`, `.` and `_` are refused by some.
+const PERCENT_ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
+
+fn percent_encoded(text: &str) -> String {
+    utf8_percent_encode(text, PERCENT_ENCODED).to_string()
+}
+
+fn check_id(id: &str) -> Result<(), Error> {
+    if id.is_empty() {
+        return Err(Error::configuration("client id is empty"));
+    }
+    check_text("client id", id)
+}
+
+/// RFC 6749 Appendix A allows printable ASCII only; other letters harm nobody.
+fn check_text(what: &str, text: &str) -> Result<(), Error> {
+    if text.ends_with(char::is_control) {
+        return Err(Error::configuration(format!(
+            "{what} ends with a line break or another control character; trim what was read from a file"
+        )));
+    }
+    if text.contains(char::is_control) {
+        return Err(Error::configuration(format!(
+            "{what} holds a control character"
+        )));
+    }
+    Ok(())
+}
+
+/// An [`Error`] as it is, any other as transient.
+fn function_failed(error: BoxError) -> Error {
+    match error.downcast::<Error>() {
+        Ok(ours) => *ours,
+        Err(other) => Error::with_source(Kind::ClientAuth, other),
+    }
+}
+
+/// A client secret or a client assertion.
+///
+/// `Debug` shows nothing of it, it cannot be displayed or serialized, and its memory is wiped when
+/// it is dropped. Made by `into()` of a `&str` or a `String`.
+///
+/// # Examples
+///
+/// ```
+/// use tower_client_credentials::ClientSecret;
+///
+/// let secret = ClientSecret::from("WPL_AP1...");
+/// assert_eq!(secret.expose(), "WPL_AP1...");
+/// assert!(!format!("{secret:?}").contains("WPL_AP1"));
+/// ```
+#[derive(Clone)]
+pub struct ClientSecret(SecretString);
+
+impl ClientSecret {
+    /// The text itself. Whoever has it can act as the client.
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl From<&str> for ClientSecret {
+    fn from(secret: &str) -> Self {
+        Self(secret.into())
+    }
+}
+
+impl From<String> for ClientSecret {
+    fn from(secret: String) -> Self {
+        Self(secret.into())
+    }
+}
+
+impl fmt::Debug for ClientSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientSecret([redacted])")
+    }
+}

@@ -1,0 +1,324 @@
+//! The token service over any HTTP client.
+
+mod client_auth;
+mod exchange;
+mod linkedin;
+mod redaction;
+mod reply;
+mod token_url;
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
+use http_body::Body;
+use tower::{BoxError, Service, ServiceExt, util::BoxCloneService};
+
+pub use self::client_auth::{ClientAuth, ClientSecret};
+use self::{
+    exchange::{Exchange, HttpClient, PlainHttp, erase_body},
+    token_url::TokenUrl,
+};
+use crate::{AccessToken, Error, TokenParameters, TokenRequest};
+
+/// A token service that asks a token endpoint with the client-credentials grant (RFC 6749 §4.4).
+///
+/// It sends its requests with the HTTP client that it is given: any clonable tower service that
+/// takes `http` requests with a body made of [`Bytes`]. Its caller decides when a token is asked
+/// for; each call is one token request, two at most where
+/// [rotated credentials](ClientAuth::from_fn) are refused. It neither caches nor retries, and has no
+/// timeout of its own: a [`TokenCache`](crate::TokenCache) brings all three.
+///
+/// # What is sent
+///
+/// A POST with a form: `grant_type=client_credentials`, what [`ClientAuth`] adds, `scope` with the
+/// endpoint's and the request's scopes, each once, then resources, audiences and further parameters,
+/// the endpoint's before the request's. Nothing is added to the URL.
+///
+/// # What is read
+///
+/// Any 2xx with a JSON object, whatever its content type says; `expires_in` as a number or as a
+/// numeric string, at most one year; a missing `token_type` as Bearer. A parameter that stands in
+/// the reply twice, a token type other than Bearer, and an `error` within a 2xx are errors.
+///
+/// # Examples
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::Full;
+/// use tower::{BoxError, ServiceExt, service_fn};
+/// use tower_client_credentials::{ClientAuth, TokenEndpoint, TokenRequest};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), BoxError> {
+/// // Any HTTP client; this one knows the answer.
+/// let http = service_fn(|_: http::Request<Full<Bytes>>| async {
+///     let reply = r#"{"access_token":"AQXdSP_W41","expires_in":"1800"}"#;
+///     Ok::<_, BoxError>(http::Response::new(reply.to_owned()))
+/// });
+/// let tokens = TokenEndpoint::new(
+///     http,
+///     "https://www.linkedin.com/oauth/v2/accessToken",
+///     ClientAuth::request_body("77tt5z...", "WPL_AP1..."),
+/// )?;
+///
+/// let token = tokens.oneshot(TokenRequest::default()).await?;
+/// assert_eq!(token.expose(), "AQXdSP_W41");
+/// # Ok(())
+/// # }
+/// ```
+///
+/// A server that wants to know what the token is for:
+///
+/// ```
+/// # use bytes::Bytes;
+/// # use http_body_util::Full;
+/// # use tower::{BoxError, service_fn};
+/// # use tower_client_credentials::{ClientAuth, Error, TokenEndpoint};
+/// # let http = service_fn(|_: http::Request<Full<Bytes>>| async {
+/// #     Ok::<_, BoxError>(http::Response::new(String::new()))
+/// # });
+/// let tokens = TokenEndpoint::new(
+///     http,
+///     "https://auth.example/oauth/token",
+///     ClientAuth::basic("my-client", "s3cret"),
+/// )?
+/// .scope("orders.read orders.write")
+/// .audience("https://api.example");
+/// # drop(tokens);
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// # Errors
+///
+/// A call fails if the HTTP client fails ([`is_transport`](Error::is_transport)), if the endpoint
+/// answers with an error ([`is_refused`](Error::is_refused)) or with something that is no token
+/// reply ([`is_invalid_reply`](Error::is_invalid_reply),
+/// [`is_invalid_token`](Error::is_invalid_token)), if a function given to [`ClientAuth`] fails
+/// ([`is_client_auth`](Error::is_client_auth)), and, before anything is sent, if a setting cannot
+/// work ([`is_configuration`](Error::is_configuration)).
+///
+/// # Cancel safety
+///
+/// Dropping a call's future drops the request that it sent. The server may have issued a token for
+/// it that nobody gets.
+#[derive(Clone)]
+pub struct TokenEndpoint {
+    client: HttpClient,
+    exchange: Arc<Exchange>,
+}
+
+impl TokenEndpoint {
+    /// Asks the token endpoint at `url`, with the given HTTP client and client authentication.
+    ///
+    /// `url` may be a `&str`, a `String` or a [`Uri`]. The request body type of the client is found
+    /// by inference; clients that take several need it named, as in `|_: http::Request<Full<Bytes>>|`.
+    ///
+    /// A client that follows redirects would send a POST on as a GET; the endpoint reports redirects
+    /// as errors that say where it moved to.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the URL is not an absolute http or https URL with a host, or if it holds user
+    /// information, a fragment (seen in texts only, as [`Uri`] keeps none) or a bad port; if the
+    /// client id is empty, or if id or secret hold a control character, which usually is the line
+    /// break of the file they were read from. An empty secret is left to the server (RFC 6749
+    /// §2.3.1).
+    ///
+    /// Plain http to a host other than loopback is not refused here, because
+    /// [`allow_http`](Self::allow_http) comes later: every token request is, before anything is sent.
+    pub fn new<C, B, ResBody>(
+        client: C,
+        url: impl TryInto<Uri, Error: Into<BoxError>> + fmt::Display,
+        auth: ClientAuth,
+    ) -> Result<Self, Error>
+    where
+        C: Service<Request<B>, Response = Response<ResBody>> + Clone + Send + 'static,
+        C::Error: Into<BoxError>,
+        C::Future: Send + 'static,
+        B: From<Bytes>,
+        ResBody: Body<Error: Into<BoxError>> + Send + 'static,
+    {
+        let url = TokenUrl::new(url)?;
+        auth.check()?;
+        let client = client
+            .map_request(|request: Request<Bytes>| request.map(B::from))
+            .map_response(erase_body)
+            .map_err(|error: C::Error| error.into());
+        Ok(Self {
+            client: BoxCloneService::new(client),
+            exchange: Arc::new(Exchange {
+                url,
+                auth,
+                parameters: TokenParameters::default(),
+                headers: HeaderMap::new(),
+                reply_limit: DEFAULT_REPLY_LIMIT,
+                plain_http: PlainHttp::Loopback,
+                advice: |_| None,
+            }),
+        })
+    }
+
+    /// Asks LinkedIn for 2-legged tokens.
+    ///
+    /// Sends id and secret in the form, as LinkedIn documents it; its documented errors say
+    /// [what to do](Error::advice) about them. LinkedIn knows no scopes here.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the client id is empty, or if id or secret hold a control character.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use bytes::Bytes;
+    /// # use http_body_util::Full;
+    /// # use tower::{BoxError, service_fn};
+    /// # use tower_client_credentials::{Error, TokenEndpoint};
+    /// # let http = service_fn(|_: http::Request<Full<Bytes>>| async {
+    /// #     Ok::<_, BoxError>(http::Response::new(String::new()))
+    /// # });
+    /// let tokens = TokenEndpoint::linkedin(http, "77tt5z...", "WPL_AP1...")?;
+    /// # drop(tokens);
+    /// # Ok::<(), Error>(())
+    /// ```
+    pub fn linkedin<C, B, ResBody>(
+        client: C,
+        client_id: impl Into<String>,
+        client_secret: impl Into<ClientSecret>,
+    ) -> Result<Self, Error>
+    where
+        C: Service<Request<B>, Response = Response<ResBody>> + Clone + Send + 'static,
+        C::Error: Into<BoxError>,
+        C::Future: Send + 'static,
+        B: From<Bytes>,
+        ResBody: Body<Error: Into<BoxError>> + Send + 'static,
+    {
+        let auth = linkedin::client_auth(client_id, client_secret);
+        Ok(Self::new(client, linkedin::TOKEN_URL, auth)?.set(|it| it.advice = linkedin::advice))
+    }
+
+    /// Sends to another URL, a test server's or a proxy's, and keeps all else.
+    ///
+    /// # Errors
+    ///
+    /// Fails for the URLs that [`new`](Self::new) refuses.
+    pub fn url(
+        self,
+        url: impl TryInto<Uri, Error: Into<BoxError>> + fmt::Display,
+    ) -> Result<Self, Error> {
+        let url = TokenUrl::new(url)?;
+        Ok(self.set(|it| it.url = url))
+    }
+
+    /// Asks for a scope each time, or for several that are separated by spaces.
+    ///
+    /// The request's own scopes follow; each is sent once.
+    #[must_use]
+    pub fn scope(self, scope: impl AsRef<str>) -> Self {
+        self.parameters(|parameters| parameters.scope(scope))
+    }
+
+    /// Names a resource each time (RFC 8707 §2), as an absolute URI; may be given several times.
+    #[must_use]
+    pub fn resource(self, resource: impl Into<String>) -> Self {
+        self.parameters(|parameters| parameters.resource(resource))
+    }
+
+    /// Names an audience each time (RFC 8693 §2.1); may be given several times.
+    #[must_use]
+    pub fn audience(self, audience: impl Into<String>) -> Self {
+        self.parameters(|parameters| parameters.audience(audience))
+    }
+
+    /// Sends another parameter in the form each time; one name may be given several times.
+    ///
+    /// A name that the endpoint sends itself, such as `grant_type`, or `client_id` with
+    /// [`ClientAuth::request_body`], makes every token request fail with a configuration error:
+    /// servers must refuse repeated ones (RFC 6749 §3.2), and replacing one is no business of this
+    /// option. With [`ClientAuth::basic`], `client_id` is free for servers that want it in both
+    /// places. Not for secrets: `Debug` shows it.
+    #[must_use]
+    pub fn param(self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.parameters(|parameters| parameters.param(name, value))
+    }
+
+    /// Sends a header with every token request; one name may be given several times.
+    ///
+    /// `Accept` replaces the default, `application/json`. `Content-Type` has no effect, nor has
+    /// `Authorization` with [`ClientAuth::basic`]. `Debug` shows names only.
+    #[must_use]
+    pub fn header(self, name: HeaderName, value: HeaderValue) -> Self {
+        self.set(|it| {
+            it.headers.append(name, value);
+        })
+    }
+
+    /// Reads at most so many bytes of a reply, whatever its `Content-Length` claims; 1 MiB unless
+    /// given. A longer reply is an error.
+    #[must_use]
+    pub fn reply_limit(self, bytes: usize) -> Self {
+        self.set(|it| it.reply_limit = bytes)
+    }
+
+    /// Sends credentials over plain http to any host.
+    ///
+    /// Without it, only to `localhost`, `127.0.0.0/8` and `[::1]`. Whoever can listen on the way
+    /// then has them: for networks that are encrypted otherwise, such as a service mesh.
+    #[must_use]
+    pub fn allow_http(self) -> Self {
+        self.set(|it| it.plain_http = PlainHttp::Anywhere)
+    }
+
+    fn parameters(self, change: impl FnOnce(TokenParameters) -> TokenParameters) -> Self {
+        self.set(|it| it.parameters = change(std::mem::take(&mut it.parameters)))
+    }
+
+    fn set(mut self, change: impl FnOnce(&mut Exchange)) -> Self {
+        change(Arc::make_mut(&mut self.exchange));
+        self
+    }
+}
+
+/// A token reply has some kilobytes; an error page may have more.
+const DEFAULT_REPLY_LIMIT: usize = 1024 * 1024;
+
+impl Service<TokenRequest> for TokenEndpoint {
+    type Response = AccessToken;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<AccessToken, Error>> + Send>>;
+
+    /// Always ready: the client is polled within the call.
+    ///
+    /// A client that was polled ready holds a permit, and the user's function for an assertion or
+    /// for credentials may need that very permit for a request of its own.
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: TokenRequest) -> Self::Future {
+        let client = self.client.clone();
+        let exchange = Arc::clone(&self.exchange);
+        Box::pin(async move { exchange.run(client, &request.parameters).await })
+    }
+}
+
+impl fmt::Debug for TokenEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let headers: Vec<_> = self.exchange.headers.keys().collect();
+        f.debug_struct("TokenEndpoint")
+            .field("url", &self.exchange.url)
+            .field("auth", &self.exchange.auth)
+            .field("parameters", &self.exchange.parameters)
+            .field("headers", &headers)
+            .field("reply_limit", &self.exchange.reply_limit)
+            .field("plain_http", &self.exchange.plain_http)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,176 @@
+//! Pure: which URLs may be a token URL.
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use http::{Uri, uri::Scheme};
+use tower::BoxError;
+
+use crate::{Error, error::Kind};
+
+/// An absolute http or https URL without user information or fragment.
+///
+/// `Debug` shows scheme, host, port and path only: a query may hold a key.
+#[derive(Clone)]
+pub(super) struct TokenUrl(Uri);
+
+impl TokenUrl {
+    /// `Uri` drops a fragment when it is made of a text, so the text is looked at as well.
+    pub(super) fn new(
+        url: impl TryInto<Uri, Error: Into<BoxError>> + fmt::Display,
+    ) -> Result<Self, Error> {
+        if url.to_string().contains('#') {
+            return Err(refused("has a fragment, which a token URL must not have"));
+        }
+        let uri = url.try_into().map_err(|error| {
+            Error::with_source(
+                Kind::Configuration("token URL is not a valid URL".into()),
+                error,
+            )
+        })?;
+
+        let secure = uri.scheme() == Some(&Scheme::HTTPS);
+        if !secure && uri.scheme() != Some(&Scheme::HTTP) {
+            return Err(refused(
+                "has to be absolute, such as https://auth.example/oauth/token",
+            ));
+        }
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let host = uri.host().unwrap_or("");
+        if authority.contains('@') {
+            return Err(refused(
+                "carries user information; give the credentials to ClientAuth instead",
+            ));
+        }
+        if host.is_empty() {
+            return Err(refused("names no host"));
+        }
+        // HTTP clients fall back to the scheme's port when they cannot read this one.
+        if authority.len() > host.len() && uri.port_u16().is_none() {
+            return Err(refused("names a port that is no port number"));
+        }
+        Ok(Self(uri))
+    }
+
+    pub(super) fn uri(&self) -> &Uri {
+        &self.0
+    }
+
+    /// Whether a secret sent there can be read on the way.
+    pub(super) fn exposes_secrets(&self) -> bool {
+        self.0.scheme() != Some(&Scheme::HTTPS) && !self.0.host().is_some_and(is_loopback)
+    }
+
+    /// Resolves a `Location` against this URL and leaves only scheme, host, port and path of it.
+    pub(super) fn moved_to(&self, location: &str) -> Option<String> {
+        let location = location.split(['?', '#']).next()?.trim();
+        let scheme = self.0.scheme_str()?;
+        let authority = self.0.authority()?;
+        let before_path = location.split('/').next()?;
+
+        let target = if before_path.contains(':') {
+            location.to_owned()
+        } else if location.starts_with("//") {
+            format!("{scheme}:{location}")
+        } else if location.starts_with('/') {
+            format!("{scheme}://{authority}{location}")
+        } else {
+            let (directory, file) = self.0.path().rsplit_once('/')?;
+            let file = if location.is_empty() { file } else { location };
+            format!("{scheme}://{authority}{directory}/{file}")
+        };
+        shown(&Uri::try_from(target).ok()?)
+    }
+}
+
+impl fmt::Debug for TokenUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&shown(&self.0).unwrap_or_default())
+    }
+}
+
+fn refused(fact: &'static str) -> Error {
+    Error::configuration(format!("token URL {fact}"))
+}
+
+/// The URL without user information and query.
+fn shown(uri: &Uri) -> Option<String> {
+    let (scheme, host, path) = (uri.scheme_str()?, uri.host()?, uri.path());
+    Some(match uri.port() {
+        Some(port) => format!("{scheme}://{host}:{port}{path}"),
+        None => format!("{scheme}://{host}{path}"),
+    })
+}
+
+/// Names only `localhost` itself: what `*.localhost` is, the resolver decides.
+fn is_loopback(host: &str) -> bool {
+    let bare = host.strip_suffix('.').unwrap_or(host);
+    if bare.eq_ignore_ascii_case("localhost") {
+        return true;
+    }
+    match host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'))
+    {
+        Some(v6) => v6
+            .parse()
+            .is_ok_and(|address: Ipv6Addr| address.is_loopback()),
+        None => bare
+            .parse()
+            .is_ok_and(|address: Ipv4Addr| address.is_loopback()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_machine_itself_is_loopback() {
+        for host in [
+            "localhost",
+            "LocalHost.",
+            "127.0.0.1",
+            "127.255.0.9",
+            "[::1]",
+        ] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "localhost.example",
+            "a.localhost",
+            "128.0.0.1",
+            "127.0.0.1.example",
+            "::1",
+            "[::2]",
+            "127.1",
+            "",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_location_is_resolved_and_loses_what_may_be_secret() {
+        let url = TokenUrl::new("https://old.example:8443/a/token?key=1").unwrap();
+
+        for (location, moved_to) in [
+            (
+                "https://u:p@new.example/t?q=1#f",
+                Some("https://new.example/t"),
+            ),
+            ("http://new.example:81/t", Some("http://new.example:81/t")),
+            ("//new.example/t", Some("https://new.example/t")),
+            ("/t?q=1", Some("https://old.example:8443/t")),
+            ("t", Some("https://old.example:8443/a/t")),
+            ("?q=1", Some("https://old.example:8443/a/token")),
+            ("mailto:somebody", None),
+            ("https://", None),
+            ("a b", None),
+        ] {
+            assert_eq!(url.moved_to(location).as_deref(), moved_to, "{location}");
+        }
+    }
+}

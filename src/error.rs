@@ -1,0 +1,321 @@
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+
+use http::StatusCode;
+use tower::BoxError;
+
+/// An error from getting an access token.
+///
+/// Cheap to clone, because every call that waited for the same token gets the same error. The layer
+/// hands it out as a [`BoxError`]; find it there with `downcast_ref::<Error>()`.
+///
+/// `Display` says which party failed and how, at this level alone; follow
+/// [`source`](StdError::source) for the cause. Neither it nor `Debug` shows a secret, a token or a
+/// response body.
+///
+/// # Examples
+///
+/// ```
+/// use tower::BoxError;
+/// use tower_client_credentials::{AccessToken, Error};
+///
+/// let error: BoxError = AccessToken::new("ends with a line break\n").unwrap_err().into();
+///
+/// let error = error.downcast_ref::<Error>().expect("it is one of ours");
+/// assert!(error.is_invalid_token());
+/// assert!(!error.is_transient());
+/// ```
+#[derive(Clone)]
+pub struct Error {
+    inner: Arc<Inner>,
+    retry_after: Option<Duration>,
+}
+
+struct Inner {
+    kind: Kind,
+    source: Option<BoxError>,
+}
+
+/// One variant per thing that a caller would do differently.
+#[derive(Debug)]
+pub(crate) enum Kind {
+    /// A setting that can never work.
+    Configuration(String),
+    /// A token that no header can carry: what it is, and what is wrong with it.
+    InvalidToken(&'static str, &'static str),
+    /// The token endpoint answered with an error.
+    Refused(Refusal),
+    /// The token endpoint answered with something that is no token reply.
+    InvalidReply(StatusCode, String),
+    /// The HTTP client could not bring the reply.
+    Transport,
+    /// A function of the user's for credentials or for an assertion failed.
+    ClientAuth,
+    /// A token service of the user's failed.
+    TokenService { transient: bool },
+    /// The token service panicked.
+    Panicked,
+    /// No answer within a flight's deadline.
+    TimedOut(Duration),
+    /// There is no runtime to ask for a token on, or it went away each time.
+    NoRuntime,
+}
+
+/// An error reply of a token endpoint (RFC 6749 §5.2).
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    pub(crate) code: Option<String>,
+    pub(crate) description: Option<String>,
+    pub(crate) uri: Option<String>,
+    /// What the user has to do, where the provider documents it.
+    pub(crate) advice: Option<&'static str>,
+}
+
+impl Error {
+    /// Wraps an error of a token service that asking again would not mend.
+    ///
+    /// Any other error of a token service counts as transient: it is retried.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_client_credentials::Error;
+    ///
+    /// let error = Error::permanent("the tenant is disabled");
+    /// assert!(error.is_token_service() && !error.is_transient());
+    /// ```
+    pub fn permanent(source: impl Into<BoxError>) -> Self {
+        Self::with_source(Kind::TokenService { transient: false }, source)
+    }
+
+    /// Whether a setting can never work: a token URL that is none, an empty client id.
+    pub fn is_configuration(&self) -> bool {
+        matches!(self.inner.kind, Kind::Configuration(_))
+    }
+
+    /// Whether a token cannot be sent in a header.
+    pub fn is_invalid_token(&self) -> bool {
+        matches!(self.inner.kind, Kind::InvalidToken(..))
+    }
+
+    /// Whether the token endpoint answered with an error; see [`status`](Self::status),
+    /// [`code`](Self::code) and [`advice`](Self::advice).
+    pub fn is_refused(&self) -> bool {
+        matches!(self.inner.kind, Kind::Refused(_))
+    }
+
+    /// Whether the token endpoint answered with something that is not a token reply.
+    pub fn is_invalid_reply(&self) -> bool {
+        matches!(self.inner.kind, Kind::InvalidReply(..))
+    }
+
+    /// Whether the HTTP client failed to bring a reply of the token endpoint.
+    pub fn is_transport(&self) -> bool {
+        matches!(self.inner.kind, Kind::Transport)
+    }
+
+    /// Whether a function that was given to [`ClientAuth`](crate::ClientAuth) failed.
+    pub fn is_client_auth(&self) -> bool {
+        matches!(self.inner.kind, Kind::ClientAuth)
+    }
+
+    /// Whether a token service other than [`TokenEndpoint`](crate::TokenEndpoint) failed or
+    /// panicked.
+    pub fn is_token_service(&self) -> bool {
+        matches!(self.inner.kind, Kind::TokenService { .. } | Kind::Panicked)
+    }
+
+    /// Whether the token service did not answer within the deadline of a flight.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self.inner.kind, Kind::TimedOut(_))
+    }
+
+    /// Whether there was no Tokio runtime to ask for a token on.
+    pub fn is_no_runtime(&self) -> bool {
+        matches!(self.inner.kind, Kind::NoRuntime)
+    }
+
+    /// Whether asking again may help.
+    ///
+    /// Transport errors, timeouts, panics, errors of other token services, and the replies 408,
+    /// 425, 429, 5xx, `temporarily_unavailable`, `server_error` and `slow_down` are transient; all
+    /// else is permanent.
+    pub fn is_transient(&self) -> bool {
+        match &self.inner.kind {
+            Kind::Refused(refusal) => refusal.is_transient(),
+            Kind::InvalidReply(status, _) => is_transient_status(*status),
+            Kind::TokenService { transient } => *transient,
+            Kind::Transport
+            | Kind::ClientAuth
+            | Kind::Panicked
+            | Kind::TimedOut(_)
+            | Kind::NoRuntime => true,
+            Kind::Configuration(_) | Kind::InvalidToken(..) => false,
+        }
+    }
+
+    /// How long the token endpoint is not asked again, counted from when this error was returned.
+    ///
+    /// From a [`TokenEndpoint`](crate::TokenEndpoint) it is what `Retry-After` said; from a
+    /// [`TokenCache`](crate::TokenCache) it is how long the cache goes on answering with this error.
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// The status of the token endpoint's reply, if there was one.
+    pub fn status(&self) -> Option<StatusCode> {
+        match &self.inner.kind {
+            Kind::Refused(refusal) => Some(refusal.status),
+            Kind::InvalidReply(status, _) => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// The `error` code of the token endpoint's reply, such as `invalid_client` (RFC 6749 §5.2).
+    pub fn code(&self) -> Option<&str> {
+        self.refusal()?.code.as_deref()
+    }
+
+    /// The `error_description` of the token endpoint's reply: a text for people.
+    pub fn description(&self) -> Option<&str> {
+        self.refusal()?.description.as_deref()
+    }
+
+    /// The `error_uri` of the token endpoint's reply: a page about the error.
+    pub fn error_uri(&self) -> Option<&str> {
+        self.refusal()?.uri.as_deref()
+    }
+
+    /// What to do about it, where the provider documents the error.
+    pub fn advice(&self) -> Option<&'static str> {
+        self.refusal()?.advice
+    }
+
+    pub(crate) fn new(kind: Kind) -> Self {
+        Self::from_parts(kind, None)
+    }
+
+    pub(crate) fn with_source(kind: Kind, source: impl Into<BoxError>) -> Self {
+        Self::from_parts(kind, Some(source.into()))
+    }
+
+    pub(crate) fn configuration(message: impl Into<String>) -> Self {
+        Self::new(Kind::Configuration(message.into()))
+    }
+
+    pub(crate) fn unsendable(what: &'static str, fact: &'static str) -> Self {
+        Self::new(Kind::InvalidToken(what, fact))
+    }
+
+    pub(crate) fn timed_out(deadline: Duration, last_error: Option<Self>) -> Self {
+        Self::from_parts(Kind::TimedOut(deadline), last_error.map(BoxError::from))
+    }
+
+    /// What a token service returned: ours as it is, any other as transient.
+    pub(crate) fn from_token_service(error: BoxError) -> Self {
+        match error.downcast::<Self>() {
+            Ok(ours) => *ours,
+            Err(other) => Self::with_source(Kind::TokenService { transient: true }, other),
+        }
+    }
+
+    pub(crate) fn with_retry_after(mut self, retry_after: Option<Duration>) -> Self {
+        self.retry_after = retry_after;
+        self
+    }
+
+    fn from_parts(kind: Kind, source: Option<BoxError>) -> Self {
+        Self {
+            inner: Arc::new(Inner { kind, source }),
+            retry_after: None,
+        }
+    }
+
+    fn refusal(&self) -> Option<&Refusal> {
+        match &self.inner.kind {
+            Kind::Refused(refusal) => Some(refusal),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.inner.kind {
+            Kind::Configuration(message) => f.write_str(message),
+            Kind::InvalidToken(what, fact) => write!(f, "the {what} {fact}"),
+            Kind::Refused(refusal) => refusal.fmt(f),
+            Kind::InvalidReply(status, fact) => {
+                write!(f, "token endpoint answered {} with no token: {fact}", status.as_u16())
+            }
+            Kind::Transport => f.write_str("HTTP client could not reach the token endpoint"),
+            Kind::ClientAuth => {
+                f.write_str("function for client credentials or an assertion failed")
+            }
+            Kind::TokenService { .. } => f.write_str("token service failed"),
+            Kind::Panicked => f.write_str("token service panicked"),
+            Kind::TimedOut(deadline) => {
+                write!(f, "token service did not answer within {deadline:?}")
+            }
+            Kind::NoRuntime => f.write_str(
+                "no Tokio runtime to ask for a token on; make calls inside a running runtime that has \
+                 timers enabled",
+            ),
+        }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.inner.kind)
+            .field("retry_after", &self.retry_after)
+            .field("source", &self.inner.source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.inner.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl Refusal {
+    fn is_transient(&self) -> bool {
+        is_transient_status(self.status)
+            || matches!(
+                self.code.as_deref(),
+                Some("temporarily_unavailable" | "server_error" | "slow_down")
+            )
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.is_transient() {
+            "token endpoint could not serve the request"
+        } else {
+            "token endpoint refused the client"
+        };
+        write!(f, "{verdict}: {}", self.status.as_u16())?;
+        if let Some(code) = &self.code {
+            write!(f, " {code}")?;
+        }
+        if let Some(description) = &self.description {
+            write!(f, " ({description})")?;
+        }
+        if let Some(advice) = self.advice {
+            write!(f, "; {advice}")?;
+        }
+        Ok(())
+    }
+}
+
+fn is_transient_status(status: StatusCode) -> bool {
+    status.is_server_error()
+        || matches!(
+            status,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
+        )
+}

@@ -1,0 +1,340 @@
+//! The way of one request: get a token, send, judge, renew, send again.
+
+use std::{
+    fmt,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Buf;
+use http::{Request, Response, header::AUTHORIZATION, request::Parts};
+use http_body::Body;
+use pin_project_lite::pin_project;
+use tower::{BoxError, Service};
+
+use crate::{
+    NotReplayed, Rejection, Replay,
+    service::Config,
+    token::{Acquiring, Generation, Held, Lease},
+    verdict::Verdict,
+};
+
+pin_project! {
+    /// The response of [`ClientCredentials`](crate::ClientCredentials).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping it drops the request, as with any service. A token that it waited for is still
+    /// fetched, for others.
+    #[must_use = "futures do nothing unless polled"]
+    pub struct ResponseFuture<S, R, B>
+    where
+        S: Service<Request<R::Body>>,
+        R: Replay<B>,
+    {
+        config: Arc<Config<R>>,
+        #[pin]
+        state: State<S, R, B>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, R, B>
+    where
+        S: Service<Request<R::Body>>,
+        R: Replay<B>,
+    {
+        // The request waits for a token.
+        AwaitingToken { token: Acquiring, unsent: Option<Box<Unsent<S, R, B>>> },
+        // The token is there; the service has to be polled ready.
+        Readying { granted: Arc<Held>, unsent: Option<Box<Unsent<S, R, B>>> },
+        // The API has the request.
+        Calling {
+            #[pin]
+            response: S::Future,
+            generation: Generation,
+            spare: Option<Result<Spare<S, R::Kept>, NotReplayed>>,
+        },
+        // The API rejected the token; its response is kept until there is another token.
+        Renewing {
+            token: Acquiring,
+            rejection: Option<S::Response>,
+            unsent: Option<Box<Unsent<S, R, B>>>,
+        },
+        // The request went out as it came, and so does the response.
+        Forwarding { #[pin] response: S::Future },
+    }
+}
+
+/// A request that has not been sent, and the service to send it with, which is not ready.
+///
+/// Boxed, because only calls that wait have one: it does not make the future larger.
+pub(crate) struct Unsent<S, R, B>
+where
+    R: Replay<B>,
+{
+    pub(crate) inner: S,
+    pub(crate) request: Request<R::Body>,
+    pub(crate) retained: Retained<R::Kept>,
+}
+
+/// What is kept for a second send, or why there will be none.
+pub(crate) type Retained<K> = Result<Original<K>, NotReplayed>;
+
+/// What is kept of a request until the verdict.
+pub(crate) struct Original<K> {
+    pub(crate) head: Parts,
+    pub(crate) body: K,
+}
+
+/// What a replay is made of.
+pub(crate) struct Spare<S, K> {
+    pub(crate) inner: S,
+    pub(crate) original: Original<K>,
+}
+
+impl<S, R, B> ResponseFuture<S, R, B>
+where
+    S: Service<Request<R::Body>>,
+    R: Replay<B>,
+{
+    pub(crate) fn forwarding(config: Arc<Config<R>>, response: S::Future) -> Self {
+        let state = State::Forwarding { response };
+        Self { config, state }
+    }
+
+    pub(crate) fn calling(
+        config: Arc<Config<R>>,
+        response: S::Future,
+        generation: Generation,
+        spare: Result<Spare<S, R::Kept>, NotReplayed>,
+    ) -> Self {
+        let state = State::Calling {
+            response,
+            generation,
+            spare: Some(spare),
+        };
+        Self { config, state }
+    }
+
+    pub(crate) fn awaiting_token(config: Arc<Config<R>>, unsent: Box<Unsent<S, R, B>>) -> Self {
+        let state = State::awaiting_token(&config, unsent);
+        Self { config, state }
+    }
+}
+
+impl<S, R, B, ResBody> Future for ResponseFuture<S, R, B>
+where
+    S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
+    S::Error: Into<BoxError>,
+    R: Replay<B>,
+    ResBody: Body,
+{
+    type Output = Result<Response<ResBody>, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProj::AwaitingToken { token, unsent } => {
+                    let granted = ready!(token.as_mut().poll(cx))?;
+                    State::Readying {
+                        granted,
+                        unsent: unsent.take(),
+                    }
+                }
+                StateProj::Readying { granted, unsent } => {
+                    let waiting = unsent.as_mut().expect(POLLED_AFTER_READY);
+                    ready!(waiting.inner.poll_ready(cx)).map_err(Into::into)?;
+                    let unsent = unsent.take().expect(POLLED_AFTER_READY);
+                    match this.config.lease(granted) {
+                        Some(lease) => State::calling(*unsent, lease),
+                        None => State::awaiting_token(this.config, unsent.unready()),
+                    }
+                }
+                StateProj::Calling {
+                    response,
+                    generation,
+                    spare,
+                } => {
+                    let response = ready!(response.poll(cx)).map_err(Into::into)?;
+                    let (verdict, response) = this.config.judge(response);
+                    if verdict == Verdict::Accepted {
+                        return Poll::Ready(Ok(response));
+                    }
+                    let spare = spare.take().expect(POLLED_AFTER_READY);
+                    let rejected = *generation;
+                    match this.config.prepare_replay(rejected, spare) {
+                        Ok(unsent) => State::renewing(this.config, rejected, response, unsent),
+                        Err(reason) => return Poll::Ready(Ok(reason.explain(response))),
+                    }
+                }
+                StateProj::Renewing {
+                    token,
+                    rejection,
+                    unsent,
+                } => {
+                    let outcome = ready!(token.as_mut().poll(cx));
+                    let rejection = rejection.take().expect(POLLED_AFTER_READY);
+                    match outcome {
+                        Ok(granted) => {
+                            drain(rejection.into_body(), cx);
+                            State::Readying {
+                                granted,
+                                unsent: unsent.take(),
+                            }
+                        }
+                        Err(error) => {
+                            let reason = NotReplayed::RenewalFailed(error);
+                            return Poll::Ready(Ok(reason.explain(rejection)));
+                        }
+                    }
+                }
+                StateProj::Forwarding { response } => {
+                    return response.poll(cx).map_err(Into::into);
+                }
+            };
+            this.state.set(next);
+        }
+    }
+}
+
+const POLLED_AFTER_READY: &str = "`ResponseFuture` is not polled after it returned `Ready`";
+
+impl<S, R, B> State<S, R, B>
+where
+    S: Service<Request<R::Body>>,
+    R: Replay<B>,
+{
+    fn awaiting_token(config: &Config<R>, unsent: Box<Unsent<S, R, B>>) -> Self {
+        Self::AwaitingToken {
+            token: config.cache.clone().acquire(None),
+            unsent: Some(unsent),
+        }
+    }
+
+    fn calling(unsent: Unsent<S, R, B>, lease: Lease) -> Self {
+        let Unsent {
+            mut inner,
+            mut request,
+            retained,
+        } = unsent;
+        request
+            .headers_mut()
+            .insert(AUTHORIZATION, lease.header_value);
+        Self::Calling {
+            response: inner.call(request),
+            generation: lease.generation,
+            spare: Some(retained.map(|original| Spare { inner, original })),
+        }
+    }
+
+    fn renewing(
+        config: &Config<R>,
+        rejected: Generation,
+        rejection: S::Response,
+        unsent: Box<Unsent<S, R, B>>,
+    ) -> Self {
+        Self::Renewing {
+            token: config.cache.clone().acquire(Some(rejected)),
+            rejection: Some(rejection),
+            unsent: Some(unsent),
+        }
+    }
+}
+
+impl<S, R, B> Unsent<S, R, B>
+where
+    S: Clone,
+    R: Replay<B>,
+{
+    /// Gives up the readiness of the service, which may be what the token request waits for.
+    fn unready(mut self: Box<Self>) -> Box<Self> {
+        self.inner = self.inner.clone();
+        self
+    }
+}
+
+impl<R> Config<R> {
+    /// The token to send now: while the service became ready, the one that was granted may have
+    /// expired or been rejected.
+    fn lease(&self, granted: &Held) -> Option<Lease> {
+        self.cache
+            .lease()
+            .or_else(|| granted.ended_on_landing().then(|| granted.lease()))
+    }
+
+    /// Makes the second request, if its body can be sent again and another token may help.
+    fn prepare_replay<S, B>(
+        &self,
+        generation: Generation,
+        spare: Result<Spare<S, R::Kept>, NotReplayed>,
+    ) -> Result<Box<Unsent<S, R, B>>, NotReplayed>
+    where
+        R: Replay<B>,
+    {
+        let rejection = self.cache.reject_generation(generation);
+        let replay = spare.and_then(|spare| match rejection {
+            Rejection::CoolingDown => Err(NotReplayed::CoolingDown),
+            Rejection::Failing(ref error) => Err(NotReplayed::RenewalFailed(error.clone())),
+            Rejection::Renewing | Rejection::Replaced => self.restore(spare),
+        });
+        if replay.is_err() && matches!(rejection, Rejection::Renewing) {
+            // This request has no use for another token, but the next one has.
+            self.cache.renew_behind();
+        }
+        replay
+    }
+
+    fn restore<S, B>(&self, spare: Spare<S, R::Kept>) -> Result<Box<Unsent<S, R, B>>, NotReplayed>
+    where
+        R: Replay<B>,
+    {
+        let Original { head, body } = spare.original;
+        let body = self
+            .replay
+            .restore(body)
+            .ok_or(NotReplayed::BodyNotRestored)?;
+        Ok(Box::new(Unsent {
+            inner: spare.inner,
+            request: Request::from_parts(head, body),
+            retained: Err(NotReplayed::RejectedAgain),
+        }))
+    }
+}
+
+/// Reads what is already there of a body, so that its HTTP/1.1 connection can be used again.
+///
+/// Waits for nothing: a body that has more to come costs its connection.
+fn drain<B: Body>(body: B, cx: &mut Context<'_>) {
+    const MOST: usize = 64 * 1024;
+    let mut body = pin!(body);
+    let mut read = 0;
+    while read < MOST {
+        let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(cx) else {
+            return;
+        };
+        read += frame.data_ref().map_or(0, Buf::remaining);
+    }
+}
+
+impl<S, R, B> fmt::Debug for ResponseFuture<S, R, B>
+where
+    S: Service<Request<R::Body>>,
+    R: Replay<B>,
+{
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::AwaitingToken { .. } => "AwaitingToken",
+            State::Readying { .. } => "Readying",
+            State::Calling { .. } => "Calling",
+            State::Renewing { .. } => "Renewing",
+            State::Forwarding { .. } => "Forwarding",
+        };
+        f.debug_struct("ResponseFuture")
+            .field("state", &state)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,162 @@
+//! Tower middleware that gives every HTTP request of a client an OAuth 2.0 access token, obtained
+//! with the client-credentials grant ([RFC 6749 §4.4], "2-legged OAuth").
+//!
+//! [`ClientCredentialsLayer`] wraps any `tower::Service<http::Request<B>>`. It keeps one token,
+//! refreshes it ahead of time behind the requests that use it, asks the token endpoint once however
+//! many requests need the answer, and when the API answers 401 it renews the token and sends the
+//! request once more. It brings no HTTP client: both the client that it wraps and the service that
+//! it asks for tokens are yours.
+//!
+//! # Example
+//!
+//! ```
+//! # use bytes::Bytes;
+//! # use http::{Request, Response};
+//! # use http_body_util::Full;
+//! # use tower::service_fn;
+//! # use tower_client_credentials::BoxError;
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), BoxError> {
+//! # // Any HTTP client; this one plays LinkedIn.
+//! # let http = service_fn(|request: Request<Full<Bytes>>| async move {
+//! #     let answer = match request.uri().path() {
+//! #         "/oauth/v2/accessToken" => r#"{"access_token":"AQXdSP_W41","expires_in":"1800"}"#,
+//! #         _ => {
+//! #             assert_eq!(request.headers()["authorization"], "Bearer AQXdSP_W41");
+//! #             "hello"
+//! #         }
+//! #     };
+//! #     Ok::<_, BoxError>(Response::new(answer.to_owned()))
+//! # });
+//! # let (client_id, client_secret) = ("77tt5z", "WPL_AP1");
+//! # let request = Request::get("https://api.linkedin.com/rest/me").body(Full::default())?;
+//! use tower::{Service, ServiceBuilder, ServiceExt};
+//! use tower_client_credentials::{ClientAuth, ClientCredentialsLayer, TokenEndpoint};
+//!
+//! let tokens = TokenEndpoint::new(
+//!     http.clone(),
+//!     "https://www.linkedin.com/oauth/v2/accessToken",
+//!     ClientAuth::request_body(client_id, client_secret),
+//! )?;
+//! let mut api = ServiceBuilder::new().layer(ClientCredentialsLayer::new(tokens)).service(http);
+//! let response = api.ready().await?.call(request).await?;
+//! # assert_eq!(response.body(), "hello");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The way of a request
+//!
+//! ```text
+//!  Request<B> ─► ClientCredentials<S, R>::call
+//!                  │  token cached and fresh ── hit: no lock, no wait
+//!                  │        └─ miss: a flight (one tokio task, owned by nobody)
+//!                  │                    └─► token service: Service<TokenRequest, Response = AccessToken>
+//!                  │                          └─ TokenEndpoint: sends the form with your HTTP client, reads the reply
+//!                  │  replay policy R: body ─► body to send + what is kept for a second send
+//!                  ▼
+//!                S::call(Request<R::Body>) ─► Response<ResBody> ─► accepted ─► returned as it is
+//!                                                                └ rejected ─► renew ─► S::call once more
+//! ```
+//!
+//! # Where to look
+//!
+//! | question | answer |
+//! |---|---|
+//! | Which options are there? | [`ClientCredentialsLayer`], [`TokenCacheBuilder`], [`TokenEndpoint`] |
+//! | How is a client authenticated? | [`ClientAuth`] |
+//! | How is a request sent a second time? | [`replay`] |
+//! | When does a 401 not lead to a second send? | [`NotReplayed`] |
+//! | What can fail? | [`Error`] |
+//! | How do I use a token without the layer? | [`TokenCache`] |
+//!
+//! # Testing your own stack
+//!
+//! A token service and an HTTP client are services, so `tower_test::mock` stands in for both, and no
+//! socket is needed:
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), tower_client_credentials::BoxError> {
+//! use http::{Request, Response};
+//! use tower::{Layer, ServiceExt};
+//! use tower_client_credentials::{AccessToken, ClientCredentialsLayer, TokenRequest};
+//! use tower_test::mock;
+//!
+//! let (token_service, mut issuer) = mock::pair::<TokenRequest, AccessToken>();
+//! let (http, mut api) = mock::pair::<Request<String>, Response<String>>();
+//! let service = ClientCredentialsLayer::new(token_service).layer(http);
+//! let call = tokio::spawn(service.oneshot(Request::get("/people").body(String::new())?));
+//!
+//! // The call asks for a token first, then carries it to the API.
+//! let (_, answer) = issuer.next_request().await.expect("a token is asked for");
+//! answer.send_response(AccessToken::new("token-1")?);
+//! let (request, answer) = api.next_request().await.expect("the request is sent");
+//! assert_eq!(request.headers()["authorization"], "Bearer token-1");
+//! answer.send_response(Response::new("Ada".to_owned()));
+//!
+//! assert_eq!(call.await??.body(), "Ada");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Time is tokio's, so `tokio::time::pause` lets a test walk through expiries without waiting.
+//!
+//! # Words
+//!
+//! They mean the same everywhere in this crate:
+//!
+//! | word | meaning |
+//! |---|---|
+//! | *fresh* | use the token |
+//! | *stale* | use the token; a refresh runs behind it |
+//! | *expired* | wait for another token |
+//! | *rejected* | the API refused the token |
+//! | *refresh* | any acquisition after the first |
+//! | *renewal* | a refresh that a rejection asked for |
+//! | *flight* | one acquisition and everybody who waits for it |
+//! | *waiter* | a call that waits for a flight |
+//! | *replay* | the second send of a request |
+//! | *window* | the stale time before expiry |
+//! | *margin* | how long before its stated end a token counts as expired |
+//!
+//! # Runtime
+//!
+//! Tokio, with timers enabled: a flight is a task. A token that is there already is given out
+//! anywhere. One cache can serve several runtimes, in turn or at once.
+//!
+//! # Not here
+//!
+//! Other grants, refresh tokens, the validation of tokens on servers, an HTTP client, TLS.
+//!
+//! [RFC 6749 §4.4]: https://www.rfc-editor.org/rfc/rfc6749#section-4.4
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(clippy::disallowed_methods)]
+#![cfg_attr(not(test), warn(clippy::unwrap_used))]
+
+pub mod replay;
+
+mod clock;
+mod endpoint;
+mod error;
+mod future;
+mod layer;
+mod outcome;
+mod service;
+mod token;
+mod verdict;
+
+pub use crate::{
+    endpoint::{ClientAuth, ClientSecret, TokenEndpoint},
+    error::Error,
+    future::ResponseFuture,
+    layer::ClientCredentialsLayer,
+    outcome::NotReplayed,
+    replay::{CloneBody, CloneWith, Never, NoReplay, Replay},
+    service::ClientCredentials,
+    token::{AccessToken, Rejection, TokenCache, TokenCacheBuilder, TokenParameters, TokenRequest},
+};
+
+/// The error type of the layer's service, as tower has it.
+pub use tower::BoxError;

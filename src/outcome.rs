@@ -1,0 +1,60 @@
+use std::fmt;
+
+use http::Response;
+
+use crate::Error;
+
+/// Why a response that rejected the token came back without another send.
+///
+/// An extension of the response: found with `response.extensions().get::<NotReplayed>()`.
+///
+/// # Examples
+///
+/// ```
+/// use tower_client_credentials::NotReplayed;
+///
+/// # let response = http::Response::new(());
+/// if let Some(reason) = response.extensions().get::<NotReplayed>() {
+///     eprintln!("the API refused the token, and the request was not sent again: {reason}");
+/// }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum NotReplayed {
+    /// The token had been renewed so lately that renewing it again would not help.
+    CoolingDown,
+    /// No other token could be had.
+    RenewalFailed(Error),
+    /// The replay policy kept nothing of the body.
+    BodyNotKept,
+    /// What was kept of the body could not be made into one: a clone that shares its data with the
+    /// body that was sent, for example.
+    BodyNotRestored,
+    /// The request carried [`NoReplay`](crate::NoReplay).
+    Forbidden,
+    /// This is the response to the second send: the API rejected the other token, too.
+    RejectedAgain,
+}
+
+impl NotReplayed {
+    /// Attaches the reason to the response that the caller gets.
+    pub(crate) fn explain<B>(self, mut response: Response<B>) -> Response<B> {
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl fmt::Display for NotReplayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CoolingDown => f.write_str("the token was renewed a moment ago"),
+            Self::RenewalFailed(error) => write!(f, "no other token could be had: {error}"),
+            Self::BodyNotKept => f.write_str("nothing was kept of the request's body"),
+            Self::BodyNotRestored => {
+                f.write_str("the request's body could not be made a second time")
+            }
+            Self::RejectedAgain => f.write_str("it was, and the API refused the other token, too"),
+            Self::Forbidden => f.write_str("the request carried `NoReplay`"),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+use std::fmt;
+
+use http_body::{Body, SizeHint};
+
+use super::Replay;
+
+/// Keeps a clone of the body: for `Full<Bytes>`, `Empty`, `String` and every other body whose clone
+/// is a second body.
+///
+/// Some bodies are `Clone` but share what they read from, so that the clone is empty once the first
+/// was sent. A clone that no longer reports the size and the end that the body reported before the
+/// first send is not sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CloneBody;
+
+// Without this, a body that is not `Clone` is reported as just that, without the alternatives.
+#[diagnostic::do_not_recommend]
+impl<B: Body + Clone> Replay<B> for CloneBody {
+    type Body = B;
+    type Kept = Kept<B>;
+
+    fn split(&self, body: B) -> (B, Option<Kept<B>>) {
+        let kept = Kept::new(body.clone());
+        (body, Some(kept))
+    }
+
+    fn restore(&self, kept: Kept<B>) -> Option<B> {
+        kept.into_body()
+    }
+}
+
+/// Keeps what a function makes of the body: for bodies with a copying function of their own, such
+/// as kube's `Body::try_clone`.
+///
+/// `None` means that this body cannot be copied: the request is sent once. As with [`CloneBody`], a
+/// copy that no longer reports the size and the end that it reported at first is not sent.
+///
+/// # Examples
+///
+/// ```
+/// # use http_body_util::{Either, Empty, Full};
+/// # use bytes::Bytes;
+/// use tower_client_credentials::CloneWith;
+///
+/// /// A client's own body: either complete in memory, or a stream that cannot be copied.
+/// # struct Stream;
+/// enum Body {
+///     Complete(Bytes),
+///     Streaming(Stream),
+/// }
+///
+/// impl Body {
+///     fn try_clone(&self) -> Option<Body> {
+///         match self {
+///             Body::Complete(bytes) => Some(Body::Complete(bytes.clone())),
+///             Body::Streaming(_) => None,
+///         }
+///     }
+/// }
+///
+/// let policy = CloneWith(Body::try_clone);
+/// ```
+#[derive(Clone, Copy)]
+pub struct CloneWith<F>(pub F);
+
+impl<B, F> Replay<B> for CloneWith<F>
+where
+    B: Body,
+    F: Fn(&B) -> Option<B>,
+{
+    type Body = B;
+    type Kept = Kept<B>;
+
+    fn split(&self, body: B) -> (B, Option<Kept<B>>) {
+        let kept = (self.0)(&body).map(Kept::new);
+        (body, kept)
+    }
+
+    fn restore(&self, kept: Kept<B>) -> Option<B> {
+        kept.into_body()
+    }
+}
+
+impl<F> fmt::Debug for CloneWith<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CloneWith")
+            .field(&std::any::type_name::<F>())
+            .finish()
+    }
+}
+
+/// A copy of a body, with what it reported before the first send.
+#[derive(Debug)]
+pub struct Kept<B> {
+    body: B,
+    size: SizeHint,
+    is_end_stream: bool,
+}
+
+impl<B: Body> Kept<B> {
+    fn new(copy: B) -> Self {
+        Self {
+            size: copy.size_hint(),
+            is_end_stream: copy.is_end_stream(),
+            body: copy,
+        }
+    }
+
+    fn into_body(self) -> Option<B> {
+        let size = self.body.size_hint();
+        let is_unchanged = size.lower() == self.size.lower()
+            && size.upper() == self.size.upper()
+            && self.body.is_end_stream() == self.is_end_stream;
+        // A copy that changed while the first body was sent shares its source with it.
+        is_unchanged.then_some(self.body)
+    }
+}

@@ -1,0 +1,82 @@
+//! What is kept of a request, so that it can be sent a second time.
+//!
+//! | policy | for | keeps |
+//! |---|---|---|
+//! | [`CloneBody`] (default) | bodies whose clone is a second body: `Full<Bytes>`, `Empty`, `String` | a clone |
+//! | [`CloneWith`] | bodies with a copying function of their own, such as kube's `Body::try_clone` | what the function returns |
+//! | [`Never`] | all | nothing: a rejected request is not sent again |
+
+mod clone;
+mod never;
+
+pub use self::{
+    clone::{CloneBody, CloneWith, Kept},
+    never::Never,
+};
+
+/// Decides how the body of a request can be sent a second time.
+///
+/// Implement it for a body of your own that none of the policies fits.
+///
+/// # Examples
+///
+/// ```
+/// use tower_client_credentials::Replay;
+///
+/// /// Bodies are read from a file: its name is all that has to be kept.
+/// struct Upload {
+///     path: std::path::PathBuf,
+///     // ...
+/// }
+///
+/// struct Reopen;
+///
+/// impl Replay<Upload> for Reopen {
+///     type Body = Upload;
+///     type Kept = std::path::PathBuf;
+///
+///     fn split(&self, body: Upload) -> (Upload, Option<Self::Kept>) {
+///         let path = body.path.clone();
+///         (body, Some(path))
+///     }
+///
+///     fn restore(&self, path: Self::Kept) -> Option<Upload> {
+///         path.exists().then_some(Upload { path })
+///     }
+/// }
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot send a request body of type `{B}` a second time",
+    note = "`CloneBody`, the default, needs a body that is `Clone`",
+    note = "use `.replay(CloneWith(f))` if the body has a copying function of its own",
+    note = "use `.never_retry()` to send every request once"
+)]
+pub trait Replay<B> {
+    /// What the inner service gets.
+    type Body;
+    /// What is kept until the response is there.
+    type Kept;
+
+    /// Called before the first send: returns the body to send, and what is kept of it.
+    ///
+    /// `None` means that this body cannot be sent again; the first send goes ahead all the same.
+    fn split(&self, body: B) -> (Self::Body, Option<Self::Kept>);
+
+    /// Called when the API rejected the token: makes the body of the second send.
+    ///
+    /// `None` means that it cannot be made; the caller then gets the response to the first send.
+    fn restore(&self, kept: Self::Kept) -> Option<Self::Body>;
+}
+
+/// An extension of a request that must not be sent a second time.
+///
+/// # Examples
+///
+/// ```
+/// use tower_client_credentials::NoReplay;
+///
+/// let mut request = http::Request::new(());
+/// request.extensions_mut().insert(NoReplay);
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct NoReplay;

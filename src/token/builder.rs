@@ -1,0 +1,159 @@
+use std::time::Duration;
+
+use tower::{BoxError, Service};
+
+use super::{
+    AccessToken, TokenCache, TokenParameters, TokenRequest,
+    flight::Limits,
+    schedule::{Backoff, Timing},
+};
+
+/// Sets up a [`TokenCache`]; every option has a default that fits most servers.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use tower::{BoxError, service_fn};
+/// use tower_client_credentials::{AccessToken, TokenCache, TokenRequest};
+///
+/// let token_service = service_fn(|_request: TokenRequest| async {
+///     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+/// });
+///
+/// let cache = TokenCache::builder()
+///     .window(Duration::from_secs(60))
+///     .cool_down(Duration::from_secs(10))
+///     .build(token_service);
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct TokenCacheBuilder {
+    settings: Settings,
+}
+
+/// What a user can set, with its default.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) parameters: TokenParameters,
+    pub(super) timing: Timing,
+    pub(super) limits: Limits,
+    pub(super) backoff: Backoff,
+    pub(super) cool_down: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            parameters: TokenParameters::default(),
+            timing: Timing {
+                window: Duration::from_secs(5 * 60),
+                margin: Duration::from_secs(10),
+                jitter: 0.5,
+                default_lifetime: Duration::from_secs(5 * 60),
+            },
+            limits: Limits {
+                deadline: Duration::from_secs(30),
+                attempts: 3,
+                first_pause: Duration::from_millis(200),
+            },
+            backoff: Backoff {
+                first: Duration::from_secs(1),
+                longest: Duration::from_secs(60),
+            },
+            cool_down: Duration::from_secs(30),
+        }
+    }
+}
+
+impl TokenCacheBuilder {
+    /// Sets what tokens are asked to be good for. Default: nothing in particular.
+    pub fn parameters(mut self, parameters: TokenParameters) -> Self {
+        self.settings.parameters = parameters;
+        self
+    }
+
+    /// Sets how long before a token expires its refresh may start. Default: 5 minutes.
+    ///
+    /// Never more than a fifth of the token's lifetime, whatever is set, so that short-lived tokens
+    /// are used rather than refreshed all the time.
+    pub fn window(mut self, window: Duration) -> Self {
+        self.settings.timing.window = window;
+        self
+    }
+
+    /// Sets how long before its stated end a token counts as expired. Default: 10 seconds.
+    ///
+    /// Makes up for transit time and for clocks that differ. Never more than a tenth of the token's
+    /// lifetime, whatever is set.
+    pub fn margin(mut self, margin: Duration) -> Self {
+        self.settings.timing.margin = margin;
+        self
+    }
+
+    /// Sets which share of the window a refresh may be put off by, at random. Default: 0.5.
+    ///
+    /// Drawn once per token, so that clients that started together do not refresh together. Values
+    /// outside 0 to 1 count as the nearer of the two.
+    pub fn jitter(mut self, share: f64) -> Self {
+        self.settings.timing.jitter = share;
+        self
+    }
+
+    /// Sets how long a token is taken to live when the server does not say. Default: 5 minutes.
+    ///
+    /// RFC 6749 §5.1 only recommends that servers say so. For how long the server really accepts
+    /// such a token is in its documentation.
+    pub fn default_lifetime(mut self, lifetime: Duration) -> Self {
+        self.settings.timing.default_lifetime = lifetime;
+        self
+    }
+
+    /// Sets how long one flight may take, its retries included. Default: 30 seconds.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.settings.limits.deadline = deadline;
+        self
+    }
+
+    /// Sets how often one flight asks the token service while it fails with transient errors.
+    /// Default: 3 times; 0 counts as 1.
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.settings.limits.attempts = attempts;
+        self
+    }
+
+    /// Sets the longest pause before the second attempt of a flight. Default: 200 milliseconds.
+    ///
+    /// It doubles with every further attempt; the pause that is made is drawn at random between
+    /// nothing and that ("full jitter").
+    pub fn retry_pause(mut self, first: Duration) -> Self {
+        self.settings.limits.first_pause = first;
+        self
+    }
+
+    /// Sets how long a failure is shared before the token service is asked again. Default: 1 second
+    /// after the first failed flight, doubling to 60 seconds.
+    ///
+    /// Each pause is changed by up to 20 % at random. A longer `Retry-After` of the server is obeyed,
+    /// up to an hour.
+    pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
+        self.settings.backoff = Backoff { first, longest };
+        self
+    }
+
+    /// Sets for how long after a renewal no further rejection causes another. Default: 30 seconds.
+    pub fn cool_down(mut self, cool_down: Duration) -> Self {
+        self.settings.cool_down = cool_down;
+        self
+    }
+
+    /// Makes the cache. Nothing is asked of the token service until a token is needed.
+    pub fn build<T>(self, token_service: T) -> TokenCache
+    where
+        T: Service<TokenRequest, Response = AccessToken> + Clone + Send + 'static,
+        T::Error: Into<BoxError>,
+        T::Future: Send + 'static,
+    {
+        TokenCache::with_settings(token_service, self.settings)
+    }
+}

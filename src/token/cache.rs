@@ -1,0 +1,330 @@
+use std::{
+    fmt,
+    panic::catch_unwind,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use arc_swap::ArcSwapOption;
+use tokio::{runtime::Handle, time::sleep};
+use tower::{BoxError, Service};
+
+use super::{
+    AccessToken, Rejection, Settings, TokenCacheBuilder, TokenRequest,
+    flight::{Limits, Pilot, SharedTokenService},
+    ledger::{Departure, Generation, Held, Join, Lease, Ledger, Leftovers, Outcome},
+    schedule::Freshness,
+};
+use crate::{Error, clock::Moment, error::Kind};
+
+/// How often one waiter starts anew after the flight it waited for was lost.
+const RELAUNCHES: u32 = 3;
+
+/// A future that waits for a token; boxed because only a miss needs one.
+pub(crate) type Acquiring = Pin<Box<dyn Future<Output = Result<Arc<Held>, Error>> + Send>>;
+
+/// Keeps one access token and replaces it in time.
+///
+/// A cheap handle: clones share the token. Usable without the layer, for what is no HTTP request:
+/// the metadata of a gRPC call, the handshake of a websocket, or a warm-up at start.
+///
+/// However many callers need a token, one [flight](crate#words) is under way, as a Tokio task that
+/// belongs to none of them. Without callers there is no task, and none outlives the last handle.
+///
+/// # Examples
+///
+/// ```
+/// use tower::{BoxError, service_fn};
+/// use tower_client_credentials::{AccessToken, TokenCache, TokenRequest};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), BoxError> {
+/// let cache = TokenCache::new(service_fn(|_request: TokenRequest| async {
+///     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+/// }));
+///
+/// let token = cache.token().await?;
+/// assert_eq!(token.header_value(), "Bearer token-1");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct TokenCache {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// What calls use without a lock: the ledger's current token, as it was last published.
+    snapshot: ArcSwapOption<Held>,
+    /// Locked for one transition at a time; nothing is polled, woken, spawned or dropped meanwhile
+    /// that could call back.
+    ledger: Mutex<Ledger>,
+    token_service: SharedTokenService,
+    settings: Settings,
+}
+
+impl TokenCache {
+    /// Makes a cache with all defaults around a token service.
+    ///
+    /// A token service is any `Service<TokenRequest, Response = AccessToken>`: a
+    /// [`TokenEndpoint`](crate::TokenEndpoint), a [`service_fn`](tower::service_fn), a mock.
+    pub fn new<T>(token_service: T) -> Self
+    where
+        T: Service<TokenRequest, Response = AccessToken> + Clone + Send + 'static,
+        T::Error: Into<BoxError>,
+        T::Future: Send + 'static,
+    {
+        Self::builder().build(token_service)
+    }
+
+    /// Sets options before the cache is made.
+    pub fn builder() -> TokenCacheBuilder {
+        TokenCacheBuilder::default()
+    }
+
+    /// Returns a token that may be used now.
+    ///
+    /// At once if a fresh or stale one is there; otherwise after the flight that is under way, or
+    /// one that this call starts. Call it at start to have a token before the first request.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the token service does; every waiter gets the same error, and for a short time
+    /// ([`Error::retry_after`]) so does every later caller. Fails outside a Tokio runtime, unless a
+    /// token is there already.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future neither ends nor delays the flight it waits for.
+    pub async fn token(&self) -> Result<AccessToken, Error> {
+        if let Some(token) = self.with_current(|held| held.token().clone()) {
+            return Ok(token);
+        }
+        let held = self.clone().acquire(None).await?;
+        Ok(held.token().clone())
+    }
+
+    /// Says that the API refused `token`, so that the next caller gets another.
+    ///
+    /// Nothing is asked of the token service yet: the next [`token`](Self::token) does. A newer
+    /// token than `token` is left alone, and a refusal that comes soon after a renewal changes
+    /// nothing: [`Rejection`] says which.
+    pub fn reject(&self, token: &AccessToken) -> Rejection {
+        let now = Moment::now();
+        self.shared
+            .update(|ledger| match ledger.generation_of(token) {
+                Some(generation) => ledger.reject(generation, &now, &self.shared.settings),
+                None => Rejection::Replaced,
+            })
+    }
+
+    pub(super) fn with_settings<T>(token_service: T, settings: Settings) -> Self
+    where
+        T: Service<TokenRequest, Response = AccessToken> + Clone + Send + 'static,
+        T::Error: Into<BoxError>,
+        T::Future: Send + 'static,
+    {
+        Self {
+            shared: Arc::new(Shared {
+                snapshot: ArcSwapOption::empty(),
+                ledger: Mutex::default(),
+                token_service: SharedTokenService::new(token_service),
+                settings,
+            }),
+        }
+    }
+
+    /// The hot path: what a request needs of the current token, if that may be used.
+    pub(crate) fn lease(&self) -> Option<Lease> {
+        self.with_current(Held::lease)
+    }
+
+    /// Says that the API refused the token of this generation.
+    pub(crate) fn reject_generation(&self, generation: Generation) -> Rejection {
+        let now = Moment::now();
+        self.shared
+            .update(|ledger| ledger.reject(generation, &now, &self.shared.settings))
+    }
+
+    /// Renews a rejected token for those who come next; nobody waits for it.
+    pub(crate) fn renew_behind(&self) {
+        let Some(runtime) = runtime_with_timers() else {
+            return;
+        };
+        if let Join::Departing(departure) = self.shared.join(None) {
+            self.shared.launch(departure, &runtime);
+        }
+    }
+
+    /// The cold path: waits for a token that may be used, and that is not the `rejected` one.
+    pub(crate) fn acquire(self, rejected: Option<Generation>) -> Acquiring {
+        Box::pin(async move {
+            let Some(runtime) = runtime_with_timers() else {
+                return self.without_runtime(rejected);
+            };
+            for _ in 0..=RELAUNCHES {
+                let flight = match self.shared.join(rejected) {
+                    Join::Token(held) => return Ok(held),
+                    Join::Failing(error) => return Err(error),
+                    Join::Waiting(flight) => flight,
+                    Join::Departing(departure) => {
+                        let flight = departure.flight.clone();
+                        self.shared.launch(departure, &runtime);
+                        flight
+                    }
+                };
+                match flight.landed().await {
+                    Some(Ok(held)) => return Ok(held),
+                    Some(Err(error)) => return self.unexpired(rejected).ok_or(error),
+                    // The flight was lost with its runtime: whoever notices starts anew.
+                    None => {}
+                }
+            }
+            self.without_runtime(rejected)
+        })
+    }
+
+    fn with_current<T>(&self, read: impl FnOnce(&Held) -> T) -> Option<T> {
+        let snapshot = self.shared.snapshot.load();
+        let held = snapshot.as_deref()?;
+        match held.freshness(&Moment::now()) {
+            Freshness::Fresh => {}
+            Freshness::Stale => self.shared.refresh_behind(),
+            Freshness::Expired => return None,
+        }
+        Some(read(held))
+    }
+
+    fn unexpired(&self, rejected: Option<Generation>) -> Option<Arc<Held>> {
+        let held = self.shared.snapshot.load_full()?;
+        held.may_serve(rejected, &Moment::now()).then_some(held)
+    }
+
+    /// Nothing can be asked: a rejected token that has not expired is better than none.
+    fn without_runtime(&self, rejected: Option<Generation>) -> Outcome {
+        self.shared.update(Ledger::reinstate);
+        self.unexpired(rejected)
+            .ok_or_else(|| Error::new(Kind::NoRuntime))
+    }
+}
+
+impl fmt::Debug for TokenCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenCache")
+            .field("current", &self.shared.snapshot.load().as_deref())
+            .field("settings", &self.shared.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Carries out one transition and publishes the token that it leaves current.
+    fn update<T>(&self, transition: impl FnOnce(&mut Ledger) -> T) -> T {
+        let mut ledger = self.lock();
+        let result = transition(&mut ledger);
+        self.publish(ledger.current());
+        result
+    }
+
+    fn join(&self, rejected: Option<Generation>) -> Join {
+        let now = Moment::now();
+        self.update(|ledger| ledger.join(rejected, &now, &self.settings))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        // No transition panics half-way; a panic elsewhere in the thread says nothing of the ledger.
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, current: Option<&Arc<Held>>) {
+        let published = self.snapshot.load();
+        let is_published = match (published.as_ref(), current) {
+            (Some(published), Some(current)) => Arc::ptr_eq(published, current),
+            (None, None) => true,
+            _ => false,
+        };
+        if !is_published {
+            self.snapshot.store(current.cloned());
+        }
+    }
+
+    /// Starts the refresh of a stale token, unless somebody was faster.
+    #[cold]
+    fn refresh_behind(self: &Arc<Self>) {
+        let Some(runtime) = runtime_with_timers() else {
+            return;
+        };
+        let now = Moment::now();
+        if let Some(departure) = self.update(|ledger| ledger.refresh(&now, &self.settings)) {
+            self.launch(departure, &runtime);
+        }
+    }
+
+    /// Starts a flight. Not under the lock: a runtime that is shutting down drops the task at once.
+    fn launch(self: &Arc<Self>, departure: Departure, runtime: &Handle) {
+        let mut request = TokenRequest::new(self.settings.parameters.clone());
+        request.rejected = departure.rejected.clone();
+        let task = FlightTask {
+            cache: Arc::downgrade(self),
+            generation: departure.generation,
+            pilot: Some(departure.pilot),
+        };
+        runtime.spawn(task.run(
+            self.token_service.clone(),
+            self.settings.limits.clone(),
+            request,
+        ));
+    }
+}
+
+/// A flight's task. Holds no handle, so that it ends with the last one.
+struct FlightTask {
+    cache: Weak<Shared>,
+    generation: Generation,
+    /// Gone once the flight has landed.
+    pilot: Option<Pilot<Outcome>>,
+}
+
+impl FlightTask {
+    async fn run(
+        mut self,
+        token_service: SharedTokenService,
+        limits: Limits,
+        request: TokenRequest,
+    ) {
+        let Some(pilot) = &self.pilot else { return };
+        let acquisition = limits.acquire(&token_service, &request);
+        let Some(result) = pilot.fly(acquisition).await else {
+            return;
+        };
+        let (Some(cache), Some(pilot)) = (self.cache.upgrade(), self.pilot.take()) else {
+            return;
+        };
+
+        let now = Moment::now();
+        let (outcome, leftovers) =
+            cache.update(|ledger| ledger.land(self.generation, result, &now, &cache.settings));
+        drop::<Leftovers>(leftovers);
+        pilot.land(outcome);
+    }
+}
+
+impl Drop for FlightTask {
+    /// Lets others start anew when the runtime was shut down in mid-flight.
+    fn drop(&mut self) {
+        if let (Some(_lost), Some(cache)) = (&self.pilot, self.cache.upgrade()) {
+            let now = Moment::now();
+            let leftovers = cache.update(|ledger| ledger.lose(self.generation, &now));
+            drop::<Leftovers>(leftovers);
+        }
+    }
+}
+
+/// The runtime that a flight can be started on, and waited for.
+fn runtime_with_timers() -> Option<Handle> {
+    let runtime = Handle::try_current().ok()?;
+    // Tokio has no question for it; making a timer panics where timers are not enabled.
+    catch_unwind(|| drop(sleep(Duration::ZERO))).ok()?;
+    Some(runtime)
+}

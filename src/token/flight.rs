@@ -1,0 +1,169 @@
+//! One acquisition, shared by everybody who waits for it; its deadline and its retries.
+//!
+//! A flight is a task of its own. Nobody owns it: a waiter that goes away changes nothing. It ends
+//! early only when nobody is left to whom its outcome could matter.
+
+use std::{
+    panic::AssertUnwindSafe,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt,
+    future::{Either, select},
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout_at},
+};
+use tower::{BoxError, Service, ServiceExt, util::BoxCloneService};
+
+use super::{AccessToken, TokenRequest, schedule};
+use crate::{Error, clock::Moment, error::Kind};
+
+/// The token service of a cache: erased once, because every use of it is on a cold path.
+///
+/// Behind a lock because it need not be `Sync`; the lock is held to clone it, no longer.
+#[derive(Clone)]
+pub(super) struct SharedTokenService(Arc<Mutex<BoxTokenService>>);
+
+type BoxTokenService = BoxCloneService<TokenRequest, AccessToken, Error>;
+
+impl SharedTokenService {
+    pub(super) fn new<T>(token_service: T) -> Self
+    where
+        T: Service<TokenRequest, Response = AccessToken> + Clone + Send + 'static,
+        T::Error: Into<BoxError>,
+        T::Future: Send + 'static,
+    {
+        let token_service = token_service.map_err(|error| Error::from_token_service(error.into()));
+        Self(Arc::new(Mutex::new(BoxCloneService::new(token_service))))
+    }
+
+    /// One request to the token service, whose panics are errors like any other.
+    async fn attempt(&self, request: &TokenRequest) -> Result<AccessToken, Error> {
+        // Each attempt has a clone of its own: nothing of a service that panicked is used again.
+        let attempt = async { self.clone_service().oneshot(request.clone()).await };
+        match AssertUnwindSafe(attempt).catch_unwind().await {
+            Ok(outcome) => outcome,
+            // The payload may hold anything, a secret too.
+            Err(_payload) => Err(Error::new(Kind::Panicked)),
+        }
+    }
+
+    fn clone_service(&self) -> BoxTokenService {
+        // Cloning does not change the service, so one that panicked has left it as it was.
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// How much later than its deadline a flight that has not landed counts as lost.
+///
+/// A flight ends itself at its deadline; one that does not is on a runtime that nobody drives.
+const OVERDUE_AFTER: Duration = Duration::from_secs(1);
+
+/// A flight, as those see it who wait for it.
+#[derive(Clone, Debug)]
+pub(super) struct Flight<T> {
+    landing: watch::Receiver<Option<T>>,
+    overdue_at: Instant,
+}
+
+/// A flight, as the task sees it that carries it out.
+#[derive(Debug)]
+pub(super) struct Pilot<T> {
+    landing: watch::Sender<Option<T>>,
+}
+
+impl<T: Clone> Flight<T> {
+    /// Prepares a flight that has to land within `deadline` from `now`.
+    pub(super) fn prepare(now: &Moment, deadline: Duration) -> (Self, Pilot<T>) {
+        let (sender, receiver) = watch::channel(None);
+        let flight = Self {
+            landing: receiver,
+            overdue_at: now.after(deadline.saturating_add(OVERDUE_AFTER)).monotonic,
+        };
+        (flight, Pilot { landing: sender })
+    }
+
+    /// When the flight counts as lost if it has not landed.
+    pub(super) fn overdue_at(&self) -> Instant {
+        self.overdue_at
+    }
+
+    /// Waits for the outcome; `None` if there will be none, because the flight was lost.
+    pub(super) async fn landed(mut self) -> Option<T> {
+        match timeout_at(self.overdue_at, self.landing.wait_for(Option::is_some)).await {
+            Ok(Ok(outcome)) => outcome.clone(),
+            // The task is gone: its runtime was shut down.
+            Ok(Err(_)) => None,
+            Err(_overdue) => None,
+        }
+    }
+}
+
+impl<T> Pilot<T> {
+    /// Carries out the acquisition; `None` if nobody is left who could use its outcome.
+    pub(super) async fn fly<F: Future>(&self, acquisition: F) -> Option<F::Output> {
+        match select(pin!(acquisition), pin!(self.landing.closed())).await {
+            Either::Left((outcome, _)) => Some(outcome),
+            Either::Right(_) => None,
+        }
+    }
+
+    /// Tells all waiters.
+    pub(super) fn land(self, outcome: T) {
+        self.landing.send_replace(Some(outcome));
+    }
+}
+
+/// What one flight may cost; each number is documented where it is set, at the builder.
+#[derive(Clone, Debug)]
+pub(super) struct Limits {
+    pub(super) deadline: Duration,
+    pub(super) attempts: u32,
+    pub(super) first_pause: Duration,
+}
+
+impl Limits {
+    /// Asks the token service until it answers with a token or a permanent error, or until the
+    /// attempts or the time are used up. Also says when the token was asked for.
+    pub(super) async fn acquire(
+        &self,
+        service: &SharedTokenService,
+        request: &TokenRequest,
+    ) -> Result<(AccessToken, Moment), Error> {
+        let land_by = Moment::now().after(self.deadline).monotonic;
+        let mut failed_attempts = 0;
+        let mut last_error = None;
+        loop {
+            let asked_at = Moment::now();
+            let error = match timeout_at(land_by, service.attempt(request)).await {
+                Ok(Ok(token)) => return Ok((token, asked_at)),
+                Ok(Err(error)) => error,
+                Err(_elapsed) => return Err(Error::timed_out(self.deadline, last_error)),
+            };
+
+            failed_attempts += 1;
+            let pause = self.pause_before_retry(failed_attempts, &error);
+            match pause.filter(|pause| Moment::now().after(*pause).monotonic < land_by) {
+                Some(pause) => sleep(pause).await,
+                None => return Err(error),
+            }
+            last_error = Some(error);
+        }
+    }
+
+    fn pause_before_retry(&self, failed_attempts: u32, error: &Error) -> Option<Duration> {
+        if !error.is_transient() || failed_attempts >= self.attempts {
+            return None;
+        }
+        let pause = schedule::retry_pause(self.first_pause, failed_attempts, fastrand::f64());
+        Some(pause.max(error.retry_after().unwrap_or_default()))
+    }
+}

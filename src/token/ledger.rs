@@ -1,0 +1,389 @@
+//! Which token is current, who may use it, and what is under way to get another.
+//!
+//! Every decision of the cache, without its locks and tasks: each method is one transition. What a
+//! transition leaves behind is returned, so that the caller drops it after unlocking: dropping the
+//! last handle of a flight wakes its task.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use http::HeaderValue;
+use tokio::time::Instant;
+
+use super::{
+    AccessToken, Settings,
+    flight::{Flight, Pilot},
+    schedule::{Freshness, Schedule},
+};
+use crate::{Error, clock::Moment};
+
+/// How long a stale token is used before a refresh that was lost is started again.
+const RELAUNCH_AFTER: Duration = Duration::from_secs(1);
+
+/// What all waiters of a flight are told.
+pub(crate) type Outcome = Result<Arc<Held>, Error>;
+
+/// A token with its schedule.
+#[derive(Clone)]
+pub(crate) struct Held {
+    token: AccessToken,
+    generation: Generation,
+    schedule: Schedule,
+    ended_on_landing: bool,
+}
+
+/// Counts flights; a token has the number of the flight that brought it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Generation(u64);
+
+/// What a request needs of a token: the header, and what to name when the API rejects it.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) header_value: HeaderValue,
+    pub(crate) generation: Generation,
+}
+
+impl Held {
+    pub(super) fn token(&self) -> &AccessToken {
+        &self.token
+    }
+
+    pub(super) fn freshness(&self, now: &Moment) -> Freshness {
+        self.schedule.freshness(now)
+    }
+
+    /// Whether a call may be given the token whose last one was `rejected`.
+    pub(super) fn may_serve(&self, rejected: Option<Generation>, now: &Moment) -> bool {
+        rejected != Some(self.generation) && self.freshness(now) != Freshness::Expired
+    }
+
+    pub(crate) fn lease(&self) -> Lease {
+        Lease {
+            header_value: self.token.header_value().clone(),
+            generation: self.generation,
+        }
+    }
+
+    /// Whether the token's time was over when it came: it serves those who waited for it, no others.
+    pub(crate) fn ended_on_landing(&self) -> bool {
+        self.ended_on_landing
+    }
+
+    fn refresh_not_before(&self, refresh_at: Instant) -> Arc<Self> {
+        Arc::new(Self {
+            schedule: self.schedule.refresh_not_before(refresh_at),
+            ..self.clone()
+        })
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held")
+            .field("token", &self.token)
+            .field("generation", &self.generation)
+            .field("schedule", &self.schedule)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a call finds that needs a token.
+pub(super) enum Join {
+    /// A token that may be used.
+    Token(Arc<Held>),
+    /// Somebody asked for a token already.
+    Waiting(Flight<Outcome>),
+    /// This call has to ask.
+    Departing(Departure),
+    /// The last flight failed a moment ago.
+    Failing(Error),
+}
+
+/// A flight that has been entered and has to be started.
+pub(super) struct Departure {
+    pub(super) flight: Flight<Outcome>,
+    pub(super) pilot: Pilot<Outcome>,
+    pub(super) generation: Generation,
+    /// The token that the API rejected, if that is the reason.
+    pub(super) rejected: Option<AccessToken>,
+    _replaced: Option<Flight<Outcome>>,
+}
+
+/// What a transition leaves behind, to be dropped without the lock.
+#[must_use = "to be dropped after unlocking"]
+#[derive(Default)]
+pub(super) struct Leftovers {
+    _flight: Option<Flight<Outcome>>,
+    _failure: Option<Failure>,
+}
+
+/// What becomes of a token that the API rejected.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// The token is withheld from now on; whoever asks for a token next waits for its renewal.
+    Renewing,
+    /// A newer token is there, or was asked for already.
+    Replaced,
+    /// A token was renewed so lately that renewing again would not help; this one stays in use.
+    CoolingDown,
+    /// The token service failed so lately that it is not asked yet; the token stays in use.
+    Failing(Error),
+}
+
+/// Current token and flight. Never locked while polling or waking.
+#[derive(Default)]
+pub(super) struct Ledger {
+    held: Option<Arc<Held>>,
+    standing: Standing,
+    flight: Option<(Generation, Flight<Outcome>)>,
+    last_departure: Generation,
+    renewed_at: Option<Instant>,
+    failure: Option<Failure>,
+}
+
+/// What the API thinks of the token that is held.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Standing {
+    #[default]
+    InUse,
+    /// Rejected: nobody is given the token until its renewal has landed.
+    Withheld,
+}
+
+/// The last flight's failure, and until when it answers for the token service.
+struct Failure {
+    error: Error,
+    in_a_row: u32,
+    until: Instant,
+}
+
+impl Ledger {
+    /// The token that may be given out until it expires.
+    pub(super) fn current(&self) -> Option<&Arc<Held>> {
+        self.held
+            .as_ref()
+            .filter(|_| self.standing == Standing::InUse)
+    }
+
+    /// A call needs a token and the snapshot had none, or the one that the API `rejected`.
+    pub(super) fn join(
+        &mut self,
+        rejected: Option<Generation>,
+        now: &Moment,
+        settings: &Settings,
+    ) -> Join {
+        // Looked at again under the lock: a flight may have landed in between.
+        if let Some(held) = self.current().filter(|held| held.may_serve(rejected, now)) {
+            return Join::Token(Arc::clone(held));
+        }
+        if let Some(flight) = self.flight_under_way(now) {
+            return Join::Waiting(flight.clone());
+        }
+        if let Some(error) = self.failing(now) {
+            return Join::Failing(error);
+        }
+        Join::Departing(self.depart(now, settings))
+    }
+
+    /// A call found the current token stale.
+    pub(super) fn refresh(&mut self, now: &Moment, settings: &Settings) -> Option<Departure> {
+        let held = self.current()?;
+        if held.freshness(now) != Freshness::Stale || self.flight_under_way(now).is_some() {
+            return None;
+        }
+        Some(self.depart(now, settings))
+    }
+
+    /// The API rejected the token of this generation.
+    pub(super) fn reject(
+        &mut self,
+        generation: Generation,
+        now: &Moment,
+        settings: &Settings,
+    ) -> Rejection {
+        let newest = self.held.as_ref().map(|held| held.generation);
+        if newest != Some(generation) {
+            return Rejection::Replaced;
+        }
+        if self.standing == Standing::Withheld {
+            return Rejection::Renewing;
+        }
+        if self.is_cooling_down(now, settings) {
+            return Rejection::CoolingDown;
+        }
+        if let Some(error) = self.failing(now) {
+            return Rejection::Failing(error);
+        }
+        self.standing = Standing::Withheld;
+        Rejection::Renewing
+    }
+
+    /// The generation of the token that is held, if it is this one.
+    pub(super) fn generation_of(&self, token: &AccessToken) -> Option<Generation> {
+        let held = self.held.as_ref()?;
+        held.token.is_same(token).then_some(held.generation)
+    }
+
+    /// A flight brought a token or an error.
+    pub(super) fn land(
+        &mut self,
+        generation: Generation,
+        result: Result<(AccessToken, Moment), Error>,
+        now: &Moment,
+        settings: &Settings,
+    ) -> (Outcome, Leftovers) {
+        let Some(flight) = self.remove_flight(generation) else {
+            // Overdue, and another flight took its place: this one must not overwrite what that
+            // one brings. Its own waiters have left.
+            let outcome = result.map(|(token, asked_at)| {
+                Arc::new(self.hold(generation, token, &asked_at, now, settings))
+            });
+            return (outcome, Leftovers::default());
+        };
+        if self.standing == Standing::Withheld {
+            self.renewed_at = Some(now.monotonic);
+            self.standing = Standing::InUse;
+        }
+
+        match result {
+            Ok((token, asked_at)) => {
+                let held = Arc::new(self.hold(generation, token, &asked_at, now, settings));
+                self.held = Some(Arc::clone(&held));
+                let leftovers = Leftovers {
+                    _flight: Some(flight),
+                    _failure: self.failure.take(),
+                };
+                (Ok(held), leftovers)
+            }
+            Err(error) => {
+                let (error, failure) = self.fail(error, now, settings);
+                let leftovers = Leftovers {
+                    _flight: Some(flight),
+                    _failure: failure,
+                };
+                (Err(error), leftovers)
+            }
+        }
+    }
+
+    /// A flight went away without landing; whoever needs a token starts another.
+    pub(super) fn lose(&mut self, generation: Generation, now: &Moment) -> Leftovers {
+        let flight = self.remove_flight(generation);
+        if flight.is_some() {
+            self.postpone_refresh(now.after(RELAUNCH_AFTER).monotonic);
+        }
+        Leftovers {
+            _flight: flight,
+            ..Leftovers::default()
+        }
+    }
+
+    /// Nobody can renew the rejected token: it is used again rather than nothing.
+    pub(super) fn reinstate(&mut self) {
+        if self.flight.is_none() {
+            self.standing = Standing::InUse;
+        }
+    }
+
+    fn flight_under_way(&self, now: &Moment) -> Option<&Flight<Outcome>> {
+        let (_, flight) = self.flight.as_ref()?;
+        (now.monotonic < flight.overdue_at()).then_some(flight)
+    }
+
+    fn failing(&self, now: &Moment) -> Option<Error> {
+        let failure = self.failure.as_ref()?;
+        let left = failure.until.checked_duration_since(now.monotonic)?;
+        (!left.is_zero()).then(|| failure.error.clone().with_retry_after(Some(left)))
+    }
+
+    fn is_cooling_down(&self, now: &Moment, settings: &Settings) -> bool {
+        self.renewed_at.is_some_and(|renewed_at| {
+            now.monotonic.saturating_duration_since(renewed_at) < settings.cool_down
+        })
+    }
+
+    fn depart(&mut self, now: &Moment, settings: &Settings) -> Departure {
+        let generation = Generation(self.last_departure.0 + 1);
+        self.last_departure = generation;
+        let (flight, pilot) = Flight::prepare(now, settings.limits.deadline);
+        // Until then the flight answers for the refresh: calls need not look for it.
+        self.postpone_refresh(flight.overdue_at());
+        let replaced = self.flight.replace((generation, flight.clone()));
+
+        let rejected = self
+            .held
+            .as_ref()
+            .filter(|_| self.standing == Standing::Withheld);
+        Departure {
+            flight,
+            pilot,
+            generation,
+            rejected: rejected.map(|held| held.token.clone()),
+            _replaced: replaced.map(|(_, flight)| flight),
+        }
+    }
+
+    fn remove_flight(&mut self, generation: Generation) -> Option<Flight<Outcome>> {
+        let (_, flight) = self
+            .flight
+            .take_if(|(under_way, _)| *under_way == generation)?;
+        Some(flight)
+    }
+
+    fn hold(
+        &self,
+        generation: Generation,
+        token: AccessToken,
+        asked_at: &Moment,
+        now: &Moment,
+        settings: &Settings,
+    ) -> Held {
+        let is_unchanged = self
+            .held
+            .as_ref()
+            .is_some_and(|held| held.token.is_same(&token));
+        let mut schedule = settings
+            .timing
+            .schedule(*asked_at, token.lifetime(), fastrand::f64());
+        if is_unchanged {
+            schedule = schedule.unchanged(now);
+        }
+        Held {
+            token,
+            generation,
+            schedule,
+            ended_on_landing: schedule.freshness(now) == Freshness::Expired,
+        }
+    }
+
+    /// Notes a failure; returns it with when the token service is asked again, and the last one.
+    fn fail(
+        &mut self,
+        error: Error,
+        now: &Moment,
+        settings: &Settings,
+    ) -> (Error, Option<Failure>) {
+        let in_a_row = self
+            .failure
+            .as_ref()
+            .map_or(1, |last| last.in_a_row.saturating_add(1));
+        let pause = settings
+            .backoff
+            .pause(in_a_row, error.retry_after(), fastrand::f64());
+        let error = error.with_retry_after(Some(pause));
+        let until = now.after(pause).monotonic;
+        self.postpone_refresh(until);
+        let last = self.failure.replace(Failure {
+            error: error.clone(),
+            in_a_row,
+            until,
+        });
+        (error, last)
+    }
+
+    fn postpone_refresh(&mut self, refresh_at: Instant) {
+        if let Some(held) = &mut self.held {
+            *held = held.refresh_not_before(refresh_at);
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! All about tokens; knows no HTTP.
+//!
+//! What *fresh*, *stale*, *flight* and the other words mean stands in the crate's documentation.
+
+mod access_token;
+mod builder;
+mod cache;
+mod flight;
+mod ledger;
+mod request;
+mod schedule;
+
+use self::builder::Settings;
+pub use self::{
+    access_token::AccessToken,
+    builder::TokenCacheBuilder,
+    cache::TokenCache,
+    ledger::Rejection,
+    request::{TokenParameters, TokenRequest},
+};
+pub(crate) use self::{
+    cache::Acquiring,
+    ledger::{Generation, Held, Lease},
+};

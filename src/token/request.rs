@@ -1,0 +1,81 @@
+use super::AccessToken;
+
+/// What a token service is asked for.
+///
+/// A service that always answers with the same kind of token may ignore it.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct TokenRequest {
+    /// What the token is asked to be good for.
+    pub parameters: TokenParameters,
+    /// The token that the API refused, if that is why a new one is asked for.
+    ///
+    /// A token service with a cache of its own must not answer with this one again.
+    pub rejected: Option<AccessToken>,
+}
+
+impl TokenRequest {
+    /// Asks for a token with the given parameters.
+    pub fn new(parameters: TokenParameters) -> Self {
+        Self {
+            parameters,
+            rejected: None,
+        }
+    }
+}
+
+/// What a token is asked to be good for; two equal values can share a token.
+///
+/// Not for secrets: `Debug` shows all of it.
+///
+/// # Examples
+///
+/// ```
+/// use tower_client_credentials::TokenParameters;
+///
+/// let parameters = TokenParameters::default().scope("orders.read").audience("https://api.example");
+/// assert_eq!(parameters.scopes, ["orders.read"]);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct TokenParameters {
+    /// Scopes (RFC 6749 §3.3); sent as one parameter, joined with spaces.
+    pub scopes: Vec<String>,
+    /// Resources (RFC 8707 §2), as absolute URIs; one parameter each.
+    pub resources: Vec<String>,
+    /// Audiences (RFC 8693 §2.1); one parameter each.
+    pub audiences: Vec<String>,
+    /// Further parameters of the token request, as names and values; names may repeat.
+    pub further: Vec<(String, String)>,
+}
+
+impl TokenParameters {
+    /// Adds a scope, or several that are separated by spaces.
+    #[must_use]
+    pub fn scope(mut self, scope: impl AsRef<str>) -> Self {
+        let scopes = scope.as_ref().split_ascii_whitespace().map(str::to_owned);
+        self.scopes.extend(scopes);
+        self
+    }
+
+    /// Adds a resource.
+    #[must_use]
+    pub fn resource(mut self, resource: impl Into<String>) -> Self {
+        self.resources.push(resource.into());
+        self
+    }
+
+    /// Adds an audience.
+    #[must_use]
+    pub fn audience(mut self, audience: impl Into<String>) -> Self {
+        self.audiences.push(audience.into());
+        self
+    }
+
+    /// Adds any other parameter.
+    #[must_use]
+    pub fn param(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.further.push((name.into(), value.into()));
+        self
+    }
+}

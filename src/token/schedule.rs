@@ -1,0 +1,313 @@
+//! When a token is fresh, stale or expired, and how long to pause after a failure. Pure.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::clock::Moment;
+
+/// The longest lifetime believed: some servers say 9223372036854775 seconds.
+const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// How long a token that was refreshed but came back unchanged is left alone, at least.
+const SHORTEST_RECHECK: Duration = Duration::from_secs(1);
+
+/// The longest `Retry-After` obeyed, so that one odd reply cannot silence a client for days.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
+
+/// How lifetimes become schedules; each number is documented where it is set, at the builder.
+#[derive(Clone, Debug)]
+pub(super) struct Timing {
+    pub(super) window: Duration,
+    pub(super) margin: Duration,
+    pub(super) jitter: f64,
+    pub(super) default_lifetime: Duration,
+}
+
+impl Timing {
+    /// The schedule of a token that was asked for at `requested_at`.
+    ///
+    /// `draw` is a random number between 0 and 1 that spreads out clients that started together.
+    pub(super) fn schedule(
+        &self,
+        requested_at: Moment,
+        lifetime: Option<Duration>,
+        draw: f64,
+    ) -> Schedule {
+        let lifetime = lifetime
+            .unwrap_or(self.default_lifetime)
+            .min(LONGEST_LIFETIME);
+        // Shares of the lifetime, so that a short-lived token does not end before it is used.
+        let margin = self.margin.min(lifetime / 10);
+        let window = self.window.min(lifetime / 5);
+        let jitter = window.mul_f64((draw * self.jitter).clamp(0.0, 1.0));
+
+        let expires_after = lifetime - margin;
+        Schedule {
+            refresh_at: requested_at
+                .after(expires_after - window + jitter)
+                .monotonic,
+            expires_at: requested_at.after(expires_after),
+        }
+    }
+}
+
+/// What may be done with a token at a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Freshness {
+    /// Use it.
+    Fresh,
+    /// Use it, and refresh it behind.
+    Stale,
+    /// Wait for another.
+    Expired,
+}
+
+/// When a token has to be refreshed, and when it ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Schedule {
+    refresh_at: Instant,
+    expires_at: Moment,
+}
+
+impl Schedule {
+    pub(super) fn freshness(&self, now: &Moment) -> Freshness {
+        if now.has_reached(&self.expires_at) {
+            Freshness::Expired
+        } else if now.monotonic >= self.refresh_at {
+            Freshness::Stale
+        } else {
+            Freshness::Fresh
+        }
+    }
+
+    /// The same end, but no refresh before `refresh_at`.
+    pub(super) fn refresh_not_before(self, refresh_at: Instant) -> Self {
+        Self { refresh_at, ..self }
+    }
+
+    /// The schedule of a token that came back although a refresh was asked for.
+    ///
+    /// Some servers hand out the same token until it ends; asking them again at once would not stop.
+    pub(super) fn unchanged(self, now: &Moment) -> Self {
+        let left = self
+            .expires_at
+            .monotonic
+            .saturating_duration_since(now.monotonic);
+        let recheck_at = now.after((left / 2).max(SHORTEST_RECHECK)).monotonic;
+        self.refresh_not_before(recheck_at)
+    }
+}
+
+/// How long to pause between the attempts of one flight: up to `first`, doubling, full jitter.
+pub(super) fn retry_pause(first: Duration, failed_attempts: u32, draw: f64) -> Duration {
+    doubled(first, failed_attempts).mul_f64(draw)
+}
+
+/// How long failures are shared before the token service is asked again.
+#[derive(Clone, Debug)]
+pub(super) struct Backoff {
+    pub(super) first: Duration,
+    pub(super) longest: Duration,
+}
+
+impl Backoff {
+    /// The pause after so many failed flights in a row: doubling, ±20 %, and never shorter than the
+    /// server asked for.
+    pub(super) fn pause(
+        &self,
+        failures: u32,
+        retry_after: Option<Duration>,
+        draw: f64,
+    ) -> Duration {
+        let pause = doubled(self.first, failures)
+            .min(self.longest)
+            .mul_f64(0.8 + 0.4 * draw);
+        let asked_for = retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
+        pause.max(asked_for)
+    }
+}
+
+/// `first` for the first failure, then twice as long each time; a day at most.
+fn doubled(first: Duration, failures: u32) -> Duration {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    // 2^17 s is more than a day, so a larger exponent changes nothing for a pause of a second.
+    first
+        .saturating_mul(1 << failures.saturating_sub(1).min(17))
+        .min(DAY)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const NANOSECOND: Duration = Duration::from_nanos(1);
+
+    fn timing() -> Timing {
+        Timing {
+            window: 300 * SECOND,
+            margin: 10 * SECOND,
+            jitter: 0.5,
+            default_lifetime: 300 * SECOND,
+        }
+    }
+
+    fn start() -> Moment {
+        Moment::now()
+    }
+
+    /// Lifetime, draw, and how long after the request the token is stale and expired, in ms.
+    const SCHEDULES: &[(&str, Option<u64>, f64, u64, u64)] = &[
+        (
+            "LinkedIn's half an hour",
+            Some(1_800_000),
+            0.0,
+            1_490_000,
+            1_790_000,
+        ),
+        (
+            "the same, all jitter",
+            Some(1_800_000),
+            1.0,
+            1_640_000,
+            1_790_000,
+        ),
+        ("an hour", Some(3_600_000), 0.0, 3_290_000, 3_590_000),
+        ("a minute: shares of it", Some(60_000), 0.0, 42_000, 54_000),
+        ("two seconds", Some(2_000), 0.0, 1_400, 1_800),
+        ("two seconds, all jitter", Some(2_000), 1.0, 1_600, 1_800),
+        ("ten milliseconds", Some(10), 0.0, 7, 9),
+        ("nothing", Some(0), 0.5, 0, 0),
+        ("not named", None, 0.0, 230_000, 290_000),
+        (
+            "longer than a year",
+            Some(u64::MAX),
+            0.0,
+            31_535_690_000,
+            31_535_990_000,
+        ),
+    ];
+
+    #[test]
+    fn schedules_follow_the_table() {
+        for &(name, lifetime, draw, stale_at, expired_at) in SCHEDULES {
+            let start = start();
+            let lifetime = lifetime.map(Duration::from_millis);
+            let schedule = timing().schedule(start, lifetime, draw);
+            let freshness = |after| schedule.freshness(&start.after(after));
+            let (stale_at, expired_at) = (
+                Duration::from_millis(stale_at),
+                Duration::from_millis(expired_at),
+            );
+
+            assert_eq!(freshness(expired_at), Freshness::Expired, "{name}");
+            if stale_at < expired_at {
+                assert_eq!(freshness(stale_at - NANOSECOND), Freshness::Fresh, "{name}");
+                assert_eq!(freshness(stale_at), Freshness::Stale, "{name}");
+                assert_eq!(
+                    freshness(expired_at - NANOSECOND),
+                    Freshness::Stale,
+                    "{name}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn settings_of_any_size_leave_a_token_its_time() {
+        for extreme in [Duration::ZERO, Duration::MAX] {
+            let timing = Timing {
+                window: extreme,
+                margin: extreme,
+                jitter: f64::INFINITY,
+                default_lifetime: extreme,
+            };
+            for lifetime in [
+                None,
+                Some(Duration::ZERO),
+                Some(SECOND),
+                Some(Duration::MAX),
+            ] {
+                let start = start();
+                let schedule = timing.schedule(start, lifetime, 1.0);
+                let is_used = schedule.freshness(&start) == Freshness::Fresh;
+                let has_time = lifetime.unwrap_or(extreme) > Duration::ZERO;
+                assert_eq!(is_used, has_time, "{extreme:?}, {lifetime:?}");
+            }
+        }
+    }
+
+    /// The monotonic clock stands still while a machine is suspended.
+    #[test]
+    fn an_expired_token_is_never_sent_whichever_clock_says_so() {
+        let start = start();
+        let schedule = timing().schedule(start, Some(1800 * SECOND), 0.0);
+        let at = |monotonic: u32, wall: u32| Moment {
+            monotonic: start.monotonic + monotonic * SECOND,
+            wall: start.wall + wall * SECOND,
+        };
+
+        assert_eq!(schedule.freshness(&at(0, 1790)), Freshness::Expired);
+        assert_eq!(schedule.freshness(&at(1790, 0)), Freshness::Expired);
+        assert_eq!(schedule.freshness(&at(1489, 1789)), Freshness::Fresh);
+        let set_back = Moment {
+            monotonic: start.monotonic + 1790 * SECOND,
+            wall: SystemTime::UNIX_EPOCH,
+        };
+        assert_eq!(schedule.freshness(&set_back), Freshness::Expired);
+    }
+
+    #[test]
+    fn unchanged_token_is_left_alone_for_half_of_what_is_left_and_a_second_at_least() {
+        let start = start();
+        for (left, pause) in [(100_000, 50_000), (1_500, 1_000), (0, 1_000)] {
+            let timing = Timing {
+                margin: Duration::ZERO,
+                ..timing()
+            };
+            let lifetime = Duration::from_millis(left);
+            let schedule = timing
+                .schedule(start, Some(lifetime), 0.0)
+                .unchanged(&start);
+
+            let pause = Duration::from_millis(pause);
+            assert_eq!(schedule.refresh_at, start.after(pause).monotonic);
+        }
+    }
+
+    #[test]
+    fn retry_pauses_double_with_full_jitter() {
+        let first = Duration::from_millis(200);
+        for (failed, longest) in [(1, 200), (2, 400), (3, 800)] {
+            let longest = Duration::from_millis(longest);
+            assert_eq!(retry_pause(first, failed, 0.0), Duration::ZERO);
+            assert_eq!(retry_pause(first, failed, 0.5), longest / 2);
+            assert_eq!(retry_pause(first, failed, 1.0), longest);
+        }
+        assert!(retry_pause(Duration::MAX, u32::MAX, 1.0) <= 86_400 * SECOND);
+    }
+
+    #[test]
+    fn back_off_doubles_from_a_second_to_a_minute_and_obeys_the_server() {
+        let backoff = Backoff {
+            first: SECOND,
+            longest: 60 * SECOND,
+        };
+        let pause = |failures, draw| backoff.pause(failures, None, draw);
+
+        assert_eq!(
+            [1, 2, 3].map(|failures| pause(failures, 0.5)),
+            [1, 2, 4].map(|s| s * SECOND)
+        );
+        assert_eq!(pause(7, 0.5), 60 * SECOND);
+        assert_eq!(pause(u32::MAX, 0.5), 60 * SECOND);
+        assert_eq!(pause(1, 0.0), Duration::from_millis(800));
+        assert_eq!(pause(1, 1.0), Duration::from_millis(1200));
+        assert_eq!(backoff.pause(1, Some(90 * SECOND), 0.5), 90 * SECOND);
+        assert_eq!(backoff.pause(9, Some(SECOND), 0.5), 60 * SECOND);
+        assert_eq!(backoff.pause(1, Some(Duration::MAX), 0.5), 3600 * SECOND);
+    }
+}

@@ -1,0 +1,140 @@
+//! The header that requests carry, and the requests that are left alone.
+
+mod support;
+
+use http::{Request, Response, StatusCode, header::AUTHORIZATION};
+use support::{Issuer, rejection, request, stack};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
+use tower_client_credentials::{AccessToken, ClientCredentialsLayer, NotReplayed, TokenRequest};
+use tower_test::{assert_request_eq, mock};
+
+/// An API that answers with the request that it got.
+fn mirror()
+-> impl Service<Request<String>, Response = Response<String>, Error = BoxError, Future: Send + 'static>
++ Clone {
+    service_fn(|request: Request<String>| async {
+        let (head, body) = request.into_parts();
+        let mut response = Response::new(body);
+        *response.headers_mut() = head.headers;
+        *response.extensions_mut() = head.extensions;
+        Ok::<_, BoxError>(response)
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_request_carries_the_token_and_it_is_marked_sensitive() {
+    let service = stack(&Issuer::new(), mirror());
+
+    for _ in 0..3 {
+        let response = service.clone().oneshot(request()).await.unwrap();
+
+        let header = &response.headers()[AUTHORIZATION];
+        assert_eq!(header, "Bearer token-1");
+        assert!(header.is_sensitive());
+        assert!(!format!("{response:?}").contains("token-1"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callers_own_authorization_header_wins() {
+    let issuer = Issuer::new();
+    let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
+    let service = stack(&issuer, inner);
+    let mut own = request();
+    own.headers_mut()
+        .insert(AUTHORIZATION, "Basic b3du".parse().unwrap());
+    let mut call = tokio_test::task::spawn(service.oneshot(own));
+    assert!(call.poll().is_pending());
+
+    let (sent, answer) = api.next_request().await.unwrap();
+    answer.send_response(rejection());
+    let response = call.await.unwrap();
+
+    assert_eq!(sent.headers()[AUTHORIZATION], "Basic b3du");
+    assert_eq!(sent.body(), "name=Ada");
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert!(response.extensions().get::<NotReplayed>().is_none());
+    assert_eq!(issuer.requests(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_else_of_a_request_changes() {
+    #[derive(Clone, Debug, PartialEq)]
+    struct Mark(u32);
+    let service = stack(&Issuer::new(), mirror());
+    let mut marked = request();
+    marked.headers_mut().insert("x-a", "1".parse().unwrap());
+    marked.extensions_mut().insert(Mark(7));
+
+    let response = service.oneshot(marked).await.unwrap();
+
+    assert_eq!(response.body(), "name=Ada");
+    assert_eq!(response.headers().len(), 2);
+    assert_eq!(response.headers()["x-a"], "1");
+    assert_eq!(response.extensions().get(), Some(&Mark(7)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_of_another_type_stands_behind_its_type() {
+    let token_service = service_fn(|_: TokenRequest| async {
+        AccessToken::with_type("Zoho-oauthtoken", "1000.abc")
+    });
+    let service = ClientCredentialsLayer::new(token_service).layer(mirror());
+
+    let response = service.oneshot(request()).await.unwrap();
+
+    assert_eq!(
+        response.headers()[AUTHORIZATION],
+        "Zoho-oauthtoken 1000.abc"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_token_service_is_asked_for_what_the_cache_was_set_up_with() {
+    let (token_service, mut issuer) = mock::pair::<TokenRequest, AccessToken>();
+    let parameters = tower_client_credentials::TokenParameters::default()
+        .scope("r_basic w_basic")
+        .resource("https://api.example/")
+        .audience("api")
+        .param("tenant", "7");
+    let cache = tower_client_credentials::TokenCache::builder()
+        .parameters(parameters.clone())
+        .build(token_service);
+    let mut waiting = tokio_test::task::spawn(cache.token());
+    assert!(waiting.poll().is_pending());
+
+    let (asked, answer) = issuer.next_request().await.unwrap();
+    answer.send_response(AccessToken::new("token-1").unwrap());
+
+    assert_eq!(asked.parameters, parameters);
+    assert_eq!(asked.parameters.scopes, ["r_basic", "w_basic"]);
+    assert!(asked.rejected.is_none());
+    assert_eq!(waiting.await.unwrap().expose(), "token-1");
+}
+
+/// How a user tests a client stack: a mock on either side, no sockets.
+#[tokio::test(start_paused = true)]
+async fn both_sides_can_be_mocked() {
+    let (token_service, mut issuer) = mock::pair::<TokenRequest, AccessToken>();
+    let (http, mut api) = mock::pair::<&'static str, ()>();
+    let http = tower::ServiceBuilder::new()
+        .map_request(
+            |request: Request<String>| match request.headers().get(AUTHORIZATION) {
+                Some(token) if token == "Bearer token-1" => "authorized",
+                _ => "not authorized",
+            },
+        )
+        .map_response(|()| Response::new(String::new()))
+        .service(http);
+    let service = ClientCredentialsLayer::new(token_service).layer(http);
+    let mut call = tokio_test::task::spawn(service.oneshot(request()));
+    assert!(call.poll().is_pending());
+
+    let (_, answer) = issuer.next_request().await.unwrap();
+    answer.send_response(AccessToken::new("token-1").unwrap());
+    support::settle().await;
+    assert!(call.poll().is_pending());
+    assert_request_eq!(api, "authorized").send_response(());
+
+    call.await.unwrap();
+}

@@ -1,0 +1,265 @@
+//! Fresh, stale, expired: at the boundaries and just beside them, under paused time.
+
+mod support;
+
+use std::time::Duration;
+
+use support::{Api, Failure, Issuer, LONG, call, settle, stack};
+use tokio::time::{Instant, advance};
+use tower::{BoxError, Layer, service_fn};
+use tower_client_credentials::{AccessToken, ClientCredentialsLayer, TokenCache, TokenRequest};
+
+const NANOSECOND: Duration = Duration::from_nanos(1);
+
+/// Five minutes before the end less ten seconds: where a token of half an hour gets stale.
+const STALE_AT: Duration = Duration::from_secs(1800 - 10 - 300);
+
+/// Ten seconds before the end.
+const EXPIRED_AT: Duration = Duration::from_secs(1800 - 10);
+
+fn without_jitter(issuer: &Issuer) -> TokenCache {
+    TokenCache::builder().jitter(0.0).build(issuer.service())
+}
+
+#[tokio::test(start_paused = true)]
+async fn fresh_token_is_used_and_nothing_is_asked() {
+    let issuer = Issuer::new();
+    let cache = without_jitter(&issuer);
+    cache.token().await.unwrap();
+
+    advance(STALE_AT - NANOSECOND).await;
+    let token = cache.token().await.unwrap();
+    settle().await;
+
+    assert_eq!(token.expose(), "token-1");
+    assert_eq!(issuer.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_token_is_used_while_its_refresh_runs() {
+    let issuer = Issuer::new();
+    let cache = without_jitter(&issuer);
+    cache.token().await.unwrap();
+
+    advance(STALE_AT).await;
+    let during = cache.token().await.unwrap();
+    settle().await;
+    let after = cache.token().await.unwrap();
+
+    assert_eq!(during.expose(), "token-1");
+    assert_eq!(after.expose(), "token-2");
+    assert_eq!(issuer.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_token_is_used_until_it_expires() {
+    let issuer = Issuer::new();
+    let cache = without_jitter(&issuer);
+    cache.token().await.unwrap();
+
+    issuer.fail(Failure::Silence);
+    advance(EXPIRED_AT - NANOSECOND).await;
+    let token = cache.token().await.unwrap();
+
+    assert_eq!(token.expose(), "token-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_token_is_never_sent() {
+    let issuer = Issuer::new();
+    let api = Api::accepting_all();
+    let service = ClientCredentialsLayer::with_cache(without_jitter(&issuer)).layer(api.service());
+    call(&service).await.unwrap();
+
+    advance(EXPIRED_AT).await;
+    call(&service).await.unwrap();
+
+    assert_eq!(api.tokens(), ["token-1", "token-2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn jitter_puts_a_refresh_off_by_half_of_the_window_at_most() {
+    let mut refreshed_at = Vec::new();
+    for _ in 0..200 {
+        let issuer = Issuer::new();
+        let cache = issuer.cache();
+        cache.token().await.unwrap();
+        let start = Instant::now();
+        advance(STALE_AT - NANOSECOND).await;
+        while issuer.requests() == 1 {
+            cache.token().await.unwrap();
+            settle().await;
+            advance(Duration::from_secs(1)).await;
+        }
+        refreshed_at.push(start.elapsed());
+    }
+
+    let earliest = *refreshed_at.iter().min().unwrap();
+    let latest = *refreshed_at.iter().max().unwrap();
+    assert!(earliest >= STALE_AT, "{earliest:?}");
+    assert!(latest <= STALE_AT + Duration::from_secs(152), "{latest:?}");
+    assert!(
+        latest - earliest > Duration::from_secs(100),
+        "{earliest:?} to {latest:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_waits_for_what_could_be_foreseen() {
+    for lifetime in [1, 2, 60, 1800] {
+        let latency = Duration::from_millis(50);
+        let issuer = Issuer::new()
+            .lifetime(Duration::from_secs(lifetime))
+            .latency(latency);
+        let api = Api::accepting_all();
+        let service = stack(&issuer, api.service());
+
+        // Traffic through twenty lifetimes, forty calls in each.
+        let pause = Duration::from_secs(lifetime) / 40;
+        let mut waited = Vec::new();
+        for number in 0..800 {
+            let start = Instant::now();
+            call(&service).await.unwrap();
+            if start.elapsed() > Duration::ZERO {
+                waited.push(number);
+            }
+            settle().await;
+            advance(pause).await;
+            settle().await;
+        }
+
+        assert_eq!(waited, [0], "with tokens of {lifetime} s");
+        let requests = issuer.requests();
+        assert!(
+            (20..=30).contains(&requests),
+            "{requests} with {lifetime} s"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_was_just_obtained_is_used() {
+    let hour = Duration::from_secs(3600);
+    for lifetime in [0, 1, 10, 100, 1000, 10_000] {
+        let issuer = Issuer::new().lifetime(Duration::from_millis(lifetime));
+        let api = Api::accepting_all();
+        let cache = TokenCache::builder()
+            .window(hour)
+            .margin(hour)
+            .build(issuer.service());
+        let service = ClientCredentialsLayer::with_cache(cache).layer(api.service());
+
+        let response = call(&service).await.unwrap();
+
+        assert_eq!(response.body(), "accepted", "with tokens of {lifetime} ms");
+        assert_eq!(issuer.requests(), 1, "with tokens of {lifetime} ms");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_took_longer_than_it_lives_is_used() {
+    let issuer = Issuer::new()
+        .lifetime(Duration::from_secs(1))
+        .latency(Duration::from_secs(5));
+    let api = Api::accepting_all();
+    let service = stack(&issuer, api.service());
+
+    let calls = (0..100).map(|_| call(&service));
+    futures_util::future::try_join_all(calls).await.unwrap();
+
+    assert_eq!(issuer.requests(), 1);
+    assert_eq!(api.received().len(), 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_without_life_serves_those_who_waited_and_is_gone() {
+    let issuer = Issuer::new()
+        .lifetime(Duration::ZERO)
+        .latency(Duration::from_millis(50));
+    let api = Api::accepting_all();
+    let service = stack(&issuer, api.service());
+
+    let calls = (0..100).map(|_| call(&service));
+    futures_util::future::try_join_all(calls).await.unwrap();
+    assert_eq!(issuer.requests(), 1);
+
+    call(&service).await.unwrap();
+    assert_eq!(issuer.requests(), 2);
+    assert_eq!(api.tokens().last().unwrap(), "token-2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn absurd_lifetimes_are_believed_up_to_a_year() {
+    let issuer = Issuer::new().lifetime(Duration::MAX);
+    let cache = without_jitter(&issuer);
+    cache.token().await.unwrap();
+
+    advance(Duration::from_secs(364 * 24 * 60 * 60)).await;
+    assert_eq!(cache.token().await.unwrap().expose(), "token-1");
+
+    advance(Duration::from_secs(24 * 60 * 60)).await;
+    assert_eq!(cache.token().await.unwrap().expose(), "token-2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn lifetime_that_the_server_does_not_name_is_five_minutes() {
+    let issuer = Issuer::new().lifetime(None);
+    let cache = without_jitter(&issuer);
+    cache.token().await.unwrap();
+
+    advance(Duration::from_secs(300 - 10 - 60) - NANOSECOND).await;
+    cache.token().await.unwrap();
+    settle().await;
+    assert_eq!(issuer.requests(), 1);
+
+    advance(Duration::from_secs(60) + NANOSECOND).await;
+    assert_eq!(cache.token().await.unwrap().expose(), "token-2");
+}
+
+/// Google's metadata server hands out the same token until 30 s before its end.
+#[tokio::test(start_paused = true)]
+async fn token_that_comes_back_unchanged_is_asked_for_ever_less_often() {
+    let start = Instant::now();
+    let requests = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counter = requests.clone();
+    let unchanging = service_fn(move |_: TokenRequest| {
+        counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        async move {
+            let left = LONG.saturating_sub(start.elapsed());
+            Ok::<_, BoxError>(AccessToken::new("the-same")?.expires_in(left))
+        }
+    });
+    let cache = TokenCache::new(unchanging);
+
+    while start.elapsed() < LONG - Duration::from_secs(30) {
+        cache.token().await.unwrap();
+        settle().await;
+        advance(Duration::from_millis(500)).await;
+    }
+
+    // 310 s of stale time at most, halved each time until a second is left.
+    let requests = requests.load(std::sync::atomic::Ordering::SeqCst);
+    assert!((3..=12).contains(&requests), "{requests}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_refresh_disturbs_nobody_while_the_token_lives() {
+    let issuer = Issuer::new();
+    let api = Api::accepting_all();
+    let service = ClientCredentialsLayer::with_cache(without_jitter(&issuer)).layer(api.service());
+    call(&service).await.unwrap();
+
+    issuer.fail(Failure::Transient);
+    advance(STALE_AT).await;
+    for _ in 0..299 {
+        let start = Instant::now();
+        call(&service).await.unwrap();
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        advance(Duration::from_secs(1)).await;
+        settle().await;
+    }
+
+    // Flights 1, 2, 4 ... 60 s apart, three attempts each: about ten flights in five minutes.
+    let requests = issuer.requests();
+    assert!((20..=36).contains(&requests), "{requests}");
+}

@@ -1,0 +1,340 @@
+//! Flights: shared by all, owned by nobody, bounded in time, never lost for good.
+
+mod support;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
+
+use futures_util::{FutureExt, future::join_all};
+use support::{Api, Failure, Issuer, LONG, call, settle, stack};
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    time::{Instant, advance, timeout},
+};
+use tower::{BoxError, service_fn};
+use tower_client_credentials::{AccessToken, TokenCache, TokenRequest};
+
+const LATENCY: Duration = Duration::from_millis(80);
+
+/// Longer than any of these tests takes; what is reached hangs.
+const HANGING: Duration = Duration::from_secs(20);
+
+#[tokio::test(start_paused = true)]
+async fn one_flight_per_key_on_a_cold_cache() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let api = Api::accepting_all();
+    let service = stack(&issuer, api.service());
+
+    let responses = join_all((0..10_000).map(|_| call(&service))).await;
+
+    assert!(responses.iter().all(Result::is_ok));
+    assert_eq!(issuer.requests(), 1);
+    assert_eq!(api.received().len(), 10_000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn one_flight_per_key_from_many_threads() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let service = stack(&issuer, Api::accepting_all().service());
+
+    let calls = (0..2_000).map(|_| {
+        let service = service.clone();
+        tokio::spawn(async move { call(&service).await.map(drop) })
+    });
+    for outcome in join_all(calls).await {
+        outcome.unwrap().unwrap();
+    }
+
+    assert_eq!(issuer.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_owns_a_flight() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let cache = issuer.cache();
+    let start = Instant::now();
+
+    // The first, and then everybody, gives up before the token endpoint has answered.
+    for _ in 0..2 {
+        let impatient = (0..80).map(|_| timeout(Duration::from_millis(25), cache.token()));
+        assert!(join_all(impatient).await.iter().all(Result::is_err));
+    }
+    let token = cache.token().await.unwrap();
+
+    assert_eq!(token.expose(), "token-1");
+    assert_eq!(issuer.requests(), 1);
+    assert_eq!(start.elapsed(), LATENCY);
+}
+
+#[tokio::test(start_paused = true)]
+async fn impatient_callers_get_their_token_on_the_second_try() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let service = stack(&issuer, Api::accepting_all().service());
+    let patience = Duration::from_millis(50);
+
+    let first = join_all((0..80).map(|_| timeout(patience, call(&service)))).await;
+    let second = join_all((0..80).map(|_| timeout(patience, call(&service)))).await;
+
+    assert!(first.iter().all(Result::is_err));
+    assert!(second.iter().all(|outcome| matches!(outcome, Ok(Ok(_)))));
+    assert_eq!(issuer.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_one_waiter_leaves_the_others_their_outcome() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let cache = issuer.cache();
+    let mut first = tokio_test::task::spawn(cache.token());
+    let mut second = tokio_test::task::spawn(cache.token());
+    assert!(first.poll().is_pending());
+    assert!(second.poll().is_pending());
+
+    drop(first);
+    settle().await;
+    advance(LATENCY).await;
+    settle().await;
+
+    assert!(second.is_woken());
+    assert!(second.poll().is_ready());
+    assert_eq!(issuer.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn panic_of_the_token_service_is_an_attempt_that_failed() {
+    let issuer = Issuer::new();
+    let cache = issuer.cache();
+
+    issuer.fail(Failure::Panic);
+    let error = cache.token().await.unwrap_err();
+    assert!(error.is_token_service() && error.is_transient());
+    assert_eq!(error.to_string(), "token service panicked");
+    assert_eq!(issuer.requests(), 3);
+
+    issuer.fail(None);
+    advance(error.retry_after().unwrap()).await;
+    assert_eq!(cache.token().await.unwrap().expose(), "token-4");
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_service_that_never_answers_is_given_up_after_thirty_seconds() {
+    let issuer = Issuer::new();
+    issuer.fail(Failure::Silence);
+    let cache = issuer.cache();
+    let start = Instant::now();
+
+    let errors = join_all((0..100).map(|_| cache.token())).await;
+
+    assert_eq!(start.elapsed(), Duration::from_secs(30));
+    assert_eq!(issuer.requests(), 1);
+    for error in errors {
+        let error = error.unwrap_err();
+        assert!(error.is_timeout() && error.is_transient());
+        assert_eq!(error.to_string(), "token service did not answer within 30s");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_task_runs_while_there_is_nothing_to_fetch() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let cache = issuer.cache();
+
+    cache.token().await.unwrap();
+    settle().await;
+
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+    drop(cache);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_task_outlives_the_last_handle() {
+    let issuer = Issuer::new();
+    issuer.fail(Failure::Silence);
+    let cache = issuer.cache();
+    let service = stack(&issuer, Api::accepting_all().service());
+    assert!(timeout(LATENCY, cache.token()).await.is_err());
+    assert!(timeout(LATENCY, call(&service)).await.is_err());
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), 2);
+
+    drop((cache, service));
+    settle().await;
+
+    assert_eq!(Handle::current().metrics().num_alive_tasks(), 0);
+}
+
+#[test]
+fn runtime_that_goes_away_in_mid_flight_hangs_nobody() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let cache = issuer.cache();
+
+    let first = runtime();
+    first.block_on(async {
+        assert!(timeout(LATENCY / 8, cache.token()).await.is_err());
+    });
+    drop(first);
+
+    let token = token_from_another_runtime(&cache);
+    assert_eq!(token.expose(), "token-2");
+}
+
+#[test]
+fn waiter_on_another_runtime_starts_anew_when_the_first_goes_away() {
+    let issuer = Issuer::new().latency(Duration::from_millis(300));
+    let cache = issuer.cache();
+    let first = runtime();
+    first.block_on(async {
+        assert!(timeout(LATENCY, cache.token()).await.is_err());
+    });
+
+    let waiter = {
+        let cache = cache.clone();
+        std::thread::spawn(move || token_from_another_runtime(&cache))
+    };
+    // The first runtime is not driven now, so the waiter can only wait until it is gone.
+    while issuer.requests() == 0 {
+        std::thread::yield_now();
+    }
+    drop(first);
+
+    let token = waiter.join().unwrap();
+    assert_eq!(token.expose(), "token-2");
+}
+
+#[test]
+fn runtime_that_nobody_drives_hangs_nobody() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let cache = TokenCache::builder()
+        .deadline(Duration::from_millis(200))
+        .build(issuer.service());
+    let parked = runtime();
+    parked.block_on(async {
+        assert!(timeout(LATENCY / 8, cache.token()).await.is_err());
+    });
+
+    let token = token_from_another_runtime(&cache);
+    assert_eq!(token.expose(), "token-2");
+}
+
+#[test]
+fn cache_in_a_static_serves_many_short_runtimes() {
+    let issuer = Issuer::new().lifetime(Duration::ZERO);
+    let cache = issuer.cache();
+    for number in 1..=50 {
+        let token = runtime().block_on(cache.token()).unwrap();
+        assert_eq!(token.expose(), format!("token-{number}"));
+    }
+}
+
+#[test]
+fn outside_a_runtime_is_a_clear_error() {
+    let cache = Issuer::new().cache();
+
+    let error = cache.token().now_or_never().unwrap().unwrap_err();
+
+    assert!(error.is_no_runtime());
+    assert!(error.to_string().starts_with("no Tokio runtime"), "{error}");
+}
+
+#[test]
+fn runtime_without_timers_is_a_clear_error() {
+    let cache = Issuer::new().cache();
+    let without_timers = Builder::new_current_thread().build().unwrap();
+
+    let error = without_timers.block_on(cache.token()).unwrap_err();
+
+    assert!(error.is_no_runtime());
+}
+
+#[test]
+fn cached_token_needs_no_runtime() {
+    let cache = Issuer::new().cache();
+    runtime().block_on(cache.token()).unwrap();
+
+    let token = cache.token().now_or_never().unwrap().unwrap();
+
+    assert_eq!(token.expose(), "token-1");
+}
+
+/// The service and the waker call back into the cache; with a lock held, the thread would stop.
+#[test]
+fn no_lock_is_held_while_a_service_is_polled_or_a_waker_is_woken() {
+    let (done, finished) = mpsc::channel();
+    std::thread::spawn(move || {
+        runtime().block_on(reenter());
+        done.send(()).unwrap();
+    });
+
+    finished
+        .recv_timeout(HANGING)
+        .expect("the cache waits for its own lock");
+}
+
+async fn reenter() {
+    let slot: Arc<std::sync::OnceLock<TokenCache>> = Arc::default();
+    let is_reentered = Arc::new(AtomicBool::new(false));
+    let reentering = {
+        let (slot, is_reentered) = (slot.clone(), is_reentered.clone());
+        service_fn(move |_: TokenRequest| {
+            touch(slot.get().unwrap());
+            let (slot, is_reentered) = (slot.clone(), is_reentered.clone());
+            async move {
+                touch(slot.get().unwrap());
+                is_reentered.store(true, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                touch(slot.get().unwrap());
+                Ok::<_, BoxError>(AccessToken::new("token-1")?.expires_in(LONG))
+            }
+        })
+    };
+    let cache = slot.get_or_init(|| TokenCache::new(reentering)).clone();
+
+    let is_woken = Arc::new(ReenteringWaker {
+        cache: cache.clone(),
+        is_woken: AtomicBool::new(false),
+    });
+    let waker = std::task::Waker::from(is_woken.clone());
+    let mut waiting = Box::pin(cache.token());
+    let mut cx = std::task::Context::from_waker(&waker);
+    assert!(waiting.as_mut().poll(&mut cx).is_pending());
+    settle().await;
+
+    assert!(is_woken.is_woken.load(Ordering::SeqCst));
+    assert!(is_reentered.load(Ordering::SeqCst));
+    assert!(waiting.as_mut().poll(&mut cx).is_ready());
+}
+
+struct ReenteringWaker {
+    cache: TokenCache,
+    is_woken: AtomicBool,
+}
+
+impl std::task::Wake for ReenteringWaker {
+    fn wake(self: Arc<Self>) {
+        touch(&self.cache);
+        self.is_woken.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Takes every lock that a caller can make the cache take.
+fn touch(cache: &TokenCache) {
+    let stranger = AccessToken::new("stranger").unwrap();
+    cache.reject(&stranger);
+    let _ = format!("{cache:?}");
+    let _ = cache.token().now_or_never();
+}
+
+fn token_from_another_runtime(cache: &TokenCache) -> AccessToken {
+    runtime()
+        .block_on(async { timeout(HANGING, cache.token()).await })
+        .expect("nobody hangs")
+        .expect("another flight brings a token")
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}

@@ -1,0 +1,522 @@
+//! What counts as a rejection, and what a rejection causes: a renewal, a replay, or neither.
+
+mod support;
+
+use std::{collections::HashSet, time::Duration};
+
+use futures_util::{FutureExt, future::join_all};
+use http::{Request, Response, StatusCode, header::WWW_AUTHENTICATE};
+use support::{Api, Failure, Issuer, call, rejection, request, settle, stack};
+use tokio::time::{Instant, advance};
+use tower::{BoxError, Layer, ServiceExt, service_fn};
+use tower_client_credentials::{
+    ClientCredentialsLayer, NoReplay, NotReplayed, Rejection, TokenCache,
+};
+
+const COOL_DOWN: Duration = Duration::from_secs(30);
+
+fn accepting_only(token: &'static str) -> Api {
+    Api::accepting(move |presented| presented == token)
+}
+
+fn reason(response: &Response<String>) -> &NotReplayed {
+    response.extensions().get().expect("a reason is attached")
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejected_request_is_sent_again_with_another_token() {
+    let issuer = Issuer::new();
+    let api = accepting_only("token-2");
+    let service = stack(&issuer, api.service());
+
+    let response = call(&service).await.unwrap();
+
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(response.extensions().get::<NotReplayed>().is_none());
+    assert_eq!(api.tokens(), ["token-1", "token-2"]);
+    assert_eq!(api.received()[0].body, api.received()[1].body);
+    assert_eq!(issuer.rejected(), [None, Some("token-1".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_sends_at_most() {
+    let issuer = Issuer::new();
+    let api = Api::accepting_none();
+    let cache = TokenCache::builder()
+        .cool_down(Duration::ZERO)
+        .build(issuer.service());
+    let service = ClientCredentialsLayer::with_cache(cache).layer(api.service());
+
+    for calls in 1..=10 {
+        let response = call(&service).await.unwrap();
+
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert!(matches!(reason(&response), NotReplayed::RejectedAgain));
+        assert_eq!(api.received().len(), 2 * calls);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_waits_for_one_renewal_at_most() {
+    let latency = Duration::from_millis(50);
+    let issuer = Issuer::new().latency(latency);
+    let service = stack(&issuer, Api::accepting_none().service());
+    call(&service).await.unwrap();
+    advance(COOL_DOWN).await;
+
+    let start = Instant::now();
+    call(&service).await.unwrap();
+
+    assert_eq!(start.elapsed(), latency);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_flight_per_key_for_ten_thousand_rejections() {
+    let issuer = Issuer::new().latency(Duration::from_millis(50));
+    let api = accepting_only("token-2").latency(Duration::from_millis(10));
+    let service = stack(&issuer, api.service());
+    service.cache().token().await.unwrap();
+
+    let responses = join_all((0..10_000).map(|_| call(&service))).await;
+
+    for response in responses {
+        assert_eq!(response.unwrap().status(), StatusCode::OK);
+    }
+    assert_eq!(issuer.requests(), 2);
+    assert_eq!(api.received().len(), 20_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn compare_then_renew() {
+    let issuer = Issuer::new();
+    let (inner, mut api) = tower_test::mock::pair::<Request<String>, Response<String>>();
+    let service = stack(&issuer, inner);
+    service.cache().token().await.unwrap();
+    let mut first = tokio_test::task::spawn(service.clone().oneshot(request()));
+    let mut second = tokio_test::task::spawn(service.clone().oneshot(request()));
+    assert!(first.poll().is_pending());
+    assert!(second.poll().is_pending());
+    let (_, answer_first) = api.next_request().await.unwrap();
+    let (_, answer_second) = api.next_request().await.unwrap();
+
+    // The first rejection renews; the second finds the newer token and asks for nothing.
+    answer_first.send_response(rejection());
+    assert!(first.poll().is_pending());
+    settle().await;
+    assert_eq!(issuer.requests(), 2);
+    answer_second.send_response(rejection());
+    assert!(second.poll().is_pending());
+    let (replay, answer) = api.next_request().await.unwrap();
+    answer.send_response(Response::default());
+    settle().await;
+
+    assert_eq!(replay.headers()["authorization"], "Bearer token-2");
+    assert!(second.poll().is_ready());
+    assert_eq!(issuer.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_storm_from_an_api_that_rejects_every_token() {
+    let issuer = Issuer::new().latency(Duration::from_millis(20));
+    let api = Api::accepting_none().latency(Duration::from_millis(5));
+    let service = stack(&issuer, api.service());
+    let start = Instant::now();
+
+    // 1,000 calls a second for 95 seconds: the renewals are 30 s apart, however many ask.
+    while start.elapsed() < Duration::from_secs(95) {
+        let responses = join_all((0..100).map(|_| call(&service))).await;
+        for response in responses {
+            assert_eq!(*response.unwrap().body(), *rejection().body());
+        }
+        advance(Duration::from_millis(100)).await;
+    }
+
+    assert_eq!(issuer.requests(), 1 + 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_storm_means_that_the_rejection_comes_back_as_it_came() {
+    let issuer = Issuer::new();
+    let api = Api::accepting_none();
+    let service = stack(&issuer, api.service());
+    call(&service).await.unwrap();
+
+    let response = call(&service).await.unwrap();
+
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(response.body(), rejection().body());
+    assert!(matches!(reason(&response), NotReplayed::CoolingDown));
+    assert_eq!(api.received().len(), 2 + 1);
+}
+
+/// LinkedIn refuses a token for some seconds after it issued it.
+#[tokio::test(start_paused = true)]
+async fn no_storm_from_an_api_that_rejects_young_tokens() {
+    let issuer = Issuer::new();
+    let start = Instant::now();
+    let api = Api::accepting(move |_| start.elapsed() > Duration::from_secs(10));
+    let service = stack(&issuer, api.service());
+
+    while start.elapsed() < Duration::from_secs(20) {
+        call(&service).await.unwrap();
+        advance(Duration::from_millis(100)).await;
+    }
+    let response = call(&service).await.unwrap();
+
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(issuer.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejected_token_is_given_to_nobody_while_its_renewal_is_under_way() {
+    let issuer = Issuer::new().latency(Duration::from_millis(50));
+    let api = accepting_only("token-2");
+    let service = stack(&issuer, api.service());
+    service.cache().token().await.unwrap();
+    let mut rejected = tokio_test::task::spawn(call(&service));
+    assert!(rejected.poll().is_pending());
+
+    let late = join_all((0..100).map(|_| call(&service))).await;
+
+    assert!(
+        late.iter()
+            .all(|outcome| outcome.as_ref().unwrap().status() == StatusCode::OK)
+    );
+    let tokens: Vec<_> = api.tokens().into_iter().skip(1).collect();
+    assert_eq!(tokens.len(), 100);
+    assert!(tokens.iter().all(|token| token == "token-2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewal_that_fails_gives_the_rejection_back_and_the_token_to_the_others() {
+    let issuer = Issuer::new();
+    let api = Api::accepting(|_| false);
+    let service = stack(&issuer, api.service());
+    service.cache().token().await.unwrap();
+    issuer.fail(Failure::Permanent);
+
+    let response = call(&service).await.unwrap();
+
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(response.body(), rejection().body());
+    let NotReplayed::RenewalFailed(error) = reason(&response) else {
+        panic!("{:?}", reason(&response));
+    };
+    assert!(error.is_token_service());
+    assert_eq!(api.received().len(), 1);
+    let token = service.cache().token().await.unwrap();
+    assert_eq!(token.expose(), "token-1");
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_wait_for_a_renewal_that_fails_use_the_rejected_token() {
+    let issuer = Issuer::new().latency(Duration::from_millis(50));
+    let cache = issuer.cache();
+    let token = cache.token().await.unwrap();
+    issuer.fail(Failure::Permanent);
+    assert!(matches!(cache.reject(&token), Rejection::Renewing));
+
+    let tokens = join_all((0..10).map(|_| cache.token())).await;
+
+    assert!(
+        tokens
+            .iter()
+            .all(|token| token.as_ref().unwrap().expose() == "token-1")
+    );
+    assert_eq!(issuer.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn cool_down_ends_after_thirty_seconds() {
+    for (elapsed, renewals) in [(COOL_DOWN - Duration::from_nanos(1), 1), (COOL_DOWN, 2)] {
+        let issuer = Issuer::new();
+        let service = stack(&issuer, Api::accepting_none().service());
+        call(&service).await.unwrap();
+
+        advance(elapsed).await;
+        call(&service).await.unwrap();
+
+        assert_eq!(issuer.requests(), 1 + renewals, "after {elapsed:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reject_says_what_becomes_of_the_token() {
+    let issuer = Issuer::new();
+    let cache = issuer.cache();
+    let first = cache.token().await.unwrap();
+
+    assert!(matches!(cache.reject(&first), Rejection::Renewing));
+    assert!(matches!(cache.reject(&first), Rejection::Renewing));
+    assert_eq!(issuer.requests(), 1);
+    let second = cache.token().await.unwrap();
+    assert_eq!(second.expose(), "token-2");
+    assert!(matches!(cache.reject(&first), Rejection::Replaced));
+    assert!(matches!(cache.reject(&second), Rejection::CoolingDown));
+    assert_eq!(cache.token().await.unwrap().expose(), "token-2");
+
+    issuer.fail(Failure::Permanent);
+    advance(COOL_DOWN).await;
+    assert!(matches!(cache.reject(&second), Rejection::Renewing));
+    cache.token().await.unwrap();
+    assert!(matches!(cache.reject(&second), Rejection::CoolingDown));
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_that_is_never_sent_twice_renews_the_token_for_the_next() {
+    let issuer = Issuer::new();
+    let api = accepting_only("token-2");
+    let service = ClientCredentialsLayer::new(issuer.service())
+        .never_retry()
+        .layer(api.service());
+
+    let response = service.clone().oneshot(request()).await.unwrap();
+    settle().await;
+
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert!(matches!(reason(&response), NotReplayed::BodyNotKept));
+    assert_eq!(api.received().len(), 1);
+    let response = service.oneshot(request()).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_with_no_replay_is_sent_once() {
+    let issuer = Issuer::new();
+    let api = accepting_only("token-2");
+    let service = stack(&issuer, api.service());
+    let mut once = request();
+    once.extensions_mut().insert(NoReplay);
+
+    let response = service.clone().oneshot(once).await.unwrap();
+
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert!(matches!(reason(&response), NotReplayed::Forbidden));
+    assert_eq!(api.received().len(), 1);
+    assert_eq!(call(&service).await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn expired_token_that_is_rejected_is_replaced() {
+    let issuer = Issuer::new().lifetime(Duration::ZERO);
+    let api = accepting_only("token-2");
+    let service = stack(&issuer, api.service());
+
+    let response = call(&service).await.unwrap();
+
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(issuer.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reject_when_replaces_the_table() {
+    let rows = [
+        ("403, as asked for", StatusCode::FORBIDDEN, true),
+        (
+            "401, which is not asked for",
+            StatusCode::UNAUTHORIZED,
+            false,
+        ),
+        ("200", StatusCode::OK, false),
+    ];
+    for (name, status, is_rejected) in rows {
+        let issuer = Issuer::new();
+        let api = service_fn(move |_: Request<String>| async move {
+            let mut response = Response::new(String::new());
+            *response.status_mut() = status;
+            Ok::<_, BoxError>(response)
+        });
+        let service = ClientCredentialsLayer::new(issuer.service())
+            .reject_when(|response| response.status == StatusCode::FORBIDDEN)
+            .layer(api);
+
+        service.oneshot(request()).await.unwrap();
+
+        assert_eq!(issuer.requests() == 2, is_rejected, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_of_the_inner_service_comes_back_as_it_came() {
+    let issuer = Issuer::new();
+    let failing = service_fn(|_: Request<String>| async {
+        Err::<Response<String>, BoxError>("connection reset".into())
+    });
+    let service = stack(&issuer, failing);
+
+    let error = call(&service).await.unwrap_err();
+
+    assert_eq!(error.to_string(), "connection reset");
+    assert_eq!(issuer.requests(), 1);
+}
+
+/// Which responses reject a token: the name of the row, status, `WWW-Authenticate` fields, verdict.
+const VERDICTS: &[(&str, u16, &[&str], bool)] = &[
+    (
+        "401 without a challenge: LinkedIn, node-oauth",
+        401,
+        &[],
+        true,
+    ),
+    ("401, Bearer alone", 401, &["Bearer"], true),
+    (
+        "401, Bearer without an error",
+        401,
+        &[r#"Bearer realm="api""#],
+        true,
+    ),
+    (
+        "401, no challenge of Bearer",
+        401,
+        &[r#"Basic realm="api""#],
+        true,
+    ),
+    (
+        "401, invalid_token",
+        401,
+        &[r#"Bearer error="invalid_token""#],
+        true,
+    ),
+    (
+        "401, two challenges in one header: auth0",
+        401,
+        &[
+            r#"Bearer realm="api", error="invalid_token", error_description="expired, or revoked", DPoP algs="ES256 PS256""#,
+        ],
+        true,
+    ),
+    (
+        "401, an unknown error, scheme in lower case: Authlib",
+        401,
+        &[r#"bearer realm="api", error="missing_authorization""#],
+        true,
+    ),
+    (
+        "401, insufficient_scope",
+        401,
+        &[r#"Bearer error="insufficient_scope""#],
+        false,
+    ),
+    (
+        "401, invalid_request",
+        401,
+        &[r#"Bearer error="invalid_request""#],
+        false,
+    ),
+    (
+        "401, error as a token",
+        401,
+        &["Bearer error=insufficient_scope"],
+        false,
+    ),
+    (
+        "401, scheme in capitals",
+        401,
+        &[r#"BEARER ERROR="insufficient_scope""#],
+        false,
+    ),
+    (
+        "401, the second challenge of a header",
+        401,
+        &[r#"Basic realm="api", Bearer scope="a b", error="insufficient_scope""#],
+        false,
+    ),
+    (
+        "401, the second header",
+        401,
+        &[
+            r#"Basic realm="api""#,
+            r#"Bearer error="insufficient_scope""#,
+        ],
+        false,
+    ),
+    (
+        "401, two Bearer challenges of which one can be mended",
+        401,
+        &[
+            r#"Bearer error="insufficient_scope""#,
+            r#"Bearer error="invalid_token""#,
+        ],
+        true,
+    ),
+    (
+        "401, an error of another scheme",
+        401,
+        &[r#"DPoP error="insufficient_scope", algs="ES256""#],
+        true,
+    ),
+    (
+        "401, an error in a description",
+        401,
+        &[r#"Bearer error_description="error=\"insufficient_scope\"", error="invalid_token""#],
+        true,
+    ),
+    (
+        "401, a description that is not ASCII",
+        401,
+        &["Bearer error_description=\"portée insuffisante\", error=\"insufficient_scope\""],
+        false,
+    ),
+    (
+        "401, a header that breaks off",
+        401,
+        &[r#"Bearer error="insuf"#],
+        true,
+    ),
+    ("401, an empty header", 401, &[""], true),
+    ("403", 403, &[], false),
+    (
+        "403, invalid_token",
+        403,
+        &[r#"Bearer error="invalid_token""#],
+        false,
+    ),
+    ("407", 407, &[], false),
+    ("400", 400, &[r#"Bearer error="invalid_token""#], false),
+    ("429", 429, &[], false),
+    ("500", 500, &[], false),
+    ("200", 200, &[r#"Bearer error="invalid_token""#], false),
+];
+
+#[test]
+fn verdicts_are_those_of_the_table() {
+    let names: HashSet<_> = VERDICTS.iter().map(|row| row.0).collect();
+    assert_eq!(names.len(), VERDICTS.len());
+
+    for &(name, status, challenges, is_rejected) in VERDICTS {
+        let mut response = Response::new(String::new());
+        *response.status_mut() = StatusCode::from_u16(status).unwrap();
+        for challenge in challenges {
+            let value = http::HeaderValue::from_bytes(challenge.as_bytes()).unwrap();
+            response.headers_mut().append(WWW_AUTHENTICATE, value);
+        }
+        let api = service_fn(move |_: Request<String>| {
+            let response = response.clone();
+            async move { Ok::<_, BoxError>(response) }
+        });
+        let issuer = Issuer::new();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+
+        runtime.block_on(call(&stack(&issuer, api))).unwrap();
+
+        assert_eq!(issuer.requests() == 2, is_rejected, "{name}");
+    }
+}
+
+#[test]
+fn rejection_outside_a_runtime_comes_back_with_its_reason() {
+    let issuer = Issuer::new();
+    let service = stack(&issuer, Api::accepting_none().service());
+    tokio_test::block_on(service.cache().token()).unwrap();
+
+    let response = call(&service).now_or_never().unwrap().unwrap();
+
+    let NotReplayed::RenewalFailed(error) = reason(&response) else {
+        panic!("{:?}", reason(&response));
+    };
+    assert!(error.is_no_runtime());
+    assert!(call(&service).now_or_never().unwrap().is_ok());
+}

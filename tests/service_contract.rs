@@ -1,0 +1,264 @@
+//! What tower asks of a service, and what shared limits ask of this one.
+
+mod support;
+
+use std::time::Duration;
+
+use futures_util::future::poll_fn;
+use http::{Request, Response, StatusCode};
+use support::{Api, Issuer, call, request, settle, stack};
+use tokio::time::{advance, timeout};
+use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, buffer::Buffer, service_fn};
+use tower_client_credentials::{
+    AccessToken, ClientCredentials, ClientCredentialsLayer, TokenCache, TokenRequest,
+};
+use tower_test::mock;
+
+/// Longer than any call takes; what is reached is a deadlock.
+const DEADLOCKED: Duration = Duration::from_secs(10 * 60);
+
+/// A token service and an API behind one HTTP client, told apart by their path.
+fn client()
+-> impl Service<Request<String>, Response = Response<String>, Error = BoxError, Future: Send + 'static>
++ Clone
++ Send
++ 'static {
+    service_fn(|request: Request<String>| async move {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let token = request.headers().get("authorization");
+        let is_accepted = request.uri().path() == "/token"
+            || token.is_some_and(|token| token == "Bearer accepted");
+        let mut response = Response::new("accepted".to_owned());
+        if !is_accepted {
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+        }
+        Ok(response)
+    })
+}
+
+/// A token service that sends its requests with the given client; its first token is refused.
+fn tokens_over<C>(
+    client: C,
+) -> impl Service<TokenRequest, Response = AccessToken, Error = BoxError, Future: Send + 'static>
++ Clone
++ Send
++ 'static
+where
+    C: Service<Request<String>, Response = Response<String>, Error: Into<BoxError>>
+        + Clone
+        + Send
+        + 'static,
+    C::Future: Send,
+{
+    service_fn(move |request: TokenRequest| {
+        let client = client.clone();
+        async move {
+            let ask = Request::post("/token").body(String::new())?;
+            let response = client.oneshot(ask).await.map_err(Into::into)?;
+            let text = match request.rejected {
+                Some(_) => response.into_body(),
+                None => "refused".to_owned(),
+            };
+            AccessToken::new(text).map_err(BoxError::from)
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_and_api_calls_can_share_one_permit() {
+    let shared = ServiceBuilder::new()
+        .layer(tower::limit::GlobalConcurrencyLimitLayer::new(1))
+        .service(client());
+    let service = ClientCredentialsLayer::new(tokens_over(shared.clone())).layer(shared);
+
+    let calls = (0..20).map(|_| call(&service));
+    let outcomes = timeout(DEADLOCKED, futures_util::future::join_all(calls)).await;
+
+    for outcome in outcomes.expect("a call holds the permit that its token needs") {
+        assert_eq!(outcome.unwrap().status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_and_api_calls_can_share_one_buffer() {
+    let shared = Buffer::new(client(), 1);
+    let service = ClientCredentialsLayer::new(tokens_over(shared.clone())).layer(shared);
+
+    let calls = (0..20).map(|_| call(&service));
+    let outcomes = timeout(DEADLOCKED, futures_util::future::join_all(calls)).await;
+
+    for outcome in outcomes.expect("a call holds the slot that its token needs") {
+        assert_eq!(outcome.unwrap().status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_service_that_was_polled_ready_is_the_one_that_is_called() {
+    let issuer = Issuer::new();
+    let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
+    let mut service = stack(&issuer, inner);
+    service.cache().token().await.unwrap();
+    api.allow(1);
+
+    // With one permit in all, polling any other instance would wait for ever.
+    poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
+    let _response = service.call(request());
+
+    assert!(api.next_request().await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn readiness_is_that_of_the_inner_service() {
+    let issuer = Issuer::new();
+    let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
+    let mut service = tokio_test::task::spawn(stack(&issuer, inner));
+    api.allow(0);
+
+    assert!(
+        service
+            .enter(|cx, mut service| service.poll_ready(cx))
+            .is_pending()
+    );
+    api.allow(1);
+    assert!(service.is_woken());
+    assert!(
+        service
+            .enter(|cx, mut service| service.poll_ready(cx))
+            .is_ready()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn replay_waits_until_the_service_is_ready_again() {
+    let issuer = Issuer::new();
+    let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
+    let service = stack(&issuer, inner);
+    service.cache().token().await.unwrap();
+    api.allow(1);
+    let mut call = tokio_test::task::spawn(service.oneshot(request()));
+    assert!(call.poll().is_pending());
+    let (_, answer) = api.next_request().await.unwrap();
+
+    answer.send_response(support::rejection());
+    assert!(call.poll().is_pending());
+    settle().await;
+    assert!(call.poll().is_pending());
+    api.allow(1);
+    assert!(call.poll().is_pending());
+
+    let (replay, answer) = api.next_request().await.unwrap();
+    answer.send_response(Response::default());
+    assert_eq!(replay.headers()["authorization"], "Bearer token-2");
+    assert_eq!(call.await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_token_is_never_sent_however_late_the_service_gets_ready() {
+    let issuer = Issuer::new().lifetime(Duration::from_secs(60));
+    let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
+    api.allow(1);
+    let mut service = stack(&issuer, inner);
+    poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
+    let mut call = tokio_test::task::spawn(service.call(request()));
+    assert!(call.poll().is_pending());
+    settle().await;
+    assert_eq!(issuer.requests(), 1);
+
+    // The token is there, but the service is not ready before it has expired.
+    api.allow(0);
+    assert!(call.poll().is_pending());
+    advance(Duration::from_secs(120)).await;
+    api.allow(1);
+    assert!(call.poll().is_pending());
+    settle().await;
+    assert!(call.poll().is_pending());
+
+    let (sent, answer) = api.next_request().await.unwrap();
+    answer.send_response(Response::default());
+    assert_eq!(sent.headers()["authorization"], "Bearer token-2");
+    call.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_of_readiness_comes_back_as_it_came() {
+    let issuer = Issuer::new();
+    let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
+    let service = stack(&issuer, inner);
+
+    api.send_error("closed");
+    let error = call(&service).await.unwrap_err();
+
+    assert_eq!(error.to_string(), "closed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn call_that_is_dropped_before_it_is_polled_asks_for_nothing() {
+    let issuer = Issuer::new();
+    let mut service = stack(&issuer, Api::accepting_all().service());
+
+    drop(service.ready().await.unwrap().call(request()));
+    settle().await;
+
+    assert_eq!(issuer.requests(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn clones_and_stacks_share_their_cache() {
+    let issuer = Issuer::new();
+    let cache = issuer.cache();
+    let api = Api::accepting_all();
+    let one = ClientCredentialsLayer::with_cache(cache.clone()).layer(api.service());
+    let other = ClientCredentialsLayer::with_cache(cache).layer(api.service());
+
+    call(&one).await.unwrap();
+    call(&one.clone()).await.unwrap();
+    call(&other).await.unwrap();
+
+    assert_eq!(issuer.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_error_is_found_in_the_box_error() {
+    let issuer = Issuer::new();
+    issuer.fail(support::Failure::Permanent);
+    let service = stack(&issuer, Api::accepting_all().service());
+
+    let error = call(&service).await.unwrap_err();
+
+    let error = error
+        .downcast_ref::<tower_client_credentials::Error>()
+        .unwrap();
+    assert!(error.is_token_service());
+}
+
+#[test]
+fn inner_service_can_be_had_back() {
+    let mut service = stack(&Issuer::new(), "inner");
+
+    assert_eq!(*service.get_ref(), "inner");
+    *service.get_mut() = "another";
+    assert_eq!(service.into_inner(), "another");
+}
+
+#[test]
+fn services_and_futures_have_the_auto_traits_of_their_parts() {
+    fn all<T: Clone + Send + Sync + Unpin>() {}
+    fn send<T: Send>(_: &T) {}
+    type Inner = tower::util::BoxCloneSyncService<Request<NotSync>, Response<String>, BoxError>;
+
+    all::<TokenCache>();
+    all::<ClientCredentialsLayer>();
+    all::<ClientCredentials<tower::util::BoxCloneSyncService<(), (), ()>>>();
+    all::<tower_client_credentials::Error>();
+    all::<AccessToken>();
+
+    // Neither the service nor its future needs a body that is `Sync`.
+    let service = ClientCredentialsLayer::new(Issuer::new().service())
+        .never_retry()
+        .layer(Inner::new(service_fn(|_: Request<NotSync>| async {
+            Ok::<_, BoxError>(Response::new(String::new()))
+        })));
+    send(&service.oneshot(Request::new(NotSync(std::cell::Cell::new(1)))));
+}
+
+struct NotSync(#[allow(dead_code, reason = "makes the type not `Sync`")] std::cell::Cell<u8>);

@@ -1,0 +1,239 @@
+//! Servers to test against: they count what they are asked and answer as they are told.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses its own part of this module"
+)]
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Request, Response, StatusCode, header::AUTHORIZATION};
+use tower::{BoxError, Service, ServiceExt, service_fn};
+use tower_client_credentials::{
+    AccessToken, ClientCredentials, ClientCredentialsLayer, CloneBody, TokenCache, TokenRequest,
+};
+
+/// A lifetime that no test outlives by accident.
+pub const LONG: Duration = Duration::from_secs(1800);
+
+/// A token service that answers with "token-1", "token-2" and so on.
+#[derive(Clone)]
+pub struct Issuer {
+    lifetime: Option<Duration>,
+    latency: Duration,
+    requests: Arc<AtomicUsize>,
+    rejected: Arc<Mutex<Vec<Option<String>>>>,
+    failing: Arc<Mutex<Option<Failure>>>,
+}
+
+/// What an issuer does instead of answering.
+#[derive(Clone, Copy, Debug)]
+pub enum Failure {
+    /// An error that is not one of the crate's, and so counts as transient.
+    Transient,
+    Permanent,
+    Panic,
+    Silence,
+}
+
+impl Issuer {
+    pub fn new() -> Self {
+        Self {
+            lifetime: Some(LONG),
+            latency: Duration::ZERO,
+            requests: Arc::default(),
+            rejected: Arc::default(),
+            failing: Arc::default(),
+        }
+    }
+
+    pub fn lifetime(mut self, lifetime: impl Into<Option<Duration>>) -> Self {
+        self.lifetime = lifetime.into();
+        self
+    }
+
+    pub fn latency(mut self, latency: Duration) -> Self {
+        self.latency = latency;
+        self
+    }
+
+    pub fn fail(&self, failure: impl Into<Option<Failure>>) {
+        *self.failing.lock().unwrap() = failure.into();
+    }
+
+    /// How many token requests were made.
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::SeqCst)
+    }
+
+    /// The token that each request named as rejected.
+    pub fn rejected(&self) -> Vec<Option<String>> {
+        self.rejected.lock().unwrap().clone()
+    }
+
+    pub fn service(
+        &self,
+    ) -> impl Service<TokenRequest, Response = AccessToken, Error = BoxError, Future: Send + 'static>
+    + Clone
+    + Send
+    + use<> {
+        let issuer = self.clone();
+        service_fn(move |request| issuer.clone().issue(request))
+    }
+
+    pub fn cache(&self) -> TokenCache {
+        TokenCache::new(self.service())
+    }
+
+    async fn issue(self, request: TokenRequest) -> Result<AccessToken, BoxError> {
+        let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
+        let rejected = request.rejected.map(|token| token.expose().to_owned());
+        self.rejected.lock().unwrap().push(rejected);
+        if !self.latency.is_zero() {
+            tokio::time::sleep(self.latency).await;
+        }
+        let failure = *self.failing.lock().unwrap();
+        match failure {
+            None => {}
+            Some(Failure::Transient) => return Err("out of order".into()),
+            Some(Failure::Permanent) => {
+                return Err(tower_client_credentials::Error::permanent("disabled").into());
+            }
+            Some(Failure::Panic) => panic!("the token service panics on purpose"),
+            Some(Failure::Silence) => std::future::pending().await,
+        }
+        let token = AccessToken::new(format!("token-{number}"))?;
+        Ok(match self.lifetime {
+            Some(lifetime) => token.expires_in(lifetime),
+            None => token,
+        })
+    }
+}
+
+/// An API that answers 200 to the tokens it accepts and 401 to all others, as LinkedIn does.
+#[derive(Clone)]
+pub struct Api {
+    accepts: Arc<Mutex<Accepts>>,
+    latency: Duration,
+    received: Arc<Mutex<Vec<Received>>>,
+}
+
+type Accepts = Box<dyn FnMut(&str) -> bool + Send>;
+
+/// One request that reached the API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    pub token: String,
+    pub body: String,
+}
+
+impl Api {
+    pub fn accepting(accepts: impl FnMut(&str) -> bool + Send + 'static) -> Self {
+        Self {
+            accepts: Arc::new(Mutex::new(Box::new(accepts))),
+            latency: Duration::ZERO,
+            received: Arc::default(),
+        }
+    }
+
+    pub fn accepting_all() -> Self {
+        Self::accepting(|_| true)
+    }
+
+    pub fn accepting_none() -> Self {
+        Self::accepting(|_| false)
+    }
+
+    pub fn latency(mut self, latency: Duration) -> Self {
+        self.latency = latency;
+        self
+    }
+
+    pub fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+
+    /// The tokens that reached the API, in order.
+    pub fn tokens(&self) -> Vec<String> {
+        self.received()
+            .into_iter()
+            .map(|received| received.token)
+            .collect()
+    }
+
+    pub fn service(
+        &self,
+    ) -> impl Service<
+        Request<String>,
+        Response = Response<String>,
+        Error = BoxError,
+        Future: Send + 'static,
+    > + Clone
+    + Send
+    + Sync
+    + use<> {
+        let api = self.clone();
+        service_fn(move |request| api.clone().answer(request))
+    }
+
+    async fn answer(self, request: Request<String>) -> Result<Response<String>, BoxError> {
+        let token = request.headers()[AUTHORIZATION].to_str()?;
+        let token = token.strip_prefix("Bearer ").unwrap_or(token).to_owned();
+        let is_accepted = (self.accepts.lock().unwrap())(&token);
+        self.received.lock().unwrap().push(Received {
+            token,
+            body: request.into_body(),
+        });
+        if !self.latency.is_zero() {
+            tokio::time::sleep(self.latency).await;
+        }
+        Ok(if is_accepted {
+            Response::new("accepted".to_owned())
+        } else {
+            rejection()
+        })
+    }
+}
+
+/// LinkedIn's answer to a token that it does not accept: no `WWW-Authenticate`.
+pub fn rejection() -> Response<String> {
+    let body = r#"{"serviceErrorCode":65600,"message":"Invalid access token","status":401}"#;
+    let mut response = Response::new(body.to_owned());
+    *response.status_mut() = StatusCode::UNAUTHORIZED;
+    response
+}
+
+/// A service with all defaults in front of `inner`.
+pub fn stack<S>(issuer: &Issuer, inner: S) -> ClientCredentials<S, CloneBody> {
+    tower::ServiceBuilder::new()
+        .layer(ClientCredentialsLayer::new(issuer.service()))
+        .service(inner)
+}
+
+/// A request with a body that is worth replaying.
+pub fn request() -> Request<String> {
+    Request::post("https://api.linkedin.com/v2/people")
+        .body("name=Ada".to_owned())
+        .unwrap()
+}
+
+/// Makes one call, readiness included, on a clone of the service.
+pub async fn call<S>(service: &S) -> Result<Response<String>, BoxError>
+where
+    S: Service<Request<String>, Response = Response<String>, Error = BoxError> + Clone,
+{
+    service.clone().oneshot(request()).await
+}
+
+/// Lets every other task run until it waits for something.
+pub async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
