@@ -26,14 +26,13 @@ impl Moment {
         }
     }
 
-    /// The moment `duration` later; no later than the clocks can show.
+    /// The moment `duration` later; decades at most, which every clock can show.
     pub(crate) fn after(self, duration: Duration) -> Self {
+        const FARTHEST: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+        let duration = duration.min(FARTHEST);
         Self {
-            monotonic: self
-                .monotonic
-                .checked_add(duration)
-                .unwrap_or(self.monotonic),
-            wall: self.wall.checked_add(duration).unwrap_or(self.wall),
+            monotonic: self.monotonic + duration,
+            wall: self.wall + duration,
         }
     }
 

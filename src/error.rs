@@ -88,6 +88,26 @@ impl Error {
         Self::with_source(Kind::TokenService { transient: false }, source)
     }
 
+    /// Wraps an error of a token service that asking again may mend, and says after how long.
+    ///
+    /// Any other error of a token service counts as transient as well; this is for servers that say
+    /// when they want to be asked again. `None` leaves the pause to the cache.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tower_client_credentials::Error;
+    ///
+    /// let error = Error::transient("too many requests", Some(Duration::from_secs(5)));
+    /// assert!(error.is_token_service() && error.is_transient());
+    /// assert_eq!(error.retry_after(), Some(Duration::from_secs(5)));
+    /// ```
+    pub fn transient(source: impl Into<BoxError>, retry_after: Option<Duration>) -> Self {
+        Self::with_source(Kind::TokenService { transient: true }, source)
+            .with_retry_after(retry_after)
+    }
+
     /// Whether a setting can never work: a token URL that is none, an empty client id.
     pub fn is_configuration(&self) -> bool {
         matches!(self.inner.kind, Kind::Configuration(_))
@@ -215,7 +235,7 @@ impl Error {
     pub(crate) fn from_token_service(error: BoxError) -> Self {
         match error.downcast::<Self>() {
             Ok(ours) => *ours,
-            Err(other) => Self::with_source(Kind::TokenService { transient: true }, other),
+            Err(other) => Self::transient(other, None),
         }
     }
 

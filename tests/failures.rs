@@ -1,0 +1,295 @@
+//! A token service that fails: retries inside the flight, one error for all, and a pause after it.
+
+mod support;
+
+use std::{
+    error::Error as _,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::join_all;
+use support::{Api, Failure, Issuer, call, settle, stack};
+use tokio::time::{Instant, advance};
+use tower::{BoxError, service_fn};
+use tower_client_credentials::{AccessToken, Error, TokenCache, TokenRequest};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Answers with whatever the function makes of the number of the attempt; notes when it was asked.
+fn scripted(
+    answer: impl Fn(usize) -> Result<AccessToken, BoxError> + Send + Sync + 'static,
+) -> (TokenCache, Arc<Mutex<Vec<Instant>>>) {
+    let attempts: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let (noted, answer) = (attempts.clone(), Arc::new(answer));
+    let cache = TokenCache::new(service_fn(move |_: TokenRequest| {
+        let (noted, answer) = (noted.clone(), answer.clone());
+        async move {
+            let mut noted = noted.lock().unwrap();
+            noted.push(Instant::now());
+            answer(noted.len())
+        }
+    }));
+    (cache, attempts)
+}
+
+fn token(number: usize) -> Result<AccessToken, BoxError> {
+    Ok(AccessToken::new(format!("token-{number}"))?)
+}
+
+fn pauses(attempts: &Mutex<Vec<Instant>>) -> Vec<Duration> {
+    let attempts = attempts.lock().unwrap();
+    attempts.windows(2).map(|pair| pair[1] - pair[0]).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn transient_errors_are_retried_inside_the_flight() {
+    let (cache, attempts) = scripted(|attempt| match attempt {
+        1 | 2 => Err("connection refused".into()),
+        _ => token(attempt),
+    });
+
+    let tokens = join_all((0..100).map(|_| cache.token())).await;
+
+    assert!(
+        tokens
+            .iter()
+            .all(|token| token.as_ref().unwrap().expose() == "token-3")
+    );
+    assert_eq!(attempts.lock().unwrap().len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_between_attempts_are_drawn_up_to_200_ms_and_then_400_ms() {
+    let mut first = Vec::new();
+    let mut second = Vec::new();
+    for _ in 0..200 {
+        let (cache, attempts) = scripted(|_| Err("connection refused".into()));
+        cache.token().await.unwrap_err();
+        let pauses = pauses(&attempts);
+        assert_eq!(pauses.len(), 2);
+        first.push(pauses[0]);
+        second.push(pauses[1]);
+    }
+
+    // The timer's own resolution is a millisecond.
+    for (drawn, longest) in [(first, 202), (second, 402)] {
+        let longest = Duration::from_millis(longest);
+        assert!(drawn.iter().all(|pause| *pause <= longest));
+        assert!(
+            drawn.iter().any(|pause| *pause < longest / 5),
+            "no full jitter"
+        );
+        assert!(
+            drawn.iter().any(|pause| *pause > longest / 5 * 4),
+            "no full jitter"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn permanent_errors_are_not_retried() {
+    let (cache, attempts) = scripted(|_| Err(Error::permanent("disabled").into()));
+
+    let error = cache.token().await.unwrap_err();
+
+    assert!(!error.is_transient());
+    assert_eq!(attempts.lock().unwrap().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_of_other_token_services_count_as_transient_and_are_the_source() {
+    let (cache, _) = scripted(|_| Err("connection refused".into()));
+
+    let error = cache.token().await.unwrap_err();
+
+    assert!(error.is_token_service() && error.is_transient());
+    assert_eq!(error.to_string(), "token service failed");
+    assert_eq!(error.source().unwrap().to_string(), "connection refused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_is_obeyed_between_attempts() {
+    let (cache, attempts) = scripted(|attempt| match attempt {
+        1 => Err(Error::transient("slow down", Some(7 * SECOND)).into()),
+        _ => token(attempt),
+    });
+
+    cache.token().await.unwrap();
+
+    let pause = pauses(&attempts)[0];
+    assert!(pause >= 7 * SECOND && pause < 8 * SECOND, "{pause:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_beyond_the_deadline_ends_the_flight_at_once() {
+    let (cache, attempts) =
+        scripted(|_| Err(Error::transient("slow down", Some(90 * SECOND)).into()));
+    let start = Instant::now();
+
+    let error = cache.token().await.unwrap_err();
+
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert_eq!(error.retry_after(), Some(90 * SECOND));
+    advance(89 * SECOND).await;
+    cache.token().await.unwrap_err();
+    assert_eq!(attempts.lock().unwrap().len(), 1);
+    advance(SECOND).await;
+    cache.token().await.unwrap_err();
+    assert_eq!(attempts.lock().unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_is_obeyed_for_an_hour_at_most() {
+    let (cache, attempts) =
+        scripted(|_| Err(Error::transient("slow down", Some(Duration::MAX)).into()));
+
+    let error = cache.token().await.unwrap_err();
+
+    assert_eq!(error.retry_after(), Some(3600 * SECOND));
+    advance(3600 * SECOND).await;
+    cache.token().await.unwrap_err();
+    assert_eq!(attempts.lock().unwrap().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flight_is_bounded_in_time_whatever_it_waits_for() {
+    let (cache, attempts) =
+        scripted(|_| Err(Error::transient("slow down", Some(14 * SECOND)).into()));
+    let start = Instant::now();
+
+    cache.token().await.unwrap_err();
+
+    // Attempts at 0, 14 and 28 s; a fourth would be too late and is not allowed anyway.
+    assert_eq!(attempts.lock().unwrap().len(), 3);
+    assert!(start.elapsed() <= 30 * SECOND, "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn timeout_names_what_went_wrong_before_it() {
+    let has_failed = Arc::new(AtomicBool::new(false));
+    let cache = TokenCache::new(service_fn(move |_: TokenRequest| {
+        let is_first = !has_failed.swap(true, Ordering::SeqCst);
+        async move {
+            if is_first {
+                return Err::<AccessToken, BoxError>("connection refused".into());
+            }
+            std::future::pending().await
+        }
+    }));
+
+    let error = cache.token().await.unwrap_err();
+
+    assert!(error.is_timeout());
+    let last = error.source().unwrap();
+    assert_eq!(last.to_string(), "token service failed");
+    assert_eq!(last.source().unwrap().to_string(), "connection refused");
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_shared_by_all_who_waited() {
+    let issuer = Issuer::new().latency(Duration::from_millis(50));
+    issuer.fail(Failure::Permanent);
+    let service = stack(&issuer, Api::accepting_all().service());
+
+    let errors = join_all((0..1000).map(|_| call(&service))).await;
+
+    assert_eq!(issuer.requests(), 1);
+    for error in errors {
+        let error = error.unwrap_err();
+        let error = error.downcast_ref::<Error>().unwrap();
+        assert!(error.is_token_service());
+        assert!(error.retry_after().is_some());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_are_short_and_honest_about_when_the_next_attempt_is() {
+    let issuer = Issuer::new();
+    issuer.fail(Failure::Permanent);
+    let cache = issuer.cache();
+    let first = cache.token().await.unwrap_err();
+    let pause = first.retry_after().unwrap();
+    assert!(
+        pause >= SECOND * 4 / 5 && pause <= SECOND * 6 / 5,
+        "{pause:?}"
+    );
+
+    // The same error at once, and how long it will be the answer.
+    advance(pause / 2).await;
+    let start = Instant::now();
+    let second = cache.token().await.unwrap_err();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert_eq!(second.to_string(), first.to_string());
+    assert_eq!(second.retry_after(), Some(pause - pause / 2));
+    advance(pause - pause / 2 - Duration::from_nanos(1)).await;
+    cache.token().await.unwrap_err();
+    assert_eq!(issuer.requests(), 1);
+
+    // Then the token service is asked again.
+    issuer.fail(None);
+    advance(Duration::from_nanos(1)).await;
+    assert_eq!(cache.token().await.unwrap().expose(), "token-2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_after_failures_double_to_a_minute_and_start_over_after_a_success() {
+    let issuer = Issuer::new().lifetime(Duration::ZERO);
+    let cache = issuer.cache();
+    for _ in 0..2 {
+        issuer.fail(Failure::Permanent);
+        for expected in [1, 2, 4, 8, 16, 32, 60, 60, 60] {
+            let pause = cache.token().await.unwrap_err().retry_after().unwrap();
+            let expected = expected * SECOND;
+            assert!(
+                pause >= expected * 4 / 5 && pause <= expected * 6 / 5,
+                "{pause:?}"
+            );
+            advance(pause).await;
+        }
+        issuer.fail(None);
+        cache.token().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn outage_that_is_shorter_than_the_token_is_noticed_by_nobody() {
+    let issuer = Issuer::new();
+    let service = stack(&issuer, Api::accepting_all().service());
+    call(&service).await.unwrap();
+
+    issuer.fail(Failure::Transient);
+    for second in 0..1790 + 600 {
+        if second == 1700 {
+            issuer.fail(None);
+        }
+        call(&service).await.expect("a token that lives is used");
+        settle().await;
+        advance(SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn outage_that_is_longer_than_the_token_costs_few_token_requests() {
+    let issuer = Issuer::new();
+    let service = stack(&issuer, Api::accepting_all().service());
+    call(&service).await.unwrap();
+    issuer.fail(Failure::Transient);
+    advance(1800 * SECOND).await;
+
+    // An hour of calls, ten a second.
+    let before = issuer.requests();
+    for _ in 0..36_000 {
+        let start = Instant::now();
+        call(&service).await.unwrap_err();
+        assert!(start.elapsed() < SECOND);
+        advance(Duration::from_millis(100)).await;
+    }
+
+    // A flight of three attempts each minute once the pauses have grown.
+    let requests = issuer.requests() - before;
+    assert!((150..=260).contains(&requests), "{requests}");
+}
