@@ -153,7 +153,7 @@ pub use crate::{
     future::ResponseFuture,
     layer::ClientCredentialsLayer,
     outcome::NotReplayed,
-    replay::{CloneBody, CloneWith, Never, NoReplay, Replay},
+    replay::{Buffered, CloneBody, CloneWith, Never, NoReplay, Replay, ReplayBody},
     service::ClientCredentials,
     token::{AccessToken, Rejection, TokenCache, TokenCacheBuilder, TokenParameters, TokenRequest},
 };

@@ -4,14 +4,19 @@
 //! |---|---|---|
 //! | [`CloneBody`] (default) | bodies whose clone is a second body: `Full<Bytes>`, `Empty`, `String` | a clone |
 //! | [`CloneWith`] | bodies with a copying function of their own, such as kube's `Body::try_clone` | what the function returns |
+//! | [`Buffered`] | every streaming body | its frames, up to a limit |
 //! | [`Never`] | all | nothing: a rejected request is not sent again |
 
+mod buffered;
 mod clone;
 mod never;
+mod replay_body;
 
 pub use self::{
+    buffered::{Buffered, KeptFrames, Map},
     clone::{CloneBody, CloneWith, Kept},
     never::Never,
+    replay_body::ReplayBody,
 };
 
 /// Decides how the body of a request can be sent a second time.
@@ -49,6 +54,7 @@ pub use self::{
     message = "`{Self}` cannot send a request body of type `{B}` a second time",
     note = "`CloneBody`, the default, needs a body that is `Clone`",
     note = "use `.replay(CloneWith(f))` if the body has a copying function of its own",
+    note = "use `.replay(Buffered::new(limit))` to remember what is sent of any other body",
     note = "use `.never_retry()` to send every request once"
 )]
 pub trait Replay<B> {
