@@ -157,9 +157,10 @@ impl Error {
 
     /// Whether asking again may help.
     ///
-    /// Transport errors, timeouts, panics, errors of other token services, and the replies 408,
-    /// 425, 429, 5xx, `temporarily_unavailable`, `server_error` and `slow_down` are transient; all
-    /// else is permanent.
+    /// Transport errors, timeouts, panics, errors of other token services and of functions given to
+    /// [`ClientAuth`](crate::ClientAuth), and the replies 408, 425, 429, 5xx,
+    /// `temporarily_unavailable`, `server_error` and `slow_down` are transient; all else is
+    /// permanent.
     pub fn is_transient(&self) -> bool {
         match &self.inner.kind {
             Kind::Refused(refusal) => refusal.is_transient(),
@@ -268,7 +269,7 @@ impl fmt::Display for Error {
             Kind::InvalidReply(status, fact) => {
                 write!(f, "token endpoint answered {} with no token: {fact}", status.as_u16())
             }
-            Kind::Transport => f.write_str("HTTP client could not reach the token endpoint"),
+            Kind::Transport => f.write_str("HTTP client brought no reply of the token endpoint"),
             Kind::ClientAuth => {
                 f.write_str("function for client credentials or an assertion failed")
             }

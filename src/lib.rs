@@ -158,5 +158,15 @@ pub use crate::{
     token::{AccessToken, Rejection, TokenCache, TokenCacheBuilder, TokenParameters, TokenRequest},
 };
 
+/// What the fuzz targets reach that is not public.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    /// Whether a response rejects the token, by the default verdict.
+    pub fn is_rejection<B>(response: &http::Response<B>) -> bool {
+        crate::verdict::Verdict::of(response) == crate::verdict::Verdict::Rejected
+    }
+}
+
 /// The error type of the layer's service, as tower has it.
 pub use tower::BoxError;

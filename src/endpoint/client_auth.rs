@@ -22,7 +22,7 @@ use crate::{Error, error::Kind};
 /// | [`none`](Self::none) | `none`, `tls_client_auth` | `client_id` in the form |
 /// | [`assertion`](Self::assertion) | `private_key_jwt`, `client_secret_jwt` | `client_id` and `client_assertion` in the form |
 ///
-/// Cloning copies no secret that a function brings. `Debug` shows the client id and no secret.
+/// `Debug` shows the client id and no secret.
 ///
 /// # Examples
 ///
@@ -196,7 +196,7 @@ impl ClientAuth {
     pub(super) fn check(&self) -> Result<(), Error> {
         match &self.0 {
             Method::Fixed(credentials) => credentials.check(),
-            Method::Assertion { id, .. } => check_id(id),
+            Method::Assertion { id, .. } => check_present("client id", id),
             Method::FromFn(_) => Ok(()),
         }
     }
@@ -269,13 +269,11 @@ impl Credentials {
         }
     }
 
-    /// Whether both prove the same: assertions differ each time, so only their clients count.
+    /// Whether the server would judge both alike.
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        let proof = |credentials: &Self| match credentials {
-            Self::Assertion { .. } => None,
-            other => other.secret().map(|secret| secret.expose().to_owned()),
-        };
-        self.method() == other.method() && self.id() == other.id() && proof(self) == proof(other)
+        self.method() == other.method()
+            && self.id() == other.id()
+            && self.lasting_secret() == other.lasting_secret()
     }
 
     /// The secret in every form that was sent and that a server may echo.
@@ -295,23 +293,19 @@ impl Credentials {
     }
 
     fn check(&self) -> Result<(), Error> {
-        check_id(self.id())?;
-        if let Self::BasicRaw { id, .. } = self {
-            if id.contains(':') {
-                return Err(Error::configuration(
-                    "client id holds a colon, which basic_raw cannot send; use basic",
-                ));
+        check_present("client id", self.id())?;
+        match self {
+            Self::BasicRaw { id, .. } if id.contains(':') => Err(Error::configuration(
+                "client id holds a colon, which basic_raw cannot send; use basic",
+            )),
+            Self::Basic { secret, .. }
+            | Self::BasicRaw { secret, .. }
+            | Self::RequestBody { secret, .. } => check_text("client secret", secret.expose()),
+            Self::Assertion { assertion, .. } => {
+                check_present("client assertion", assertion.expose())
             }
+            Self::None { .. } => Ok(()),
         }
-        if let Self::Assertion { assertion, .. } = self {
-            check_text("client assertion", assertion.expose())?;
-            if assertion.expose().is_empty() {
-                return Err(Error::configuration("client assertion is empty"));
-            }
-        }
-        self.secret().map_or(Ok(()), |secret| {
-            check_text("client secret", secret.expose())
-        })
     }
 
     fn method(&self) -> &'static str {
@@ -344,6 +338,14 @@ impl Credentials {
         }
     }
 
+    /// Assertions differ each time, so only their clients count.
+    fn lasting_secret(&self) -> Option<&str> {
+        match self {
+            Self::Assertion { .. } => None,
+            other => other.secret().map(ClientSecret::expose),
+        }
+    }
+
     /// What follows `Basic` in the header (RFC 7617 §2).
     fn user_pass(&self) -> String {
         let secret = self.secret().map_or("", ClientSecret::expose);
@@ -365,11 +367,11 @@ fn percent_encoded(text: &str) -> String {
     utf8_percent_encode(text, PERCENT_ENCODED).to_string()
 }
 
-fn check_id(id: &str) -> Result<(), Error> {
-    if id.is_empty() {
-        return Err(Error::configuration("client id is empty"));
+fn check_present(what: &str, text: &str) -> Result<(), Error> {
+    if text.is_empty() {
+        return Err(Error::configuration(format!("{what} is empty")));
     }
-    check_text("client id", id)
+    check_text(what, text)
 }
 
 /// RFC 6749 Appendix A allows printable ASCII only; other letters harm nobody.

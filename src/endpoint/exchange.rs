@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{
-    HeaderMap, HeaderValue, Request, Response,
+    HeaderMap, HeaderValue, Method, Request, Response,
     header::{ACCEPT, CONTENT_TYPE},
 };
 use http_body::Body;
@@ -118,13 +118,12 @@ impl Exchange {
         }
         add_further(&mut form, &self.parameters, asked)?;
 
-        let mut request = Request::post(self.url.uri().clone())
-            .body(Bytes::from(
-                form_urlencoded::Serializer::new(String::new())
-                    .extend_pairs(form)
-                    .finish(),
-            ))
-            .expect("a parsed URL makes a request");
+        let form = form_urlencoded::Serializer::new(String::new())
+            .extend_pairs(form)
+            .finish();
+        let mut request = Request::new(Bytes::from(form));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.url.uri().clone();
         *request.headers_mut() = headers;
         Ok(request)
     }

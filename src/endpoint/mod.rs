@@ -117,8 +117,9 @@ pub struct TokenEndpoint {
 impl TokenEndpoint {
     /// Asks the token endpoint at `url`, with the given HTTP client and client authentication.
     ///
-    /// `url` may be a `&str`, a `String` or a [`Uri`]. The request body type of the client is found
-    /// by inference; clients that take several need it named, as in `|_: http::Request<Full<Bytes>>|`.
+    /// `url` may be a `&str`, a `String` or a [`Uri`]. The body type of the client's requests is found
+    /// by inference; for a client that takes several, name it:
+    /// `TokenEndpoint::new::<_, Full<Bytes>, _>(..)`.
     ///
     /// A client that follows redirects would send a POST on as a GET; the endpoint reports redirects
     /// as errors that say where it moved to.
@@ -168,7 +169,7 @@ impl TokenEndpoint {
     /// Asks LinkedIn for 2-legged tokens.
     ///
     /// Sends id and secret in the form, as LinkedIn documents it; its documented errors say
-    /// [what to do](Error::advice) about them. LinkedIn knows no scopes here.
+    /// [what to do](Error::advice) about them.
     ///
     /// # Errors
     ///

@@ -104,23 +104,15 @@ fn shown(uri: &Uri) -> Option<String> {
     })
 }
 
-/// Names only `localhost` itself: what `*.localhost` is, the resolver decides.
+/// What other names, such as `*.localhost` and `127.1`, lead to, the resolver decides.
 fn is_loopback(host: &str) -> bool {
-    let bare = host.strip_suffix('.').unwrap_or(host);
-    if bare.eq_ignore_ascii_case("localhost") {
-        return true;
-    }
-    match host
+    let name = host.strip_suffix('.').unwrap_or(host);
+    let v6 = host
         .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-    {
-        Some(v6) => v6
-            .parse()
-            .is_ok_and(|address: Ipv6Addr| address.is_loopback()),
-        None => bare
-            .parse()
-            .is_ok_and(|address: Ipv4Addr| address.is_loopback()),
-    }
+        .and_then(|host| host.strip_suffix(']'));
+    name.eq_ignore_ascii_case("localhost")
+        || host.parse().is_ok_and(|v4: Ipv4Addr| v4.is_loopback())
+        || v6.is_some_and(|v6| v6.parse().is_ok_and(|v6: Ipv6Addr| v6.is_loopback()))
 }
 
 #[cfg(test)]
@@ -143,6 +135,7 @@ mod tests {
             "a.localhost",
             "128.0.0.1",
             "127.0.0.1.example",
+            "127.0.0.1.",
             "::1",
             "[::2]",
             "127.1",

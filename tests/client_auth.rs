@@ -1,0 +1,860 @@
+//! What a token request says, and how the client proves who it is: one test per method.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    fmt,
+    future::Future,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response, Uri, header};
+use http_body_util::Full;
+use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower_client_credentials::{
+    AccessToken, ClientAuth, ClientSecret, Error, TokenEndpoint, TokenParameters, TokenRequest,
+};
+
+const URL: &str = "https://auth.example/token?tenant=7";
+const TOKEN: &str = r#"{"access_token":"token-1"}"#;
+const INVALID_CLIENT: &str = r#"{"error":"invalid_client"}"#;
+
+// --- The methods ---
+
+#[tokio::test]
+async fn basic_sends_percent_encoded_credentials_in_a_sensitive_header() {
+    let server = Server::default();
+
+    server
+        .ask(ClientAuth::basic("my id", "a/b=c+d-._"))
+        .await
+        .unwrap();
+
+    let sent = server.only_request();
+    assert_eq!(sent.form, [("grant_type", "client_credentials")]);
+    assert_eq!(sent.basic().unwrap(), "my%20id:a%2Fb%3Dc%2Bd-._");
+    assert!(sent.head.headers[header::AUTHORIZATION].is_sensitive());
+}
+
+#[tokio::test]
+async fn basic_encodes_the_example_of_the_rfc_with_a_space_as_percent_20() {
+    let server = Server::default();
+
+    // RFC 6749 Appendix B.
+    server.ask(ClientAuth::basic("id", " %&+£€")).await.unwrap();
+
+    assert_eq!(
+        server.only_request().basic().unwrap(),
+        "id:%20%25%26%2B%C2%A3%E2%82%AC"
+    );
+}
+
+#[tokio::test]
+async fn basic_carries_every_printable_character() {
+    let server = Server::default();
+    let every = every_printable();
+
+    server
+        .ask(ClientAuth::basic(&every, every.as_str()))
+        .await
+        .unwrap();
+
+    let basic = server.only_request().basic().unwrap();
+    let (id, secret) = basic.split_once(':').unwrap();
+    assert_eq!(
+        (form_decoded(id), form_decoded(secret)),
+        (every.clone(), every)
+    );
+}
+
+#[tokio::test]
+async fn basic_raw_sends_credentials_as_they_are() {
+    let server = Server::default();
+    let every = every_printable();
+
+    server
+        .ask(ClientAuth::basic_raw("my id", every.as_str()))
+        .await
+        .unwrap();
+
+    let sent = server.only_request();
+    assert_eq!(sent.basic().unwrap(), format!("my id:{every}"));
+    assert!(sent.head.headers[header::AUTHORIZATION].is_sensitive());
+}
+
+#[tokio::test]
+async fn request_body_sends_id_and_secret_in_the_form_alone() {
+    let server = Server::default();
+
+    server
+        .ask(ClientAuth::request_body("my-client", "/+="))
+        .await
+        .unwrap();
+
+    let sent = server.only_request();
+    assert_eq!(
+        sent.form,
+        [
+            ("grant_type", "client_credentials"),
+            ("client_id", "my-client"),
+            ("client_secret", "/+="),
+        ]
+    );
+    assert!(sent.head.headers.get(header::AUTHORIZATION).is_none());
+}
+
+#[tokio::test]
+async fn request_body_carries_every_printable_character() {
+    let server = Server::default();
+    let every = every_printable() + "£€";
+
+    server
+        .ask(ClientAuth::request_body(&every, every.as_str()))
+        .await
+        .unwrap();
+
+    let sent = server.only_request();
+    assert_eq!(
+        sent.form[1..],
+        [("client_id", every.as_str()), ("client_secret", &every)]
+    );
+}
+
+#[tokio::test]
+async fn none_sends_the_client_id_and_no_proof() {
+    let server = Server::default();
+
+    server.ask(ClientAuth::none("my-client")).await.unwrap();
+
+    let sent = server.only_request();
+    assert_eq!(
+        sent.form,
+        [
+            ("grant_type", "client_credentials"),
+            ("client_id", "my-client")
+        ]
+    );
+    assert!(sent.head.headers.get(header::AUTHORIZATION).is_none());
+}
+
+#[tokio::test]
+async fn assertion_is_made_anew_for_every_attempt_with_the_token_url() {
+    let server = Server::default();
+    let made = Arc::new(AtomicUsize::new(0));
+    let auth = ClientAuth::assertion("my-client", move |url: Uri| {
+        let jti = made.fetch_add(1, Ordering::Relaxed);
+        async move { Ok::<_, Infallible>(format!("jwt-{jti} for {url}")) }
+    });
+    let mut tokens = server.endpoint(auth);
+
+    for _ in 0..2 {
+        tokens.call(TokenRequest::default()).await.unwrap();
+    }
+
+    for (jti, sent) in server.requests().iter().enumerate() {
+        assert_eq!(
+            sent.form,
+            [
+                ("grant_type", "client_credentials"),
+                ("client_id", "my-client"),
+                (
+                    "client_assertion_type",
+                    "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+                ),
+                ("client_assertion", &format!("jwt-{jti} for {URL}")),
+            ]
+        );
+    }
+}
+
+#[tokio::test]
+async fn assertion_may_need_the_permit_of_the_client() {
+    let server = Server::default();
+    let http = ServiceBuilder::new()
+        .concurrency_limit(1)
+        .service(server.http());
+    let signer = http.clone();
+    // Signs with a request of its own.
+    let auth = ClientAuth::assertion("my-client", move |_| {
+        let request = Request::get("https://signer.example/")
+            .body(Full::default())
+            .unwrap();
+        let signed = signer.clone().oneshot(request);
+        async { signed.await.map(|_| "jwt") }
+    });
+    let mut tokens = TokenEndpoint::new(http, URL, auth).unwrap();
+
+    let ready = tokens.ready().await.unwrap();
+    let token = ready.call(TokenRequest::default()).await.unwrap();
+
+    assert_eq!(token.expose(), "token-1");
+}
+
+// --- Rotation ---
+
+#[tokio::test]
+async fn rotated_credentials_are_tried_once_more() {
+    for refusal in [INVALID_CLIENT, r#"{"error":"invalid_client_id"}"#] {
+        let server = Server::answering([(401, refusal), (200, TOKEN)]);
+
+        let token = server.ask(rotating(["old", "new"])).await.unwrap();
+
+        assert_eq!(token.expose(), "token-1");
+        assert_eq!(server.secrets(), ["old", "new"]);
+    }
+}
+
+#[tokio::test]
+async fn rotated_credentials_are_tried_no_third_time() {
+    let server = Server::answering([(401, INVALID_CLIENT), (401, INVALID_CLIENT)]);
+
+    let error = server
+        .ask(rotating(["one", "two", "three"]))
+        .await
+        .unwrap_err();
+
+    assert_eq!(error.code(), Some("invalid_client"));
+    assert_eq!(server.secrets(), ["one", "two"]);
+}
+
+#[tokio::test]
+async fn credentials_that_did_not_change_are_not_tried_again() {
+    let server = Server::answering([(401, INVALID_CLIENT)]);
+
+    let error = server.ask(rotating(["same", "same"])).await.unwrap_err();
+
+    assert_eq!(error.code(), Some("invalid_client"));
+    assert_eq!(server.secrets(), ["same"]);
+}
+
+#[tokio::test]
+async fn another_refusal_is_no_reason_to_rotate() {
+    let server = Server::answering([(400, r#"{"error":"invalid_scope"}"#)]);
+
+    let error = server.ask(rotating(["old", "new"])).await.unwrap_err();
+
+    assert_eq!(error.code(), Some("invalid_scope"));
+    assert_eq!(server.secrets(), ["old"]);
+}
+
+#[tokio::test]
+async fn a_function_that_fails_after_a_refusal_leaves_the_refusal() {
+    let server = Server::answering([(401, INVALID_CLIENT)]);
+
+    let error = server.ask(rotating(["only"])).await.unwrap_err();
+
+    assert_eq!(error.code(), Some("invalid_client"));
+}
+
+#[tokio::test]
+async fn a_change_of_method_is_a_rotation() {
+    let server = Server::answering([(401, INVALID_CLIENT), (200, TOKEN)]);
+    let auth = from_list([
+        ClientAuth::basic("id", "s"),
+        ClientAuth::request_body("id", "s"),
+    ]);
+
+    server.ask(auth).await.unwrap();
+
+    assert_eq!(server.requests().len(), 2);
+}
+
+#[tokio::test]
+async fn a_new_assertion_of_the_same_client_is_no_rotation() {
+    let server = Server::answering([(401, INVALID_CLIENT)]);
+    let assertion =
+        |jwt: &'static str| ClientAuth::assertion("id", move |_| async move { infallible(jwt) });
+
+    let error = server
+        .ask(from_list([assertion("a"), assertion("b")]))
+        .await
+        .unwrap_err();
+
+    assert_eq!(error.code(), Some("invalid_client"));
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn fixed_credentials_are_sent_once() {
+    let server = Server::answering([(401, INVALID_CLIENT)]);
+
+    let error = server
+        .ask(ClientAuth::request_body("id", "wrong"))
+        .await
+        .unwrap_err();
+
+    assert_eq!(error.code(), Some("invalid_client"));
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_failing_function_is_transient_unless_it_says_otherwise() {
+    let server = Server::default();
+    let broken = || Err::<&str, _>(BoxError::from("signer is away"));
+    let revoked = || Err::<&str, _>(Error::permanent("key was revoked"));
+
+    let transient = server.ask(ClientAuth::assertion(
+        "id",
+        move |_| async move { broken() },
+    ));
+    let permanent = server.ask(ClientAuth::assertion(
+        "id",
+        move |_| async move { revoked() },
+    ));
+    let (transient, permanent) = (transient.await.unwrap_err(), permanent.await.unwrap_err());
+
+    assert!(transient.is_client_auth() && transient.is_transient());
+    assert_eq!(
+        chain(&transient),
+        [
+            "function for client credentials or an assertion failed",
+            "signer is away",
+        ]
+    );
+    assert!(permanent.is_token_service() && !permanent.is_transient());
+    assert!(server.requests().is_empty());
+}
+
+// --- What can never work ---
+
+#[test]
+fn ids_and_secrets_that_cannot_work_are_refused_without_being_shown() {
+    for (auth, message) in [
+        (ClientAuth::none(""), "client id is empty"),
+        (ClientAuth::basic("", "MARK"), "client id is empty"),
+        (
+            ClientAuth::assertion("", |_| async { infallible("MARK") }),
+            "client id is empty",
+        ),
+        (
+            ClientAuth::none("MARK\n"),
+            "client id ends with a line break or another control character; trim what was read \
+             from a file",
+        ),
+        (
+            ClientAuth::request_body("id", "MARK\r\n"),
+            "client secret ends with a line break or another control character; trim what was \
+             read from a file",
+        ),
+        (
+            ClientAuth::basic("id", "MA\0RK"),
+            "client secret holds a control character",
+        ),
+        (
+            ClientAuth::basic_raw("MA:RK", "s"),
+            "client id holds a colon, which basic_raw cannot send; use basic",
+        ),
+    ] {
+        let error = TokenEndpoint::new(Server::default().http(), URL, auth).unwrap_err();
+
+        assert!(error.is_configuration() && !error.is_transient());
+        assert_eq!(error.to_string(), message);
+        assert!(!format!("{error:?}").contains("MA"), "{error:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_function_gives_is_checked_when_it_is_used() {
+    let nested = || ClientAuth::from_fn(|| async { infallible(ClientAuth::none("id")) });
+    for (auth, message) in [
+        (from_list([ClientAuth::none("")]), "client id is empty"),
+        (
+            ClientAuth::assertion("id", |_| async { infallible("") }),
+            "client assertion is empty",
+        ),
+        (
+            ClientAuth::assertion("id", |_| async { infallible("MARK\n") }),
+            "client assertion ends with a line break or another control character; trim what was \
+             read from a file",
+        ),
+        (
+            from_list([nested()]),
+            "function for client credentials gave another from_fn; give the credentials",
+        ),
+    ] {
+        let server = Server::default();
+
+        let error = server.ask(auth).await.unwrap_err();
+
+        assert!(error.is_configuration());
+        assert_eq!(error.to_string(), message);
+        assert!(server.requests().is_empty());
+    }
+}
+
+#[test]
+fn token_urls_that_cannot_work_are_refused_without_being_shown() {
+    for (url, message) in [
+        ("", "token URL is not a valid URL"),
+        ("https://exa mple/MARK", "token URL is not a valid URL"),
+        (
+            "/MARK",
+            "token URL has to be absolute, such as https://auth.example/oauth/token",
+        ),
+        (
+            "auth.example",
+            "token URL has to be absolute, such as https://auth.example/oauth/token",
+        ),
+        (
+            "ftp://MARK/",
+            "token URL has to be absolute, such as https://auth.example/oauth/token",
+        ),
+        ("https://:80/MARK", "token URL names no host"),
+        (
+            "https://auth.example:99999/MARK",
+            "token URL names a port that is no port number",
+        ),
+        (
+            "https://auth.example/MARK#top",
+            "token URL has a fragment, which a token URL must not have",
+        ),
+        (
+            "https://me:MARK@auth.example/",
+            "token URL carries user information; give the credentials to ClientAuth instead",
+        ),
+    ] {
+        let auth = ClientAuth::none("id");
+        let error = TokenEndpoint::new(Server::default().http(), url, auth).unwrap_err();
+
+        assert!(error.is_configuration());
+        assert_eq!(error.to_string(), message, "{url}");
+        assert!(!format!("{error:?}").contains("MARK"));
+    }
+}
+
+#[test]
+fn token_urls_are_taken_as_text_and_as_uri() {
+    let http = || Server::default().http();
+    let auth = || ClientAuth::none("id");
+    let uri = Uri::from_static("https://auth.example");
+
+    assert!(TokenEndpoint::new(http(), "HTTPS://auth.example:443/t?tenant=7", auth()).is_ok());
+    assert!(TokenEndpoint::new(http(), String::from("https://[::1]/"), auth()).is_ok());
+    assert!(TokenEndpoint::new(http(), &uri, auth()).is_ok());
+    assert!(TokenEndpoint::new(http(), uri, auth()).is_ok());
+}
+
+#[tokio::test]
+async fn credentials_never_travel_over_plain_http_unless_allowed() {
+    for host in [
+        "auth.example",
+        "AUTH.EXAMPLE:80",
+        "localhost.example",
+        "10.0.0.1",
+        "[::2]",
+    ] {
+        let server = Server::default();
+        let url = format!("HTTP://{host}/token");
+        let tokens = server
+            .endpoint(ClientAuth::basic("id", "s"))
+            .url(url)
+            .unwrap();
+
+        let error = tokens
+            .clone()
+            .oneshot(TokenRequest::default())
+            .await
+            .unwrap_err();
+        assert!(error.is_configuration() && !error.is_transient());
+        assert!(error.to_string().contains("plain http"));
+        assert!(server.requests().is_empty(), "{host}");
+
+        tokens
+            .allow_http()
+            .oneshot(TokenRequest::default())
+            .await
+            .unwrap();
+        assert_eq!(server.requests().len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn plain_http_to_loopback_needs_no_leave() {
+    for host in [
+        "localhost:8080",
+        "LOCALHOST.",
+        "127.0.0.1",
+        "127.1.2.3:1",
+        "[::1]:8080",
+    ] {
+        let server = Server::default();
+        let url: Uri = format!("http://{host}/token").parse().unwrap();
+        let tokens = server.endpoint(ClientAuth::none("id")).url(url).unwrap();
+
+        tokens.oneshot(TokenRequest::default()).await.unwrap();
+
+        assert_eq!(server.requests().len(), 1, "{host}");
+    }
+}
+
+// --- The request ---
+
+#[tokio::test]
+async fn nothing_of_the_client_is_in_the_url() {
+    for auth in [
+        ClientAuth::basic("MARK", "MARK"),
+        ClientAuth::basic_raw("MARK", "MARK"),
+        ClientAuth::request_body("MARK", "MARK"),
+        ClientAuth::none("MARK"),
+        ClientAuth::assertion("MARK", |_| async { infallible("MARK") }),
+        rotating(["MARK"]),
+    ] {
+        let server = Server::default();
+
+        server.ask(auth).await.unwrap();
+
+        let sent = server.only_request();
+        assert_eq!(sent.head.method, "POST");
+        assert_eq!(sent.head.uri, URL);
+    }
+}
+
+#[tokio::test]
+async fn scopes_are_joined_and_what_may_repeat_does() {
+    let server = Server::default();
+    let tokens = server
+        .endpoint(ClientAuth::none("id"))
+        .scope("a b")
+        .resource("https://r/1")
+        .audience("one")
+        .param("x", "1")
+        .param("x", "2");
+    let asked = TokenParameters::default()
+        .scope("b c a")
+        .resource("https://r/2")
+        .audience("two")
+        .param("x", "1");
+
+    tokens.oneshot(TokenRequest::new(asked)).await.unwrap();
+
+    assert_eq!(
+        server.only_request().form[2..],
+        [
+            ("scope", "a b c"),
+            ("resource", "https://r/1"),
+            ("resource", "https://r/2"),
+            ("audience", "one"),
+            ("audience", "two"),
+            ("x", "1"),
+            ("x", "2"),
+            ("x", "1"),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_parameter_that_is_sent_already_is_refused() {
+    for (name, auth, refused) in [
+        ("grant_type", ClientAuth::basic("id", "s"), true),
+        ("client_id", ClientAuth::request_body("id", "s"), true),
+        ("client_secret", ClientAuth::request_body("id", "s"), true),
+        ("client_id", ClientAuth::basic("id", "s"), false),
+        ("scope", ClientAuth::basic("id", "s"), true),
+        ("audience", ClientAuth::basic("id", "s"), false),
+    ] {
+        let server = Server::default();
+        let tokens = server.endpoint(auth).scope("a").param(name, "MARK");
+
+        let outcome = tokens.oneshot(TokenRequest::default()).await;
+
+        assert_eq!(
+            outcome.is_err_and(|error| error.is_configuration()),
+            refused,
+            "{name}"
+        );
+        assert_eq!(server.requests().is_empty(), refused, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn headers_of_the_user_are_sent_and_json_is_accepted() {
+    let server = Server::default();
+    let api_key = HeaderName::from_static("x-api-key");
+    let tokens = server
+        .endpoint(ClientAuth::basic("id", "s"))
+        .header(api_key.clone(), HeaderValue::from_static("1"))
+        .header(api_key.clone(), HeaderValue::from_static("2"))
+        .header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"))
+        .header(header::AUTHORIZATION, HeaderValue::from_static("mine"));
+
+    tokens
+        .clone()
+        .oneshot(TokenRequest::default())
+        .await
+        .unwrap();
+    let accept = HeaderValue::from_static("application/x-json");
+    let tokens = tokens.header(header::ACCEPT, accept);
+    tokens.oneshot(TokenRequest::default()).await.unwrap();
+
+    let [first, second] = server.requests().try_into().unwrap();
+    let headers = first.head.headers;
+    assert_eq!(
+        headers.get_all(api_key).iter().collect::<Vec<_>>(),
+        ["1", "2"]
+    );
+    assert_eq!(
+        headers[header::CONTENT_TYPE],
+        "application/x-www-form-urlencoded"
+    );
+    assert_eq!(headers.get_all(header::AUTHORIZATION).iter().count(), 1);
+    assert_eq!(headers[header::AUTHORIZATION], "Basic aWQ6cw==");
+    assert_eq!(headers[header::ACCEPT], "application/json");
+    assert_eq!(second.head.headers[header::ACCEPT], "application/x-json");
+}
+
+#[tokio::test]
+async fn linkedin_gets_its_credentials_in_the_form() {
+    let server = Server::default();
+    let tokens = TokenEndpoint::linkedin(server.http(), "77tt5z", "WPL_AP1.x/y+z==").unwrap();
+
+    tokens.oneshot(TokenRequest::default()).await.unwrap();
+
+    let sent = server.only_request();
+    assert_eq!(
+        sent.head.uri,
+        "https://www.linkedin.com/oauth/v2/accessToken"
+    );
+    assert_eq!(
+        sent.form,
+        [
+            ("grant_type", "client_credentials"),
+            ("client_id", "77tt5z"),
+            ("client_secret", "WPL_AP1.x/y+z=="),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn the_client_needs_neither_a_shared_nor_an_unpinned_body() {
+    // Neither Sync nor Unpin, as tonic's and async blocks' bodies are.
+    struct Body(std::cell::Cell<Option<Bytes>>, std::marker::PhantomPinned);
+
+    impl http_body::Body for Body {
+        type Data = VecDeque<u8>;
+        type Error = fmt::Error;
+
+        fn poll_frame(
+            self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+            let data = self.0.take().map(|data| data.to_vec().into());
+            std::task::Poll::Ready(data.map(|data| Ok(http_body::Frame::data(data))))
+        }
+    }
+
+    let http = service_fn(|_: Request<Vec<u8>>| async {
+        let body = std::cell::Cell::new(Some(Bytes::from_static(TOKEN.as_bytes())));
+        Ok::<_, fmt::Error>(Response::new(Body(body, std::marker::PhantomPinned)))
+    });
+    let tokens = TokenEndpoint::new(http, URL.to_owned(), ClientAuth::none("id")).unwrap();
+
+    let token = tokens.oneshot(TokenRequest::default()).await.unwrap();
+
+    assert_eq!(token.expose(), "token-1");
+}
+
+// --- Secrets ---
+
+#[test]
+fn debug_shows_no_secret() {
+    let secret = ClientSecret::from("MARK");
+    let auths = [
+        ClientAuth::basic("my-id", "MARK"),
+        ClientAuth::basic_raw("my-id", "MARK"),
+        ClientAuth::request_body("my-id", secret.clone()),
+        ClientAuth::assertion("my-id", |_| async { infallible("MARK") }),
+        rotating(["MARK"]),
+    ];
+
+    assert_eq!(format!("{secret:?}"), "ClientSecret([redacted])");
+    for auth in auths {
+        let header = HeaderValue::from_static("MARK");
+        let tokens = Server::default()
+            .endpoint(auth.clone())
+            .url("https://auth.example/token?key=MARK")
+            .unwrap()
+            .header(HeaderName::from_static("x-api-key"), header);
+        let shown = format!("{auth:?} {tokens:?} {tokens:#?}");
+
+        assert!(!shown.contains("MARK"), "{shown}");
+        assert!(shown.contains("https://auth.example/token"));
+        assert!(shown.contains("x-api-key"));
+    }
+}
+
+// --- Helpers ---
+
+/// An HTTP server that keeps what it was sent; answers as told, then with a token.
+#[derive(Clone, Default)]
+struct Server {
+    answers: Arc<Mutex<VecDeque<(u16, &'static str)>>>,
+    requests: Arc<Mutex<Vec<Sent>>>,
+}
+
+#[derive(Clone, Debug)]
+struct Sent {
+    head: http::request::Parts,
+    form: Vec<Pair>,
+}
+
+/// A parameter that compares with literals.
+#[derive(Clone, Debug)]
+struct Pair(String, String);
+
+impl Server {
+    fn answering<const N: usize>(answers: [(u16, &'static str); N]) -> Self {
+        let server = Self::default();
+        server.answers.lock().unwrap().extend(answers);
+        server
+    }
+
+    fn http(
+        &self,
+    ) -> impl Service<
+        Request<Full<Bytes>>,
+        Response = Response<String>,
+        Error = BoxError,
+        Future: Send + 'static,
+    >
+    + Clone
+    + Send
+    + Sync
+    + 'static
+    + use<> {
+        let server = self.clone();
+        service_fn(move |request: Request<Full<Bytes>>| {
+            let server = server.clone();
+            async move { server.answer(request).await }
+        })
+    }
+
+    async fn answer(&self, request: Request<Full<Bytes>>) -> Result<Response<String>, BoxError> {
+        let (head, body) = request.into_parts();
+        let body = http_body_util::BodyExt::collect(body).await?.to_bytes();
+        let pairs = std::str::from_utf8(&body)?
+            .split('&')
+            .filter(|pair| !pair.is_empty());
+        let form = pairs
+            .map(|pair| pair.split_once('=').unwrap())
+            .map(|(name, value)| Pair(form_decoded(name), form_decoded(value)))
+            .collect();
+        self.requests.lock().unwrap().push(Sent { head, form });
+
+        let answer = self.answers.lock().unwrap().pop_front();
+        let (status, body) = answer.unwrap_or((200, TOKEN));
+        Ok(Response::builder().status(status).body(body.to_owned())?)
+    }
+
+    fn endpoint(&self, auth: ClientAuth) -> TokenEndpoint {
+        TokenEndpoint::new(self.http(), URL, auth).unwrap()
+    }
+
+    fn ask(&self, auth: ClientAuth) -> impl Future<Output = Result<AccessToken, Error>> + use<> {
+        self.endpoint(auth).oneshot(TokenRequest::default())
+    }
+
+    fn requests(&self) -> Vec<Sent> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    fn only_request(&self) -> Sent {
+        let [request] = self.requests().try_into().unwrap();
+        request
+    }
+
+    /// The client secrets, in the order in which they were sent.
+    fn secrets(&self) -> Vec<String> {
+        let requests = self.requests();
+        let pairs = requests.into_iter().flat_map(|request| request.form);
+        pairs
+            .filter(|Pair(name, _)| name == "client_secret")
+            .map(|Pair(_, secret)| secret)
+            .collect()
+    }
+}
+
+impl Sent {
+    /// What the Basic header holds, after Base64.
+    fn basic(&self) -> Option<String> {
+        let value = self
+            .head
+            .headers
+            .get(header::AUTHORIZATION)?
+            .to_str()
+            .ok()?;
+        Some(base64_decoded(value.strip_prefix("Basic ")?))
+    }
+}
+
+impl PartialEq<(&str, &str)> for Pair {
+    fn eq(&self, (name, value): &(&str, &str)) -> bool {
+        self.0 == *name && self.1 == *value
+    }
+}
+
+/// Credentials that change with every call; the last call fails.
+fn rotating<const N: usize>(secrets: [&'static str; N]) -> ClientAuth {
+    from_list(secrets.map(|secret| ClientAuth::request_body("my-client", secret)))
+}
+
+fn from_list<const N: usize>(auths: [ClientAuth; N]) -> ClientAuth {
+    let auths = Mutex::new(VecDeque::from(auths));
+    ClientAuth::from_fn(move || {
+        let next = auths.lock().unwrap().pop_front();
+        async { next.ok_or("no more credentials") }
+    })
+}
+
+fn infallible<T>(value: T) -> Result<T, Infallible> {
+    Ok(value)
+}
+
+fn every_printable() -> String {
+    (' '..='~').collect()
+}
+
+fn chain(error: &dyn std::error::Error) -> Vec<String> {
+    std::iter::successors(Some(error), |error| error.source())
+        .map(ToString::to_string)
+        .collect()
+}
+
+/// Decodes as the HTML standard says, independently of the crates that encode.
+fn form_decoded(text: &str) -> String {
+    let mut bytes = text.bytes();
+    let mut decoded = Vec::new();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let hex = [bytes.next().unwrap(), bytes.next().unwrap()];
+                u8::from_str_radix(std::str::from_utf8(&hex).unwrap(), 16).unwrap()
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(decoded).unwrap()
+}
+
+/// Decodes RFC 4648 §4, independently of the crate that encodes.
+fn base64_decoded(text: &str) -> String {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    assert_eq!(text.len() % 4, 0, "padded");
+
+    let mut decoded = Vec::new();
+    let (mut bits, mut held) = (0_u32, 0);
+    for byte in text.trim_end_matches('=').bytes() {
+        let digit = ALPHABET.iter().position(|&letter| letter == byte).unwrap();
+        bits = bits << 6 | digit as u32;
+        held += 6;
+        if held >= 8 {
+            held -= 8;
+            decoded.push((bits >> held) as u8);
+        }
+    }
+    String::from_utf8(decoded).unwrap()
+}

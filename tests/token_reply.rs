@@ -1,0 +1,1150 @@
+//! What is read out of a token endpoint's reply: a row for each that was seen, and hostile ones.
+
+use std::{
+    convert::Infallible,
+    error::Error as StdError,
+    iter,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Request, Response, header};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use tower::{BoxError, ServiceExt, service_fn};
+use tower_client_credentials::{AccessToken, ClientAuth, Error, TokenEndpoint, TokenRequest};
+
+const YEAR: f64 = 365.0 * 24.0 * 60.0 * 60.0;
+
+// --- Tokens ---
+
+#[tokio::test]
+async fn every_reply_with_a_token_is_read() {
+    // Name, reply, lifetime in seconds, scope; the token is always "t".
+    type Row = (&'static str, Reply, Option<f64>, Option<&'static str>);
+    let ok = |body: &'static str| Reply::new(200, body);
+    let expiring = |value: &str| {
+        Reply::new(
+            200,
+            format!(r#"{{"access_token":"t","expires_in":{value}}}"#),
+        )
+    };
+    let typed = |value: &str| {
+        Reply::new(
+            200,
+            format!(r#"{{"access_token":"t","token_type":{value}}}"#),
+        )
+    };
+    let scoped =
+        |value: &str| Reply::new(200, format!(r#"{{"access_token":"t","scope":{value}}}"#));
+    let rows: Vec<Row> = vec![
+        (
+            "LinkedIn",
+            ok(r#"{"access_token":"t","expires_in":"1800"}"#),
+            Some(1800.0),
+            None,
+        ),
+        (
+            "LinkedIn's client library",
+            expiring("1800"),
+            Some(1800.0),
+            None,
+        ),
+        (
+            "the RFC's example",
+            ok(
+                r#"{"access_token":"t","token_type":"Bearer","expires_in":3600,"example_parameter":"example_value"}"#,
+            ),
+            Some(3600.0),
+            None,
+        ),
+        (
+            "Microsoft v1, NetSuite",
+            expiring("\"3599\""),
+            Some(3599.0),
+            None,
+        ),
+        ("Reddit", expiring("3600.0"), Some(3600.0), None),
+        ("null", expiring("null"), None, None),
+        (
+            "Salesforce: none",
+            ok(r#"{"access_token":"t"}"#),
+            None,
+            None,
+        ),
+        ("WSO2, Marketo: ends now", expiring("0"), Some(0.0), None),
+        ("ANPAL", expiring("9223372036854775"), Some(YEAR), None),
+        (
+            "largest integer",
+            expiring("18446744073709551616"),
+            Some(YEAR),
+            None,
+        ),
+        (
+            "out of a double's range",
+            expiring("1e400"),
+            Some(YEAR),
+            None,
+        ),
+        ("as a string", expiring("\"1e400\""), Some(YEAR), None),
+        ("far below zero", expiring("-1e400"), Some(0.0), None),
+        (
+            "too small for a double",
+            expiring("1e-400"),
+            Some(0.0),
+            None,
+        ),
+        ("minus zero", expiring("-0"), Some(0.0), None),
+        (
+            "minus zero as a string",
+            expiring("\"-0\""),
+            Some(0.0),
+            None,
+        ),
+        ("negative", expiring("-5"), Some(0.0), None),
+        ("spaces around", expiring("\" 3600 \""), Some(3600.0), None),
+        ("part of a second", expiring("0.5"), Some(0.5), None),
+        ("exponent", expiring("3.6e3"), Some(3600.0), None),
+        ("400 digits", expiring(&"9".repeat(400)), Some(YEAR), None),
+        ("a year", expiring("31536000"), Some(YEAR), None),
+        ("GitHub", typed("\"bearer\""), None, None),
+        ("Apigee", typed("\"BearerToken\""), None, None),
+        ("shouting", typed("\"BEARER\""), None, None),
+        ("token_type null", typed("null"), None, None),
+        ("scope", scoped("\"a b\""), None, Some("a b")),
+        ("Twitch", scoped(r#"["a","b"]"#), None, Some("a b")),
+        ("Strava", scoped("\"a,b\""), None, Some("a,b")),
+        (
+            "oidc-provider: nothing granted",
+            scoped("\"\""),
+            None,
+            Some(""),
+        ),
+        ("scope null", scoped("null"), None, None),
+        ("scope that is none", scoped("5"), None, None),
+        (
+            "Deezer",
+            expiring("60").with(header::CONTENT_TYPE, "text/html"),
+            Some(60.0),
+            None,
+        ),
+        (
+            "Dropbox",
+            expiring("60").with(header::CONTENT_TYPE, "text/javascript"),
+            Some(60.0),
+            None,
+        ),
+        (
+            "kanidm",
+            expiring("60").with(header::CONTENT_TYPE, "text/plain"),
+            Some(60.0),
+            None,
+        ),
+        (
+            "CrowdStrike, Harvest",
+            expiring("60").status(201),
+            Some(60.0),
+            None,
+        ),
+        ("odd 2xx", expiring("60").status(299), Some(60.0), None),
+        (
+            "byte order mark",
+            ok("\u{feff}{\"access_token\":\"t\"}"),
+            None,
+            None,
+        ),
+        (
+            "white space",
+            ok("\r\n {\"access_token\" : \"t\"}\n"),
+            None,
+            None,
+        ),
+        ("escapes", ok(r#"{"access_token":"\u0074"}"#), None, None),
+        (
+            "error null",
+            ok(r#"{"access_token":"t","error":null}"#),
+            None,
+            None,
+        ),
+        (
+            "error empty",
+            ok(r#"{"access_token":"t","error":""}"#),
+            None,
+            None,
+        ),
+        (
+            "error zero",
+            ok(r#"{"access_token":"t","error":0}"#),
+            None,
+            None,
+        ),
+        (
+            "error false",
+            ok(r#"{"access_token":"t","error":false}"#),
+            None,
+            None,
+        ),
+        (
+            "an unknown parameter twice",
+            ok(r#"{"x":1,"access_token":"t","x":2}"#),
+            None,
+            None,
+        ),
+        (
+            "an unknown parameter out of range",
+            ok(r#"{"x":1e999,"access_token":"t"}"#),
+            None,
+            None,
+        ),
+        (
+            "an unknown parameter of 400,000 levels",
+            Reply::new(
+                200,
+                format!(
+                    r#"{{"x":{}{},"access_token":"t"}}"#,
+                    "[".repeat(400_000),
+                    "]".repeat(400_000)
+                ),
+            ),
+            None,
+            None,
+        ),
+        (
+            "an unknown parameter that is no UTF-8",
+            Reply::new(
+                200,
+                b"{\"x\":\"\xff\xc3\",\"access_token\":\"t\"}".as_slice(),
+            ),
+            None,
+            None,
+        ),
+        (
+            "Content-Length that claims too much",
+            expiring("60").with(header::CONTENT_LENGTH, "99999999999"),
+            Some(60.0),
+            None,
+        ),
+    ];
+
+    for (name, reply, lifetime, scope) in rows {
+        let token = reply
+            .read()
+            .await
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+
+        assert_eq!(token.expose(), "t", "{name}");
+        assert_eq!(token.header_value(), "Bearer t", "{name}");
+        assert_eq!(
+            token.lifetime(),
+            lifetime.map(Duration::from_secs_f64),
+            "{name}"
+        );
+        assert_eq!(token.scope(), scope, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_long_token_is_read() {
+    for length in [500, 1000, 64 * 1024] {
+        let token = "x".repeat(length);
+        let reply = Reply::new(200, format!(r#"{{"access_token":"{token}"}}"#));
+
+        assert_eq!(reply.read().await.unwrap().expose(), token);
+    }
+}
+
+// --- Replies that bring no token ---
+
+#[tokio::test]
+async fn a_success_without_a_token_says_what_is_wrong() {
+    let broken = "it is broken JSON, see line 1 column";
+    for (name, body, fact) in [
+        ("nothing", &b""[..], "it is empty"),
+        ("white space", b" \r\n", "it is empty"),
+        ("byte order mark", b"\xef\xbb\xbf", "it is empty"),
+        ("HTML", b"<html>MARK</html>", "it is no JSON object"),
+        ("no UTF-8", b"\xff\xfe\xfd", "it is no JSON object"),
+        ("cut off", b"{\"access_token\":\"MARK", &format!("{broken} 21")),
+        ("more behind", b"{\"access_token\":\"MARK\"}{", &format!("{broken} 24")),
+        ("array", b"[\"MARK\"]", "it is no JSON object"),
+        ("array of an object", b"[{\"access_token\":\"MARK\"}]", "it is no JSON object"),
+        ("string", b"\"MARK\"", "it is no JSON object"),
+        ("form", b"access_token=MARK&expires_in=5", "it is no JSON object"),
+        ("no token", b"{\"x\":\"MARK\"}", "it holds no access_token"),
+        ("token null", b"{\"access_token\":null}", "it holds no access_token"),
+        ("token a number", b"{\"access_token\":123}", "its access_token is not a string"),
+        ("half a character", br#"{"access_token":"\ud800"}"#, "its access_token is not a string"),
+        (
+            "token twice",
+            b"{\"access_token\":\"MARK\",\"access_token\":\"MARK\"}",
+            "it holds a parameter twice, see line 1 column 37",
+        ),
+        (
+            "token twice, escaped once",
+            br#"{"access_token":"MARK","access_toke\u006e":"MARK"}"#,
+            "it holds a parameter twice, see line 1 column 42",
+        ),
+        (
+            "null twice",
+            b"{\"access_token\":\"MARK\",\"scope\":null,\n\"scope\":null}",
+            "it holds a parameter twice, see line 2 column 7",
+        ),
+        (
+            "oauth 1",
+            b"{\"access_token\":\"MARK\",\"token_type\":\"mac\"}",
+            "its token_type is \"mac\", only Bearer is known",
+        ),
+        (
+            "DPoP",
+            b"{\"access_token\":\"MARK\",\"token_type\":\"DPoP\"}",
+            "its token_type is \"DPoP\", only Bearer is known",
+        ),
+        (
+            "empty type",
+            b"{\"access_token\":\"MARK\",\"token_type\":\"\"}",
+            "its token_type is \"\", only Bearer is known",
+        ),
+        (
+            "number as type",
+            b"{\"access_token\":\"MARK\",\"token_type\":7}",
+            "its token_type is \"7\", only Bearer is known",
+        ),
+        (
+            "long and evil type",
+            b"{\"access_token\":\"MARK\",\"token_type\":\"a\\r\\n\\u0000\\u202e0123456789012345678901234567890123456789\"}",
+            "its token_type is \"a 01234567890123456789012345678901234567…\", only Bearer is known",
+        ),
+        (
+            "type is the token",
+            b"{\"access_token\":\"MARK\",\"token_type\":\"MARK\"}",
+            "its token_type is \"[redacted]\", only Bearer is known",
+        ),
+        (
+            "soon",
+            b"{\"access_token\":\"MARK\",\"expires_in\":\"soon\"}",
+            "its expires_in is \"soon\", not a number of seconds",
+        ),
+        (
+            "NaN",
+            b"{\"access_token\":\"MARK\",\"expires_in\":\"NaN\"}",
+            "its expires_in is \"NaN\", not a number of seconds",
+        ),
+        ("bare NaN", b"{\"access_token\":\"MARK\",\"expires_in\":NaN}", &format!("{broken} 37")),
+        (
+            "infinity",
+            b"{\"access_token\":\"MARK\",\"expires_in\":\"inf\"}",
+            "its expires_in is \"inf\", not a number of seconds",
+        ),
+        (
+            "true",
+            b"{\"access_token\":\"MARK\",\"expires_in\":true}",
+            "its expires_in is \"true\", not a number of seconds",
+        ),
+        (
+            "array as lifetime",
+            b"{\"access_token\":\"MARK\",\"expires_in\":[60]}",
+            "its expires_in is \"[60]\", not a number of seconds",
+        ),
+        (
+            "empty lifetime",
+            b"{\"access_token\":\"MARK\",\"expires_in\":\"\"}",
+            "its expires_in is \"\", not a number of seconds",
+        ),
+        (
+            "hexadecimal",
+            b"{\"access_token\":\"MARK\",\"expires_in\":\"0x10\"}",
+            "its expires_in is \"0x10\", not a number of seconds",
+        ),
+    ] {
+        let error = Reply::new(200, body).read().await.expect_err(name);
+
+        assert!(error.is_invalid_reply() && !error.is_transient(), "{name}");
+        assert_eq!(error.status().unwrap(), 200, "{name}");
+        let message = format!("token endpoint answered 200 with no token: {fact}");
+        assert_eq!(error.to_string(), message, "{name}");
+        assert_shows_nothing(name, &error);
+    }
+}
+
+#[tokio::test]
+async fn a_token_that_no_header_can_carry_is_refused() {
+    for (name, token, message) in [
+        ("empty", "", "the access token is empty"),
+        (
+            "NUL",
+            r"MARK\u0000",
+            "the access token holds a character that a header cannot carry",
+        ),
+        (
+            "CR LF",
+            r"MARK\r\nX: 1",
+            "the access token holds a character that a header cannot carry",
+        ),
+        (
+            "space",
+            "MARK MARK",
+            "the access token holds a character that a header cannot carry",
+        ),
+        (
+            "letter",
+            "MARKé",
+            "the access token holds a character that a header cannot carry",
+        ),
+        (
+            "line break",
+            r"MARK\n",
+            "the access token ends with white space or a line break; trim what was read from a file",
+        ),
+    ] {
+        let reply = Reply::new(200, format!(r#"{{"access_token":"{token}"}}"#));
+
+        let error = reply.read().await.expect_err(name);
+
+        assert!(error.is_invalid_token() && !error.is_transient(), "{name}");
+        assert_eq!(error.to_string(), message, "{name}");
+        assert_shows_nothing(name, &error);
+    }
+}
+
+#[tokio::test]
+async fn every_refusal_says_what_the_server_said() {
+    let refused = "token endpoint refused the client:";
+    let unserved = "token endpoint could not serve the request:";
+    for (name, status, body, message) in [
+        (
+            "GitHub",
+            200,
+            r#"{"error":"bad_verification_code","error_description":"The code is incorrect.","error_uri":"https://docs.example"}"#,
+            format!("{refused} 200 bad_verification_code (The code is incorrect.)"),
+        ),
+        (
+            "both",
+            200,
+            r#"{"access_token":"MARK","error":"invalid_scope","error_description":"not for MARK"}"#,
+            format!("{refused} 200 invalid_scope (not for [redacted])"),
+        ),
+        (
+            "Facebook",
+            400,
+            r#"{"error":{"message":"Error validating application","type":"OAuthException","code":101,"fbtrace_id":"x"}}"#,
+            format!("{refused} 400 OAuthException (Error validating application)"),
+        ),
+        (
+            "Google",
+            403,
+            r#"{"error":{"code":403,"message":"Permission denied","status":"PERMISSION_DENIED"}}"#,
+            format!("{refused} 403 PERMISSION_DENIED (Permission denied)"),
+        ),
+        (
+            "object with a number",
+            400,
+            r#"{"error":{"code":101}}"#,
+            format!("{refused} 400 101"),
+        ),
+        (
+            "object of others",
+            400,
+            r#"{"error":{"reason":"MARK"}}"#,
+            format!("{refused} 400"),
+        ),
+        (
+            "object in a success",
+            200,
+            r#"{"error":{"code":"no"}}"#,
+            format!("{refused} 200 no"),
+        ),
+        (
+            "number",
+            400,
+            r#"{"error":17}"#,
+            format!("{refused} 400 17"),
+        ),
+        (
+            "array",
+            400,
+            r#"{"error":["MARK"]}"#,
+            format!("{refused} 400"),
+        ),
+        (
+            "true",
+            200,
+            r#"{"error":true}"#,
+            format!("{refused} 200 true"),
+        ),
+        ("null", 400, r#"{"error":null}"#, format!("{refused} 400")),
+        (
+            "Mattermost",
+            500,
+            "<html>MARK</html>",
+            format!("{unserved} 500"),
+        ),
+        (
+            "content networks",
+            503,
+            "<!doctype html>MARK",
+            format!("{unserved} 503"),
+        ),
+        ("empty", 401, "", format!("{refused} 401")),
+        (
+            "oidc-provider",
+            401,
+            r#"{"error":"invalid_client"}"#,
+            format!("{refused} 401 invalid_client"),
+        ),
+        (
+            "a token all the same",
+            400,
+            r#"{"access_token":"MARK"}"#,
+            format!("{refused} 400"),
+        ),
+        ("Camunda", 429, "slow down", format!("{unserved} 429")),
+        ("timeout", 408, "", format!("{unserved} 408")),
+        ("too early", 425, "", format!("{unserved} 425")),
+        (
+            "busy",
+            400,
+            r#"{"error":"temporarily_unavailable"}"#,
+            format!("{unserved} 400 temporarily_unavailable"),
+        ),
+        (
+            "broken",
+            400,
+            r#"{"error":"server_error"}"#,
+            format!("{unserved} 400 server_error"),
+        ),
+        (
+            "fast",
+            400,
+            r#"{"error":"slow_down"}"#,
+            format!("{unserved} 400 slow_down"),
+        ),
+        (
+            "line breaks",
+            400,
+            r#"{"error":"a\r\nb","error_description":"one\r\ntwo\u0000\u001b[31m\u202ethree\n"}"#,
+            format!("{refused} 400 a b (one two [31m three)"),
+        ),
+        (
+            "wrong types",
+            400,
+            r#"{"error":"x","error_description":{"a":"MARK"},"error_uri":5}"#,
+            format!("{refused} 400 x"),
+        ),
+        (
+            "twice",
+            400,
+            r#"{"error":"MARK","error":"MARK"}"#,
+            format!("{refused} 400"),
+        ),
+        ("informational", 101, "", format!("{refused} 101")),
+    ] {
+        let error = Reply::new(status, body).read().await.expect_err(name);
+
+        assert!(error.is_refused(), "{name}");
+        assert_eq!(
+            error.is_transient(),
+            message.starts_with(unserved),
+            "{name}"
+        );
+        assert_eq!(error.status().unwrap(), status, "{name}");
+        assert_eq!(error.to_string(), message, "{name}");
+        assert_shows_nothing(name, &error);
+    }
+}
+
+#[tokio::test]
+async fn what_the_server_said_is_cut() {
+    let long = "é".repeat(100_000);
+    let body = format!(r#"{{"error":"{long}","error_description":"{long}","error_uri":"{long}"}}"#);
+
+    let error = Reply::new(400, body).read().await.unwrap_err();
+
+    let cut = |length| "é".repeat(length) + "…";
+    assert_eq!(error.code(), Some(&*cut(100)));
+    assert_eq!(error.description(), Some(&*cut(500)));
+    assert_eq!(error.error_uri(), Some(&*cut(300)));
+}
+
+#[tokio::test]
+async fn linkedin_says_what_to_do() {
+    let portal = "application's Auth tab in LinkedIn's developer portal";
+    let check = format!("check the client id and secret that are sent against the {portal}");
+    for (status, code, description, advice) in [
+        (
+            401,
+            "invalid_client_id",
+            "Client authentication failed",
+            check.as_str(),
+        ),
+        (
+            401,
+            "invalid_client",
+            "Client authentication failed",
+            check.as_str(),
+        ),
+        (
+            401,
+            "access_denied",
+            "This application is not allowed to create application tokens",
+            "the application may not create 2-legged tokens: ask LinkedIn for access, through your \
+             relationship manager or business development",
+        ),
+        (
+            400,
+            "invalid_request",
+            r#"A required parameter "grant_type" is missing"#,
+            "send grant_type=client_credentials: a proxy may have dropped the form",
+        ),
+        (
+            400,
+            "invalid_request",
+            r#"A required parameter "client_id" is missing"#,
+            "send the client id: it must not be empty",
+        ),
+        (
+            400,
+            "invalid_request",
+            r#"A required parameter "client_secret" is missing"#,
+            "send the client secret: it must not be empty",
+        ),
+        (
+            400,
+            "invalid_client_id",
+            r#"The passed in client_id is invalid "abcdefghijk""#,
+            "send the application's own client id, as its Auth tab in LinkedIn's developer portal \
+             shows it",
+        ),
+    ] {
+        let escaped = description.replace('"', "\\\"");
+        let body = format!(r#"{{"error":"{code}","error_description":"{escaped}"}}"#);
+        let reply = Reply::new(status, body);
+        let tokens = TokenEndpoint::linkedin(reply.http(), "abcdefghijk", "s3cret").unwrap();
+
+        let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
+
+        assert_eq!(error.advice(), Some(advice));
+        let message =
+            format!("token endpoint refused the client: {status} {code} ({description}); {advice}");
+        assert_eq!(error.to_string(), message);
+    }
+}
+
+#[tokio::test]
+async fn linkedin_without_advice_and_others_with_none() {
+    let unknown = Reply::new(
+        400,
+        r#"{"error":"invalid_request","error_description":"odd"}"#,
+    );
+    let linkedin = TokenEndpoint::linkedin(unknown.http(), "id", "s3cret").unwrap();
+    let denied = Reply::new(401, r#"{"error":"access_denied"}"#);
+
+    let error = linkedin.oneshot(TokenRequest::default()).await.unwrap_err();
+
+    assert_eq!(error.advice(), None);
+    assert_eq!(denied.read().await.unwrap_err().advice(), None);
+}
+
+#[tokio::test]
+async fn advice_stays_with_another_url() {
+    let denied = Reply::new(401, r#"{"error":"access_denied"}"#);
+    let tokens = TokenEndpoint::linkedin(denied.http(), "id", "s3cret").unwrap();
+
+    let tokens = tokens.url("http://127.0.0.1:8080/token").unwrap();
+
+    let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
+    assert!(error.advice().is_some());
+}
+
+#[tokio::test]
+async fn a_redirect_says_where_the_endpoint_moved_to() {
+    for (location, message) in [
+        (
+            Some("https://u:MARK@new.example:8443/token?q=MARK#MARK"),
+            "it moved to https://new.example:8443/token; make that the token URL",
+        ),
+        (
+            Some("/v2/token"),
+            "it moved to https://auth.example/v2/token; make that the token URL",
+        ),
+        (
+            Some("/MARK-SECRET/"),
+            "it moved to https://auth.example/[redacted]/; make that the token URL",
+        ),
+        (
+            Some("http://[MARK"),
+            "it is a redirect that does not say where to",
+        ),
+        (None, "it is a redirect that does not say where to"),
+    ] {
+        for status in [301, 302, 303, 307, 308] {
+            // Nor does a body help.
+            let mut reply = Reply::new(status, r#"{"access_token":"MARK"}"#);
+            if let Some(location) = location {
+                reply = reply.with(header::LOCATION, location);
+            }
+
+            let error = reply.read().await.unwrap_err();
+
+            assert!(error.is_invalid_reply() && !error.is_transient());
+            let prefix = format!("token endpoint answered {status} with no token: ");
+            assert_eq!(error.to_string(), prefix + message);
+            assert_shows_nothing("redirect", &error);
+        }
+    }
+}
+
+// --- When to ask again ---
+
+#[tokio::test]
+async fn retry_after_is_read_as_seconds_and_as_date() {
+    let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+    for (name, retry_after, now, wait) in [
+        ("Camunda", "30", None, Some(30.0)),
+        ("zero", "0", None, Some(0.0)),
+        ("spaces", " 5 ", None, Some(5.0)),
+        ("fraction", "0.5", None, Some(0.5)),
+        ("negative", "-1", None, Some(0.0)),
+        ("too many", "99999999999999999999999", None, Some(YEAR)),
+        (
+            "date by the server's clock",
+            date,
+            Some("Sun, 06 Nov 1994 08:48:37 GMT"),
+            Some(60.0),
+        ),
+        (
+            "date of old form",
+            "Sunday, 06-Nov-94 08:49:37 GMT",
+            Some("Sun, 06 Nov 1994 08:48:37 GMT"),
+            Some(60.0),
+        ),
+        (
+            "date in the past",
+            date,
+            Some("Sun, 06 Nov 1994 09:00:00 GMT"),
+            Some(0.0),
+        ),
+        ("date in the past by our clock", date, None, Some(0.0)),
+        ("Date that is none", date, Some("now"), Some(0.0)),
+        (
+            "far future",
+            "Fri, 31 Dec 9999 23:59:59 GMT",
+            Some(date),
+            Some(YEAR),
+        ),
+        (
+            "far future by our clock",
+            "Fri, 31 Dec 9999 23:59:59 GMT",
+            None,
+            Some(YEAR),
+        ),
+        ("words", "soon", None, None),
+        ("empty", "", None, None),
+    ] {
+        let mut reply = Reply::new(429, "").with(header::RETRY_AFTER, retry_after);
+        if let Some(now) = now {
+            reply = reply.with(header::DATE, now);
+        }
+
+        let error = reply.read().await.unwrap_err();
+
+        assert_eq!(
+            error.retry_after(),
+            wait.map(Duration::from_secs_f64),
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn retry_after_counts_whatever_is_wrong() {
+    for (status, body) in [
+        (503, "<html>"),
+        (200, "<html>"),
+        (302, ""),
+        (400, r#"{"error":"slow_down"}"#),
+        (
+            503,
+            "longer than the limit: ..................................",
+        ),
+    ] {
+        let reply = Reply::new(status, body).with(header::RETRY_AFTER, "7");
+        let tokens = reply.endpoint().reply_limit(40);
+
+        let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
+
+        assert_eq!(
+            error.retry_after(),
+            Some(Duration::from_secs(7)),
+            "{status} {body}"
+        );
+    }
+}
+
+// --- Bodies ---
+
+#[tokio::test]
+async fn an_endless_body_is_read_up_to_the_limit_and_dropped() {
+    for (name, frame, frames) in [
+        ("large frames", 64 * 1024, 17),
+        ("small frames", 16, 64 * 1024 + 1),
+        ("a frame over the limit", 2 * 1024 * 1024, 1),
+        ("empty frames", 0, 1001),
+    ] {
+        let watch = Watch::default();
+        let body = Endless {
+            frame: vec![b' '; frame].into(),
+            watch: watch.clone(),
+        };
+        // What it claims is no reason to trust it.
+        let reply = Response::builder()
+            .header(header::CONTENT_LENGTH, 20)
+            .body(body)
+            .unwrap();
+
+        let error = ask(reply).await.unwrap_err();
+
+        assert!(error.is_invalid_reply() && !error.is_transient(), "{name}");
+        assert_eq!(
+            error.to_string(),
+            "token endpoint answered 200 with no token: it is longer than 1048576 bytes"
+        );
+        assert_eq!(watch.frames.load(Ordering::Relaxed), frames, "{name}");
+        assert!(watch.dropped.load(Ordering::Relaxed), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_limit_is_the_last_byte_that_is_read() {
+    let body = r#"{"access_token":"t"}"#;
+    let tokens = Reply::new(200, body).endpoint();
+    let asked = TokenRequest::default;
+
+    let fits = tokens
+        .clone()
+        .reply_limit(body.len())
+        .oneshot(asked())
+        .await;
+    let exceeds = tokens.reply_limit(body.len() - 1).oneshot(asked()).await;
+
+    assert_eq!(fits.unwrap().expose(), "t");
+    assert!(exceeds.unwrap_err().is_invalid_reply());
+}
+
+#[tokio::test]
+async fn a_long_error_page_of_a_busy_server_is_still_transient() {
+    let tokens = Reply::new(503, "x".repeat(100)).endpoint().reply_limit(10);
+
+    let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
+
+    assert_eq!(error.status().unwrap(), 503);
+    assert!(error.is_transient());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalling_body_waits_for_its_caller_and_is_dropped_with_it() {
+    let watch = Watch::default();
+    let body = Stalling {
+        first: Some("{\"access_token\":"),
+        watch: watch.clone(),
+    };
+
+    let outcome = tokio::time::timeout(Duration::from_secs(30), ask(Response::new(body))).await;
+
+    assert!(outcome.is_err(), "the deadline is the caller's");
+    assert_eq!(watch.frames.load(Ordering::Relaxed), 1);
+    assert!(watch.dropped.load(Ordering::Relaxed));
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_a_transport_error() {
+    for status in [200, 400] {
+        let body = Breaking {
+            first: Some("{\"access_token\":\"MARK"),
+        };
+        let reply = Response::builder().status(status).body(body).unwrap();
+
+        let error = ask(reply).await.unwrap_err();
+
+        assert!(error.is_transport() && error.is_transient());
+        assert_eq!(chain(&error)[1..], ["connection reset"]);
+        assert_shows_nothing("breaking body", &error);
+    }
+}
+
+#[tokio::test]
+async fn a_body_in_pieces_is_read_whole() {
+    let pieces = r#"{"access_token":"t","expires_in":"60"}"#.bytes();
+    let frames = pieces.map(|byte| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![byte]))));
+    let trailers = iter::once(Ok(Frame::trailers(http::HeaderMap::new())));
+    let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames.chain(trailers)));
+
+    assert_eq!(ask(Response::new(body)).await.unwrap().expose(), "t");
+}
+
+#[tokio::test]
+async fn a_client_that_fails_is_a_transport_error() {
+    let http = service_fn(|_: Request<Full<Bytes>>| async {
+        Err::<Response<Full<Bytes>>, _>(BoxError::from("connection refused"))
+    });
+    let tokens = TokenEndpoint::new(http, "https://auth.example/token", auth()).unwrap();
+
+    let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
+
+    assert!(error.is_transport() && error.is_transient());
+    assert_eq!(chain(&error)[1..], ["connection refused"]);
+    assert_eq!(error.status(), None);
+}
+
+// --- Secrets ---
+
+#[tokio::test]
+async fn a_secret_that_the_server_echoes_is_not_shown() {
+    let secret = "MARK/secret +1";
+    let forms = [
+        "MARK/secret +1",
+        "MARK%2Fsecret%20%2B1",
+        "MARK%2Fsecret+%2B1",
+        // Of Basic: my-client:MARK%2Fsecret%20%2B1
+        "bXktY2xpZW50Ok1BUkslMkZzZWNyZXQlMjAlMkIx",
+    ];
+    for echo in forms {
+        let bodies = [
+            (
+                400,
+                format!(
+                    r#"{{"error":"{echo}","error_description":"no {echo}!","error_uri":"{echo}"}}"#
+                ),
+            ),
+            (
+                400,
+                format!(r#"{{"error":{{"message":"{echo}","type":"{echo}"}}}}"#),
+            ),
+            (
+                200,
+                format!(r#"{{"access_token":"t","token_type":"{echo}"}}"#),
+            ),
+            (
+                200,
+                format!(r#"{{"access_token":"t","expires_in":"{echo}"}}"#),
+            ),
+            (200, format!(r#"{{"access_token":"t","scope":"{echo}"}}"#)),
+        ];
+        for (status, body) in bodies {
+            let reply = Reply::new(status, body);
+            let auth = ClientAuth::basic("my-client", secret);
+            let tokens = TokenEndpoint::new(reply.http(), "https://auth.example/", auth).unwrap();
+
+            let outcome = tokens.oneshot(TokenRequest::default()).await;
+
+            let shown = match &outcome {
+                Ok(token) => format!("{token:?}"),
+                Err(error) => format!("{error:?} {error:#?} {}", chain(error).concat()),
+            };
+            assert!(!shown.contains(echo), "{shown}");
+            assert!(shown.contains("[redacted]"), "{shown}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_short_secret_takes_no_piece_out_of_a_known_code() {
+    let reply = Reply::new(
+        401,
+        r#"{"error":"invalid_client","error_description":"no client"}"#,
+    );
+    let auth = ClientAuth::basic("id", "client");
+    let tokens = TokenEndpoint::new(reply.http(), "https://auth.example/", auth).unwrap();
+
+    let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
+
+    assert_eq!(error.code(), Some("invalid_client"));
+    assert_eq!(error.description(), Some("no [redacted]"));
+}
+
+#[tokio::test]
+async fn a_token_shows_in_no_debug_output() {
+    let body = r#"{"access_token":"MARK","refresh_token":"MARK","scope":"MARK a"}"#;
+
+    let token = Reply::new(200, body).read().await.unwrap();
+
+    assert_eq!(token.expose(), "MARK");
+    let shown = format!("{token:?} {token:#?} {:?}", token.header_value());
+    assert!(!shown.contains("MARK"), "{shown}");
+}
+
+// --- Helpers ---
+
+/// What a token endpoint answers, each time.
+#[derive(Clone)]
+struct Reply(Response<Full<Bytes>>);
+
+impl Reply {
+    fn new(status: u16, body: impl Into<Bytes>) -> Self {
+        let body = Full::new(body.into());
+        Self(Response::builder().status(status).body(body).unwrap())
+    }
+
+    fn with(mut self, name: HeaderName, value: &str) -> Self {
+        self.0
+            .headers_mut()
+            .insert(name, HeaderValue::from_str(value).unwrap());
+        self
+    }
+
+    fn status(mut self, status: u16) -> Self {
+        *self.0.status_mut() = status.try_into().unwrap();
+        self
+    }
+
+    fn http(
+        &self,
+    ) -> impl tower::Service<
+        Request<Full<Bytes>>,
+        Response = Response<Full<Bytes>>,
+        Error = Infallible,
+        Future: Send + 'static,
+    > + Clone
+    + Send
+    + 'static {
+        let reply = self.0.clone();
+        service_fn(move |_| {
+            let reply = reply.clone();
+            async { Ok(reply) }
+        })
+    }
+
+    fn endpoint(&self) -> TokenEndpoint {
+        TokenEndpoint::new(self.http(), "https://auth.example/token", auth()).unwrap()
+    }
+
+    async fn read(&self) -> Result<AccessToken, Error> {
+        self.endpoint().oneshot(TokenRequest::default()).await
+    }
+}
+
+fn auth() -> ClientAuth {
+    ClientAuth::request_body("my-client", "MARK-SECRET")
+}
+
+/// Asks an endpoint that answers once, with a body of any kind.
+async fn ask<B>(reply: Response<B>) -> Result<AccessToken, Error>
+where
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+{
+    let reply = reply.map(|body| BodyExt::boxed_unsync(body.map_err(Into::into)));
+    let reply = Arc::new(std::sync::Mutex::new(Some(reply)));
+    let http = service_fn(move |_: Request<Full<Bytes>>| {
+        let reply: Response<UnsyncBoxBody<Bytes, BoxError>> =
+            reply.lock().unwrap().take().expect("asked once");
+        async { Ok::<_, Infallible>(reply) }
+    });
+    TokenEndpoint::new(http, "https://auth.example/token", auth())?
+        .oneshot(TokenRequest::default())
+        .await
+}
+
+fn chain(error: &dyn StdError) -> Vec<String> {
+    iter::successors(Some(error), |&error| error.source())
+        .map(ToString::to_string)
+        .collect()
+}
+
+/// Every secret, token and body of these tests holds the mark.
+#[track_caller]
+fn assert_shows_nothing(name: &str, error: &Error) {
+    let mut shown = format!("{error:?} {error:#?}");
+    for level in iter::successors(Some(error as &dyn StdError), |&error| error.source()) {
+        shown += &format!(" {level} {level:?}");
+    }
+    assert!(!shown.contains("MARK"), "{name}: {shown}");
+    assert!(
+        !error.to_string().contains(char::is_control),
+        "{name}: {shown}"
+    );
+}
+
+/// What happened to a body.
+#[derive(Clone, Default)]
+struct Watch {
+    frames: Arc<AtomicUsize>,
+    dropped: Arc<AtomicBool>,
+}
+
+/// The same frame again and again, ready at once.
+struct Endless {
+    frame: Bytes,
+    watch: Watch,
+}
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        self.watch.frames.fetch_add(1, Ordering::Relaxed);
+        Poll::Ready(Some(Ok(Frame::data(self.frame.clone()))))
+    }
+}
+
+impl Drop for Endless {
+    fn drop(&mut self) {
+        self.watch.dropped.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One frame, then nothing for ever.
+struct Stalling {
+    first: Option<&'static str>,
+    watch: Watch,
+}
+
+impl Body for Stalling {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Some(first) = self.first.take() else {
+            return Poll::Pending;
+        };
+        self.watch.frames.fetch_add(1, Ordering::Relaxed);
+        Poll::Ready(Some(Ok(Frame::data(first.into()))))
+    }
+}
+
+impl Drop for Stalling {
+    fn drop(&mut self) {
+        self.watch.dropped.store(true, Ordering::Relaxed);
+    }
+}
+
+/// One frame, then an error.
+struct Breaking {
+    first: Option<&'static str>,
+}
+
+impl Body for Breaking {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Poll::Ready(Some(match self.first.take() {
+            Some(first) => Ok(Frame::data(first.into())),
+            None => Err("connection reset".into()),
+        }))
+    }
+}
