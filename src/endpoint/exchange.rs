@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     AccessToken, Error, TokenParameters,
-    clock::Moment,
+    clock::Clock,
     error::{Kind, Refusal},
 };
 
@@ -88,7 +88,7 @@ impl Exchange {
             token_url: &self.url,
             redaction: Redaction::new(credentials.secret_texts()),
             advice: self.advice,
-            now: Moment::now().wall,
+            now: Clock::default().now().wall,
         };
         match body {
             Some(body) => reader.read(&Response::from_parts(parts, body)),

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tower::{BoxError, Service};
 
@@ -7,13 +7,14 @@ use super::{
     flight::Limits,
     schedule::{Backoff, Timing},
 };
+use crate::clock::Clock;
 
 /// Sets up a [`TokenCache`]; every option has a default that fits most servers.
 ///
 /// # Examples
 ///
 /// ```
-/// use std::time::Duration;
+/// use std::time::{Duration, SystemTime};
 /// use tower::{BoxError, service_fn};
 /// use tower_client_credentials::{AccessToken, TokenCache, TokenRequest};
 ///
@@ -40,6 +41,7 @@ pub(super) struct Settings {
     pub(super) limits: Limits,
     pub(super) backoff: Backoff,
     pub(super) cool_down: Duration,
+    pub(super) clock: Clock,
 }
 
 impl Default for Settings {
@@ -62,6 +64,7 @@ impl Default for Settings {
                 longest: Duration::from_secs(60),
             },
             cool_down: Duration::from_secs(30),
+            clock: Clock::default(),
         }
     }
 }
@@ -144,6 +147,55 @@ impl TokenCacheBuilder {
     /// Sets for how long after a renewal no further rejection causes another. Default: 30 seconds.
     pub fn cool_down(mut self, cool_down: Duration) -> Self {
         self.settings.cool_down = cool_down;
+        self
+    }
+
+    /// Sets how the wall clock is read. Default: [`SystemTime::now`].
+    ///
+    /// A token expires when tokio's monotonic clock says so, or when the wall clock does: the first
+    /// stands still while a machine is suspended, the second jumps when somebody sets it. In tests,
+    /// `tokio::time::pause` drives the first, and this the second.
+    ///
+    /// # Examples
+    ///
+    /// A test that shows a machine which slept longer than the token lives:
+    ///
+    /// ```
+    /// use std::{sync::{Arc, Mutex}, time::{Duration, SystemTime}};
+    /// # use tower::{BoxError, service_fn};
+    /// # use tower_client_credentials::{AccessToken, TokenCache, TokenRequest};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let number = Arc::new(Mutex::new(0));
+    /// # let token_service = service_fn(move |_: TokenRequest| {
+    /// #     let number = number.clone();
+    /// #     async move {
+    /// #         let mut number = number.lock().unwrap();
+    /// #         *number += 1;
+    /// #         let token = AccessToken::new(format!("token-{number}"))?;
+    /// #         Ok::<_, BoxError>(token.expires_in(Duration::from_secs(1800)))
+    /// #     }
+    /// # });
+    /// let wall = Arc::new(Mutex::new(SystemTime::UNIX_EPOCH));
+    /// let cache = TokenCache::builder()
+    ///     .wall_clock({
+    ///         let wall = wall.clone();
+    ///         move || *wall.lock().unwrap()
+    ///     })
+    ///     .build(token_service);
+    /// assert_eq!(cache.token().await?.expose(), "token-1");
+    ///
+    /// *wall.lock().unwrap() += Duration::from_secs(3600);
+    /// assert_eq!(cache.token().await?.expose(), "token-2");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn wall_clock(
+        mut self,
+        wall_clock: impl Fn() -> SystemTime + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.clock = Clock::with_wall(wall_clock);
         self
     }
 

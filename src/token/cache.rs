@@ -12,7 +12,7 @@ use tower::{BoxError, Service};
 
 use super::{
     AccessToken, Rejection, Settings, TokenCacheBuilder, TokenRequest,
-    flight::{Limits, Pilot, SharedTokenService},
+    flight::{Pilot, SharedTokenService},
     ledger::{Departure, Generation, Held, Join, Lease, Ledger, Leftovers, Outcome},
     schedule::Freshness,
 };
@@ -111,7 +111,7 @@ impl TokenCache {
     /// token than `token` is left alone, and a refusal that comes soon after a renewal changes
     /// nothing: [`Rejection`] says which.
     pub fn reject(&self, token: &AccessToken) -> Rejection {
-        let now = Moment::now();
+        let now = self.shared.now();
         self.shared
             .update(|ledger| match ledger.generation_of(token) {
                 Some(generation) => ledger.reject(generation, &now, &self.shared.settings),
@@ -142,7 +142,7 @@ impl TokenCache {
 
     /// Says that the API refused the token of this generation.
     pub(crate) fn reject_generation(&self, generation: Generation) -> Rejection {
-        let now = Moment::now();
+        let now = self.shared.now();
         self.shared
             .update(|ledger| ledger.reject(generation, &now, &self.shared.settings))
     }
@@ -188,7 +188,7 @@ impl TokenCache {
     fn with_current<T>(&self, read: impl FnOnce(&Held) -> T) -> Option<T> {
         let snapshot = self.shared.snapshot.load();
         let held = snapshot.as_deref()?;
-        match held.freshness(&Moment::now()) {
+        match held.freshness(&self.shared.now()) {
             Freshness::Fresh => {}
             Freshness::Stale => self.shared.refresh_behind(),
             Freshness::Expired => return None,
@@ -198,7 +198,7 @@ impl TokenCache {
 
     fn unexpired(&self, rejected: Option<Generation>) -> Option<Arc<Held>> {
         let held = self.shared.snapshot.load_full()?;
-        held.may_serve(rejected, &Moment::now()).then_some(held)
+        held.may_serve(rejected, &self.shared.now()).then_some(held)
     }
 
     /// Nothing can be asked: a rejected token that has not expired is better than none.
@@ -227,8 +227,12 @@ impl Shared {
         result
     }
 
+    fn now(&self) -> Moment {
+        self.settings.clock.now()
+    }
+
     fn join(&self, rejected: Option<Generation>) -> Join {
-        let now = Moment::now();
+        let now = self.now();
         self.update(|ledger| ledger.join(rejected, &now, &self.settings))
     }
 
@@ -255,7 +259,7 @@ impl Shared {
         let Some(runtime) = runtime_with_timers() else {
             return;
         };
-        let now = Moment::now();
+        let now = self.now();
         if let Some(departure) = self.update(|ledger| ledger.refresh(&now, &self.settings)) {
             self.launch(departure, &runtime);
         }
@@ -270,11 +274,7 @@ impl Shared {
             generation: departure.generation,
             pilot: Some(departure.pilot),
         };
-        runtime.spawn(task.run(
-            self.token_service.clone(),
-            self.settings.limits.clone(),
-            request,
-        ));
+        runtime.spawn(task.run(self.token_service.clone(), self.settings.clone(), request));
     }
 }
 
@@ -290,11 +290,13 @@ impl FlightTask {
     async fn run(
         mut self,
         token_service: SharedTokenService,
-        limits: Limits,
+        settings: Settings,
         request: TokenRequest,
     ) {
         let Some(pilot) = &self.pilot else { return };
-        let acquisition = limits.acquire(&token_service, &request);
+        let acquisition = settings
+            .limits
+            .acquire(&token_service, &request, &settings.clock);
         let Some(result) = pilot.fly(acquisition).await else {
             return;
         };
@@ -302,7 +304,7 @@ impl FlightTask {
             return;
         };
 
-        let now = Moment::now();
+        let now = cache.now();
         let (outcome, leftovers) =
             cache.update(|ledger| ledger.land(self.generation, result, &now, &cache.settings));
         drop::<Leftovers>(leftovers);
@@ -314,7 +316,7 @@ impl Drop for FlightTask {
     /// Lets others start anew when the runtime was shut down in mid-flight.
     fn drop(&mut self) {
         if let (Some(_lost), Some(cache)) = (&self.pilot, self.cache.upgrade()) {
-            let now = Moment::now();
+            let now = cache.now();
             let leftovers = cache.update(|ledger| ledger.lose(self.generation, &now));
             drop::<Leftovers>(leftovers);
         }

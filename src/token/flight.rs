@@ -21,7 +21,11 @@ use tokio::{
 use tower::{BoxError, Service, ServiceExt, util::BoxCloneService};
 
 use super::{AccessToken, TokenRequest, schedule};
-use crate::{Error, clock::Moment, error::Kind};
+use crate::{
+    Error,
+    clock::{Clock, Moment},
+    error::Kind,
+};
 
 /// The token service of a cache: erased once, because every use of it is on a cold path.
 ///
@@ -137,12 +141,13 @@ impl Limits {
         &self,
         service: &SharedTokenService,
         request: &TokenRequest,
+        clock: &Clock,
     ) -> Result<(AccessToken, Moment), Error> {
-        let land_by = Moment::now().after(self.deadline).monotonic;
+        let land_by = clock.now().after(self.deadline).monotonic;
         let mut failed_attempts = 0;
         let mut last_error = None;
         loop {
-            let asked_at = Moment::now();
+            let asked_at = clock.now();
             let error = match timeout_at(land_by, service.attempt(request)).await {
                 Ok(Ok(token)) => return Ok((token, asked_at)),
                 Ok(Err(error)) => error,
@@ -151,7 +156,7 @@ impl Limits {
 
             failed_attempts += 1;
             let pause = self.pause_before_retry(failed_attempts, &error);
-            match pause.filter(|pause| Moment::now().after(*pause).monotonic < land_by) {
+            match pause.filter(|pause| clock.now().after(*pause).monotonic < land_by) {
                 Some(pause) => sleep(pause).await,
                 None => return Err(error),
             }

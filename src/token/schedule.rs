@@ -156,7 +156,7 @@ mod tests {
     }
 
     fn start() -> Moment {
-        Moment::now()
+        crate::clock::Clock::default().now()
     }
 
     /// Lifetime, draw, and how long after the request the token is stale and expired, in ms.
