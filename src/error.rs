@@ -8,9 +8,9 @@ use tower::BoxError;
 /// Cheap to clone, because every call that waited for the same token gets the same error. The layer
 /// hands it out as a [`BoxError`]; find it there with `downcast_ref::<Error>()`.
 ///
-/// `Display` says which party failed and how, at this level alone; follow
-/// [`source`](StdError::source) for the cause. Neither it nor `Debug` shows a secret, a token or a
-/// response body.
+/// `Display` says which party failed, how, and what to do about it where that is known, at this level
+/// alone. The cause, such as a failed DNS look-up, is its [`source`](StdError::source): log the whole
+/// chain. Neither `Display` nor `Debug` shows a secret, a token or a response body.
 ///
 /// # Examples
 ///
@@ -207,7 +207,7 @@ impl Error {
         self.refusal()?.uri.as_deref()
     }
 
-    /// What to do about it, where the provider documents the error.
+    /// What to do about it, where the provider documents the error; `Display` ends with it.
     pub fn advice(&self) -> Option<&'static str> {
         self.refusal()?.advice
     }

@@ -151,7 +151,14 @@ where
                     let unsent = unsent.take().expect(POLLED_AFTER_READY);
                     match this.config.lease(granted) {
                         Some(lease) => State::calling(*unsent, lease),
-                        None => State::awaiting_token(this.config, unsent.unready()),
+                        None => {
+                            // It has expired meanwhile. Gives way first: were there a clock that goes
+                            // to and fro, this would not end.
+                            cx.waker().wake_by_ref();
+                            let next = State::awaiting_token(this.config, unsent.unready());
+                            this.state.set(next);
+                            return Poll::Pending;
+                        }
                     }
                 }
                 StateProj::Calling {

@@ -170,3 +170,8 @@ pub mod fuzzing {
 
 /// The error type of the layer's service, as tower has it.
 pub use tower::BoxError;
+
+/// Compiles the example of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -15,7 +15,7 @@ use crate::Error;
 ///
 /// # let response = http::Response::new(());
 /// if let Some(reason) = response.extensions().get::<NotReplayed>() {
-///     eprintln!("the API refused the token, and the request was not sent again: {reason}");
+///     eprintln!("the API refused the token: {reason}");
 /// }
 /// ```
 #[derive(Clone, Debug)]
@@ -47,14 +47,20 @@ impl NotReplayed {
 impl fmt::Display for NotReplayed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::CoolingDown => f.write_str("the token was renewed a moment ago"),
-            Self::RenewalFailed(error) => write!(f, "no other token could be had: {error}"),
-            Self::BodyNotKept => f.write_str("nothing was kept of the request's body"),
-            Self::BodyNotRestored => {
-                f.write_str("the request's body could not be made a second time")
+            Self::CoolingDown => {
+                f.write_str("not sent again, as the token was renewed a moment ago")
             }
-            Self::RejectedAgain => f.write_str("it was, and the API refused the other token, too"),
-            Self::Forbidden => f.write_str("the request carried `NoReplay`"),
+            Self::RenewalFailed(error) => {
+                write!(f, "not sent again, as no other token could be had: {error}")
+            }
+            Self::BodyNotKept => {
+                f.write_str("not sent again, as nothing was kept of the request's body")
+            }
+            Self::BodyNotRestored => {
+                f.write_str("not sent again, as the request's body could not be made a second time")
+            }
+            Self::RejectedAgain => f.write_str("a second send with another token was refused, too"),
+            Self::Forbidden => f.write_str("not sent again, as the request carried `NoReplay`"),
         }
     }
 }
