@@ -263,3 +263,91 @@ async fn failed_refresh_disturbs_nobody_while_the_token_lives() {
     let requests = issuer.requests();
     assert!((20..=36).contains(&requests), "{requests}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn token_that_is_kept_warm_is_fresh_whenever_somebody_comes() {
+    let issuer = Issuer::new().latency(Duration::from_millis(50));
+    let cache = TokenCache::builder().keep_warm().build(issuer.service());
+    cache.token().await.unwrap();
+
+    for _ in 0..10 {
+        // Hours without a call; a step at a time, so that timers fire when they are due.
+        for _ in 0..3600 {
+            advance(Duration::from_secs(1)).await;
+        }
+        let start = Instant::now();
+        cache.token().await.unwrap();
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+
+    let requests = issuer.requests();
+    assert!((20..=27).contains(&requests), "{requests}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn keeping_warm_ends_with_the_last_handle() {
+    let issuer = Issuer::new();
+    let cache = TokenCache::builder().keep_warm().build(issuer.service());
+    let other = cache.clone();
+    cache.token().await.unwrap();
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    settle().await;
+    assert_eq!(tasks(), 1);
+
+    drop(cache);
+    settle().await;
+    assert_eq!(tasks(), 1);
+    drop(other);
+    settle().await;
+
+    assert_eq!(tasks(), 0);
+    assert_eq!(issuer.requests(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keeping_warm_outlasts_an_outage_and_asks_no_more_than_back_off_allows() {
+    let issuer = Issuer::new();
+    let cache = TokenCache::builder().keep_warm().build(issuer.service());
+    cache.token().await.unwrap();
+
+    issuer.fail(Failure::Permanent);
+    for _ in 0..7200 {
+        advance(Duration::from_secs(1)).await;
+        settle().await;
+    }
+    let requests = issuer.requests();
+    assert!((80..=150).contains(&requests), "{requests}");
+    assert!(
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+            <= 2
+    );
+
+    issuer.fail(None);
+    for _ in 0..75 {
+        advance(Duration::from_secs(1)).await;
+        settle().await;
+    }
+    let start = Instant::now();
+    cache.token().await.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_without_life_is_kept_warm_once_a_second_at_most() {
+    let issuer = Issuer::new().lifetime(Duration::ZERO);
+    let cache = TokenCache::builder().keep_warm().build(issuer.service());
+    cache.token().await.unwrap();
+
+    for _ in 0..1000 {
+        advance(Duration::from_millis(10)).await;
+        settle().await;
+    }
+
+    assert!(issuer.requests() <= 11, "{}", issuer.requests());
+}

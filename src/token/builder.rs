@@ -41,7 +41,15 @@ pub(super) struct Settings {
     pub(super) limits: Limits,
     pub(super) backoff: Backoff,
     pub(super) cool_down: Duration,
+    pub(super) warmth: Warmth,
     pub(super) clock: Clock,
+}
+
+/// Whether a token is refreshed while nobody uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Warmth {
+    WhenUsed,
+    Always,
 }
 
 impl Default for Settings {
@@ -64,6 +72,7 @@ impl Default for Settings {
                 longest: Duration::from_secs(60),
             },
             cool_down: Duration::from_secs(30),
+            warmth: Warmth::WhenUsed,
             clock: Clock::default(),
         }
     }
@@ -147,6 +156,18 @@ impl TokenCacheBuilder {
     /// Sets for how long after a renewal no further rejection causes another. Default: 30 seconds.
     pub fn cool_down(mut self, cool_down: Duration) -> Self {
         self.settings.cool_down = cool_down;
+        self
+    }
+
+    /// Refreshes the token in time even while nobody uses it. Default: only when it is used.
+    ///
+    /// For clients whose calls are rare and must not wait. Begins with the first token that somebody
+    /// asks for (call [`TokenCache::token`] at start), as a task on the runtime of that call, and ends
+    /// with the last handle of the cache. If that runtime goes away, the next call that needs a
+    /// token begins anew. At most one token request is made in a second, so tokens that live for less
+    /// than two seconds are not kept warm all the time.
+    pub fn keep_warm(mut self) -> Self {
+        self.settings.warmth = Warmth::Always;
         self
     }
 

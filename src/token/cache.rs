@@ -1,17 +1,22 @@
 use std::{
     fmt,
     panic::catch_unwind,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
-use tokio::{runtime::Handle, time::sleep};
+use futures_util::future::select;
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    time::{sleep, sleep_until},
+};
 use tower::{BoxError, Service};
 
 use super::{
-    AccessToken, Rejection, Settings, TokenCacheBuilder, TokenRequest,
+    AccessToken, Rejection, Settings, TokenCacheBuilder, TokenRequest, Warmth,
     flight::{Pilot, SharedTokenService},
     ledger::{Departure, Generation, Held, Join, Lease, Ledger, Leftovers, Outcome},
     schedule::Freshness,
@@ -62,6 +67,8 @@ struct Shared {
     ledger: Mutex<Ledger>,
     token_service: SharedTokenService,
     settings: Settings,
+    /// Closed when the last handle is gone.
+    handles: watch::Sender<()>,
 }
 
 impl TokenCache {
@@ -131,6 +138,7 @@ impl TokenCache {
                 ledger: Mutex::default(),
                 token_service: SharedTokenService::new(token_service),
                 settings,
+                handles: watch::Sender::new(()),
             }),
         }
     }
@@ -309,6 +317,35 @@ impl FlightTask {
             cache.update(|ledger| ledger.land(self.generation, result, &now, &cache.settings));
         drop::<Leftovers>(leftovers);
         pilot.land(outcome);
+
+        if settings.warmth == Warmth::Always {
+            drop(cache);
+            self.keep_warm().await;
+        }
+    }
+
+    /// Waits until the token that has landed is to be refreshed; the refresh's own task goes on.
+    async fn keep_warm(&self) {
+        let Some(cache) = self.cache.upgrade() else {
+            return;
+        };
+        let mut handles = cache.handles.subscribe();
+        let now = cache.now();
+        let Some(due) = cache.lock().warm_up_at(self.generation, &now) else {
+            return;
+        };
+        drop(cache);
+        select(pin!(sleep_until(due)), pin!(handles.changed())).await;
+
+        let (Some(cache), Some(runtime)) = (self.cache.upgrade(), runtime_with_timers()) else {
+            return;
+        };
+        let now = cache.now();
+        let departure =
+            cache.update(|ledger| ledger.warm_up(self.generation, &now, &cache.settings));
+        if let Some(departure) = departure {
+            cache.launch(departure, &runtime);
+        }
     }
 }
 

@@ -19,6 +19,10 @@ use crate::{Error, clock::Moment};
 /// How long a stale token is used before a refresh that was lost is started again.
 const RELAUNCH_AFTER: Duration = Duration::from_secs(1);
 
+/// How long a token that is kept warm is left alone, at least: one that ends at once would otherwise
+/// be asked for without a pause.
+const SHORTEST_WARMTH: Duration = Duration::from_secs(1);
+
 /// What all waiters of a flight are told.
 pub(crate) type Outcome = Result<Arc<Held>, Error>;
 
@@ -192,6 +196,29 @@ impl Ledger {
             return None;
         }
         Some(self.depart(now, settings))
+    }
+
+    /// When a token that is kept warm has to be refreshed; `None` if a later flight sees to that.
+    pub(super) fn warm_up_at(&self, landed: Generation, now: &Moment) -> Option<Instant> {
+        if self.last_departure != landed {
+            return None;
+        }
+        let due = match (&self.failure, &self.held) {
+            (Some(failure), _) => failure.until,
+            (None, Some(held)) => held.schedule.refresh_at(),
+            (None, None) => return None,
+        };
+        Some(due.max(now.after(SHORTEST_WARMTH).monotonic))
+    }
+
+    /// The time has come to refresh a token that is kept warm.
+    pub(super) fn warm_up(
+        &mut self,
+        landed: Generation,
+        now: &Moment,
+        settings: &Settings,
+    ) -> Option<Departure> {
+        (self.last_departure == landed).then(|| self.depart(now, settings))
     }
 
     /// The API rejected the token of this generation.

@@ -10,7 +10,7 @@ mod ledger;
 mod request;
 mod schedule;
 
-use self::builder::Settings;
+use self::builder::{Settings, Warmth};
 pub use self::{
     access_token::AccessToken,
     builder::TokenCacheBuilder,

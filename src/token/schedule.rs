@@ -81,6 +81,10 @@ impl Schedule {
         }
     }
 
+    pub(super) fn refresh_at(&self) -> Instant {
+        self.refresh_at
+    }
+
     /// The same end, but no refresh before `refresh_at`.
     pub(super) fn refresh_not_before(self, refresh_at: Instant) -> Self {
         Self { refresh_at, ..self }
