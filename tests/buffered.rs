@@ -337,6 +337,27 @@ fn trailers_alone_are_sent_again() {
     assert!(second.is_end_stream());
 }
 
+/// HTTP/1.1 drops the trailers of a body whose length is known.
+#[test]
+fn body_with_trailers_gets_no_exact_size_from_being_remembered() {
+    let bodies = [
+        vec![Step::Trailers(trailers())],
+        vec![data("ab"), Step::Trailers(trailers())],
+        vec![data("ab"), data("cd"), Step::Trailers(trailers())],
+    ];
+    for steps in bodies {
+        let (mut first, kept) = split(script(steps));
+        assert_eq!(first.size_hint().exact(), None);
+        read(&mut first);
+
+        let mut second = restore(kept).unwrap();
+
+        assert_eq!(second.size_hint().exact(), None);
+        assert_eq!(read(&mut second).1, Some(trailers()));
+        assert_eq!(second.size_hint().exact(), Some(0));
+    }
+}
+
 #[test]
 fn empty_bodies_are_sent_again() {
     let (mut first, kept) = split(Empty::<Bytes>::new());

@@ -101,7 +101,7 @@ where
 
     fn size_hint(&self) -> SizeHint {
         match &self.reader {
-            Reader::Whole { whole } => SizeHint::with_exact(whole.len() as u64),
+            Reader::Whole { whole } => whole.size_hint(),
             Reader::Plain { body } => body.size_hint(),
             Reader::Recorded { recording } => recording.size_hint(),
         }
@@ -142,7 +142,7 @@ where
         if body.size_hint().lower() > limit as u64 {
             return Self::TooLong(body);
         }
-        let mut tape = Tape::new(limit);
+        let mut tape = Tape::new(limit, body.size_hint().exact().is_some());
         let mut source = Some(Box::pin(body));
         // A body in memory gives all of it at once, and then needs no tape. One that has nothing yet
         // is polled again by whoever sends it, with a waker of its own.
@@ -161,6 +161,7 @@ where
 pub(super) struct Whole {
     data: Bytes,
     trailers: Option<HeaderMap>,
+    is_sized: bool,
 }
 
 impl Whole {
@@ -170,6 +171,10 @@ impl Whole {
 
     fn is_end(&self) -> bool {
         self.data.is_empty() && self.trailers.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        unread(self.len() as u64, self.trailers.is_some() && !self.is_sized)
     }
 
     fn next(&mut self) -> Option<Frame<Bytes>> {
@@ -208,6 +213,8 @@ struct Tape<B> {
     end: End,
     /// What the source reported before it was polled.
     source_size: SizeHint,
+    /// Whether the body said at its start how long it is.
+    is_sized: bool,
     turn: Turn,
     keep: Keep,
     remembered: usize,
@@ -384,8 +391,9 @@ impl<B: Body> Drop for Memory<B> {
 }
 
 impl<B: Body> Tape<B> {
-    fn new(limit: usize) -> Self {
+    fn new(limit: usize, is_sized: bool) -> Self {
         Self {
+            is_sized,
             frames: VecDeque::new(),
             next: 0,
             trailers: None,
@@ -414,6 +422,7 @@ impl<B: Body> Tape<B> {
         Whole {
             data: self.frames.pop_front().unwrap_or_default(),
             trailers: self.trailers.take(),
+            is_sized: self.is_sized,
         }
     }
 
@@ -518,19 +527,37 @@ impl<B: Body> Tape<B> {
     }
 
     fn is_end(&self) -> bool {
-        let has_unread_trailers = self.trailers.is_some() && self.next <= self.frames.len();
-        self.has_ended() && !has_unread_trailers && self.next >= self.frames.len()
+        self.has_ended() && !self.has_unread_trailers() && self.next >= self.frames.len()
+    }
+
+    fn has_unread_trailers(&self) -> bool {
+        self.trailers.is_some() && self.next <= self.frames.len()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let unread: usize = self.frames.iter().skip(self.next).map(Bytes::len).sum();
-        let unread = unread as u64;
+        let data: usize = self.frames.iter().skip(self.next).map(Bytes::len).sum();
+        let data = data as u64;
         match (&self.end, &self.source) {
-            (End::Reached | End::Failed(_), _) => SizeHint::with_exact(unread),
-            (End::Ahead, Some(source)) => plus(&source.size_hint(), unread),
-            (End::Ahead, None) => plus(&self.source_size, unread),
+            (End::Reached | End::Failed(_), _) => {
+                unread(data, self.has_unread_trailers() && !self.is_sized)
+            }
+            (End::Ahead, Some(source)) => plus(&source.size_hint(), data),
+            (End::Ahead, None) => plus(&self.source_size, data),
         }
     }
+}
+
+/// The size of data that are known to the end.
+///
+/// HTTP/1.1 sends trailers with a body of unknown length only, so a body that came without one must
+/// not get one from being remembered.
+fn unread(data: u64, needs_trailers: bool) -> SizeHint {
+    let mut hint = SizeHint::with_exact(data);
+    if needs_trailers {
+        hint = SizeHint::new();
+        hint.set_lower(data);
+    }
+    hint
 }
 
 fn plus(hint: &SizeHint, more: u64) -> SizeHint {
