@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -61,6 +61,14 @@ pin_project! {
         Renewing {
             token: Acquiring,
             rejection: Option<S::Response>,
+            unsent: Option<Box<Unsent<S, R, B>>>,
+        },
+        // There is another token; the API's response is read, for the sake of its connection.
+        Draining {
+            #[pin]
+            rejection: S::Response,
+            drain: Drain,
+            granted: Arc<Held>,
             unsent: Option<Box<Unsent<S, R, B>>>,
         },
         // The request went out as it came, and so does the response.
@@ -186,17 +194,28 @@ where
                     let outcome = ready!(token.as_mut().poll(cx));
                     let rejection = rejection.take().expect(POLLED_AFTER_READY);
                     match outcome {
-                        Ok(granted) => {
-                            drain(rejection.into_body(), cx);
-                            State::Readying {
-                                granted,
-                                unsent: unsent.take(),
-                            }
-                        }
+                        Ok(granted) => State::Draining {
+                            rejection,
+                            drain: Drain::new(),
+                            granted,
+                            unsent: unsent.take(),
+                        },
                         Err(error) => {
                             let reason = NotReplayed::RenewalFailed(error);
                             return Poll::Ready(Ok(reason.explain(rejection)));
                         }
+                    }
+                }
+                StateProj::Draining {
+                    rejection,
+                    drain,
+                    granted,
+                    unsent,
+                } => {
+                    ready!(drain.poll(rejection, cx));
+                    State::Readying {
+                        granted: Arc::clone(granted),
+                        unsent: unsent.take(),
                     }
                 }
                 StateProj::Forwarding { response } => {
@@ -314,16 +333,50 @@ impl<R> Config<R> {
 
 /// Reads what is already there of a body, so that its HTTP/1.1 connection can be used again.
 ///
-/// Waits for nothing: a body that has more to come costs its connection.
-fn drain<B: Body>(body: B, cx: &mut Context<'_>) {
-    const MOST: usize = 64 * 1024;
-    let mut body = pin!(body);
-    let mut read = 0;
-    while read < MOST {
-        let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(cx) else {
-            return;
-        };
-        read += frame.data_ref().map_or(0, Buf::remaining);
+/// Waits for nothing: a body that has more to come costs its connection. But a client hands over one
+/// frame at a time and often reads the next, or takes the connection back, in a task of its own; so
+/// other tasks are let run a few times in between.
+struct Drain {
+    bytes_left: usize,
+    turns_left: u8,
+    has_ended: bool,
+}
+
+impl Drain {
+    fn new() -> Self {
+        Self {
+            bytes_left: 64 * 1024,
+            // hyper reads 8 KiB at a time, and need not have its turn each time.
+            turns_left: 16,
+            has_ended: false,
+        }
+    }
+
+    fn poll<B: Body>(&mut self, mut body: Pin<&mut B>, cx: &mut Context<'_>) -> Poll<()> {
+        while !self.has_ended && self.bytes_left > 0 {
+            let Poll::Ready(frame) = body.as_mut().poll_frame(cx) else {
+                return self.give_way(cx);
+            };
+            match frame {
+                Some(Ok(frame)) => {
+                    let read = frame.data_ref().map_or(0, Buf::remaining);
+                    self.bytes_left = self.bytes_left.saturating_sub(read);
+                    self.has_ended = body.is_end_stream();
+                }
+                Some(Err(_)) | None => self.has_ended = true,
+            }
+        }
+        Poll::Ready(())
+    }
+
+    /// Lets other tasks run, unless they have had their turns.
+    fn give_way(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.turns_left == 0 {
+            return Poll::Ready(());
+        }
+        self.turns_left -= 1;
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 
@@ -338,6 +391,7 @@ where
             State::Readying { .. } => "Readying",
             State::Calling { .. } => "Calling",
             State::Renewing { .. } => "Renewing",
+            State::Draining { .. } => "Draining",
             State::Forwarding { .. } => "Forwarding",
         };
         f.debug_struct("ResponseFuture")

@@ -232,3 +232,63 @@ async fn rejection_is_read_up_to_64_kib_before_it_is_dropped() {
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(*read.lock().unwrap(), 64 * 1024);
 }
+
+/// A response body whose frames another task hands over one by one, as HTTP clients do.
+struct HandedOver(tokio::sync::mpsc::Receiver<Bytes>);
+
+impl Body for HandedOver {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.0
+            .poll_recv(cx)
+            .map(|data| data.map(|data| Ok(Frame::data(data))))
+    }
+}
+
+/// An API that refuses "token-1" with the body that it is given, and accepts all others.
+fn api_refusing_with(
+    refusal: HandedOver,
+) -> impl Service<Request<String>, Response = Response<HandedOver>, Error = BoxError> + Clone {
+    let refusal = Arc::new(Mutex::new(Some(refusal)));
+    service_fn(move |request: Request<String>| {
+        let mut response = Response::new(HandedOver(tokio::sync::mpsc::channel(1).1));
+        if request.headers()[AUTHORIZATION] == "Bearer token-1" {
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+            *response.body_mut() = refusal.lock().unwrap().take().unwrap();
+        }
+        async move { Ok::<_, BoxError>(response) }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejection_is_read_to_its_end_while_another_task_hands_it_over() {
+    let (frames, refusal) = tokio::sync::mpsc::channel(1);
+    let handing_over = tokio::spawn(async move {
+        for _ in 0..5 {
+            frames.send(Bytes::from("frame")).await.unwrap();
+        }
+    });
+    let api = api_refusing_with(HandedOver(refusal));
+    let service = ClientCredentialsLayer::new(Issuer::new().service()).layer(api);
+
+    let response = service.oneshot(support::request()).await.unwrap();
+
+    assert_eq!(response.status(), StatusCode::OK);
+    handing_over.await.expect("the body was dropped half-read");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejection_that_does_not_end_keeps_nobody_waiting() {
+    let (_frames, refusal) = tokio::sync::mpsc::channel(1);
+    let api = api_refusing_with(HandedOver(refusal));
+    let service = ClientCredentialsLayer::new(Issuer::new().service()).layer(api);
+
+    let response = service.oneshot(support::request()).await.unwrap();
+
+    assert_eq!(response.status(), StatusCode::OK);
+}
