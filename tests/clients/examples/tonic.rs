@@ -1,0 +1,68 @@
+//! The layer around a tonic channel, below a generated client.
+//!
+//! Starts a token endpoint and a gRPC server on 127.0.0.1; the server refuses the first token, as if
+//! it had been revoked. Ends with an error if the call is not answered.
+
+use bytes::Bytes;
+use http::{Request, header::AUTHORIZATION};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use support::{Loopback, Protocol, Servers, hyper_client};
+use tonic::{Status, body::Body, transport::Endpoint};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tower::{ServiceBuilder, ServiceExt};
+use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer};
+
+#[tokio::main]
+async fn main() -> Result<(), BoxError> {
+    let servers = start_servers().await;
+
+    // A channel speaks to one host only, so that tokens come by another client.
+    // For any server: TokenEndpoint::new(client, url, ClientAuth::request_body(id, secret))?
+    let tokens = servers.tokens(hyper_client::<Full<Bytes>>(Protocol::Http1));
+    let layer = ClientCredentialsLayer::new(tokens)
+        .reject_when(|it| {
+            it.headers
+                .get("grpc-status")
+                .is_some_and(|status| status == "16")
+        })
+        .replay(Buffered::new(64 * 1024).map(Body::new));
+    let channel = Endpoint::from_shared(servers.url(""))?.connect().await?;
+    let channel = ServiceBuilder::new().layer(layer).service(channel);
+
+    let mut client = HealthClient::new(channel);
+    let answer = client
+        .check(HealthCheckRequest::default())
+        .await?
+        .into_inner();
+
+    println!("the server is {}", answer.status().as_str_name());
+    assert_eq!(answer.status(), ServingStatus::Serving);
+    assert_eq!(
+        servers.issued(),
+        2,
+        "the first token is refused, the second accepted"
+    );
+    Ok(())
+}
+
+/// tonic's health service, behind a check of the token.
+async fn start_servers() -> Servers {
+    let (_reporter, health) = tonic_health::server::health_reporter();
+    let api = Loopback::start(move |request: Request<Incoming>| {
+        let health = health.clone();
+        async move {
+            match request.headers().get(AUTHORIZATION) {
+                Some(token) if token != "Bearer token-1" => health
+                    .oneshot(request)
+                    .await
+                    .unwrap_or_else(|never| match never {}),
+                _ => Status::unauthenticated("token expired").into_http(),
+            }
+        }
+    })
+    .await;
+    Servers::for_api(api).await
+}

@@ -1,0 +1,101 @@
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use tokio::{
+    net::TcpListener,
+    task::{AbortHandle, JoinSet},
+};
+use tower_client_credentials::BoxError;
+
+use crate::Connections;
+
+/// The response body of the servers.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+/// A response body that is there at once.
+pub fn text(text: impl Into<Bytes>) -> Body {
+    Full::new(text.into())
+        .map_err(BoxError::from)
+        .boxed_unsync()
+}
+
+/// A server on 127.0.0.1 that speaks HTTP/1.1 and HTTP/2, without TLS. Dropped, it closes all of
+/// its connections.
+#[derive(Debug)]
+pub struct Loopback {
+    address: SocketAddr,
+    connections: Connections,
+    accepting: AbortHandle,
+}
+
+impl Loopback {
+    /// Starts a server that answers as the handler says.
+    pub async fn start<H, F, B>(handler: H) -> Self
+    where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+        F: Future<Output = Response<B>> + Send + 'static,
+        B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+    {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a loopback port is free");
+        let address = listener.local_addr().expect("the socket is bound");
+        let connections = Connections::default();
+        let accepting = tokio::spawn(accept(listener, connections.clone(), handler));
+        Self {
+            address,
+            connections,
+            accepting: accepting.abort_handle(),
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub fn connections(&self) -> &Connections {
+        &self.connections
+    }
+}
+
+impl Drop for Loopback {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn accept<H, F, B>(listener: TcpListener, connections: Connections, handler: H)
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: http_body::Body<Data: Send, Error: Into<BoxError>> + Send + 'static,
+{
+    let mut serving = JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        stream.set_nodelay(true).expect("the socket is connected");
+        let open = connections.opened();
+        let handler = handler.clone();
+        let service = service_fn(move |request| {
+            let response = handler(request);
+            async { Ok::<_, Infallible>(response.await) }
+        });
+        serving.spawn(async move {
+            let _open = open;
+            // Clients that go away in the middle of a request are what some tests are about.
+            let _ = auto::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+        });
+        while serving.try_join_next().is_some() {}
+    }
+}

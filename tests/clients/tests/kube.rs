@@ -1,0 +1,81 @@
+//! kube's client: a stack of its own that others are put around, and a body with a copying function.
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header::AUTHORIZATION};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{
+    Api, Client, Config,
+    api::PostParams,
+    client::{Body, ClientBuilder},
+};
+use support::{Loopback, Protocol, Servers, hyper_client, in_time};
+use tower::buffer::BufferLayer;
+use tower_client_credentials::{ClientCredentialsLayer, CloneWith};
+
+/// A cluster with one object, that gives back what is created, and does not accept "token-1".
+async fn cluster() -> Servers {
+    let api = Loopback::start(|request: Request<Incoming>| async {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        let is_accepted = head
+            .headers
+            .get(AUTHORIZATION)
+            .is_some_and(|it| it != "Bearer token-1");
+        let (status, json) = match (is_accepted, head.method.as_str()) {
+            (true, "GET") => (StatusCode::OK, Bytes::from(OBJECT)),
+            (true, _) => (StatusCode::CREATED, body),
+            (false, _) => (StatusCode::UNAUTHORIZED, Bytes::from(REFUSAL)),
+        };
+        let mut response = Response::new(Full::new(json));
+        *response.status_mut() = status;
+        response
+    })
+    .await;
+    Servers::for_api(api).await
+}
+
+const OBJECT: &str =
+    r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"one"},"data":{"name":"Ada"}}"#;
+
+const REFUSAL: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",
+    "message":"Unauthorized","reason":"Unauthorized","code":401}"#;
+
+/// The client that a user would build.
+fn client(servers: &Servers) -> Client {
+    let config = Config::new(servers.url("").parse().unwrap());
+    let tokens = servers.tokens(hyper_client::<Full<Bytes>>(Protocol::Http1));
+    ClientBuilder::try_from(config)
+        .unwrap()
+        // What kube makes is not `Clone`; its buffer is.
+        .with_layer(&BufferLayer::new(16))
+        .with_layer(&ClientCredentialsLayer::new(tokens).replay(CloneWith(Body::try_clone)))
+        .build()
+}
+
+#[tokio::test]
+async fn request_without_a_body_is_sent_again() {
+    let cluster = cluster().await;
+    let objects = Api::<ConfigMap>::default_namespaced(client(&cluster));
+
+    let object = in_time(objects.get("one")).await.unwrap();
+
+    assert_eq!(object.data.unwrap()["name"], "Ada");
+    assert_eq!(cluster.issued(), 2);
+    assert_eq!(cluster.connections().accepted(), 1);
+}
+
+#[tokio::test]
+async fn object_is_sent_again() {
+    let cluster = cluster().await;
+    let objects = Api::<ConfigMap>::default_namespaced(client(&cluster));
+    let object = serde_json::from_str::<ConfigMap>(OBJECT).unwrap();
+
+    let created = in_time(objects.create(&PostParams::default(), &object))
+        .await
+        .unwrap();
+
+    assert_eq!(created, object);
+    assert_eq!(cluster.issued(), 2);
+}

@@ -1,0 +1,394 @@
+//! Other layers above and below this one, on a real client.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{HeaderMap, Request, Response, StatusCode, header::AUTHORIZATION};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use support::{
+    Loopback, Protocol, Servers, cache_without_cool_down, hash, hyper_client, in_time, text,
+};
+use tower::{
+    Layer, Service, ServiceBuilder, ServiceExt,
+    buffer::{Buffer, BufferLayer},
+    limit::{ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer},
+    retry::{Policy, RetryLayer},
+    timeout::TimeoutLayer,
+};
+use tower_client_credentials::{BoxError, ClientCredentialsLayer};
+use tower_http::{
+    decompression::DecompressionLayer, follow_redirect::FollowRedirectLayer, trace::TraceLayer,
+};
+
+type Http = Client<HttpConnector, Full<Bytes>>;
+
+fn http() -> Http {
+    hyper_client(Protocol::Http1)
+}
+
+fn credentials(servers: &Servers) -> ClientCredentialsLayer {
+    ClientCredentialsLayer::new(servers.tokens(http()))
+}
+
+/// Above the layer: one call of the other is one call with up to two sends.
+async fn above<L>(layer: L)
+where
+    L: Layer<tower_client_credentials::ClientCredentials<Http>, Service: SendsFull>,
+{
+    let servers = Servers::start().await;
+    let service = ServiceBuilder::new()
+        .layer(layer)
+        .layer(credentials(&servers))
+        .service(http());
+    assert_replayed(service, &servers).await;
+}
+
+/// Below the layer: each send is one call of the other.
+async fn below<L>(layer: L)
+where
+    L: Layer<Http, Service: SendsFull + Clone>,
+    <L::Service as Service<Request<Full<Bytes>>>>::Error: Into<BoxError>,
+{
+    let servers = Servers::start().await;
+    let service = ServiceBuilder::new()
+        .layer(credentials(&servers))
+        .layer(layer)
+        .service(http());
+    assert_replayed(service, &servers).await;
+}
+
+/// Short for the bounds of a service that requests with `Full` bodies can be sent with.
+trait SendsFull:
+    Service<Request<Full<Bytes>>, Response = Response<Self::ResBody>, Error: Into<BoxError>>
+{
+    type ResBody: http_body::Body<Error: fmt::Debug>;
+}
+
+impl<S, B> SendsFull for S
+where
+    S: Service<Request<Full<Bytes>>, Response = Response<B>, Error: Into<BoxError>>,
+    B: http_body::Body<Error: fmt::Debug>,
+{
+    type ResBody = B;
+}
+
+async fn assert_replayed<S: SendsFull>(service: S, servers: &Servers) {
+    let request = Request::post(servers.url("/late/1"))
+        .body(Full::from("name=Ada"))
+        .unwrap();
+
+    let response = in_time(service.oneshot(request))
+        .await
+        .map_err(Into::into)
+        .unwrap();
+
+    assert_eq!(response.status(), StatusCode::OK);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, hash("name=Ada"));
+    assert_eq!(servers.received().len(), 2);
+}
+
+#[tokio::test]
+async fn buffer() {
+    above(BufferLayer::new(8)).await;
+    below(BufferLayer::new(8)).await;
+}
+
+#[tokio::test]
+async fn concurrency_limit() {
+    above(ConcurrencyLimitLayer::new(1)).await;
+    below(ConcurrencyLimitLayer::new(1)).await;
+}
+
+#[tokio::test]
+async fn timeout() {
+    above(TimeoutLayer::new(Duration::from_secs(30))).await;
+    below(TimeoutLayer::new(Duration::from_secs(30))).await;
+}
+
+#[tokio::test]
+async fn follow_redirect() {
+    above(FollowRedirectLayer::new()).await;
+    below(FollowRedirectLayer::new()).await;
+}
+
+#[tokio::test]
+async fn trace() {
+    above(TraceLayer::new_for_http()).await;
+    below(TraceLayer::new_for_http()).await;
+}
+
+#[tokio::test]
+async fn decompression() {
+    above(DecompressionLayer::new()).await;
+    below(DecompressionLayer::new()).await;
+}
+
+#[tokio::test]
+async fn all_at_once_in_the_recommended_order() {
+    let servers = Servers::start().await;
+
+    let service = ServiceBuilder::new()
+        .layer(BufferLayer::new(8))
+        .layer(TraceLayer::new_for_http())
+        .layer(TimeoutLayer::new(Duration::from_secs(30)))
+        .layer(credentials(&servers))
+        .layer(RetryLayer::new(WhileBusy { retries_left: 2 }))
+        .layer(FollowRedirectLayer::new())
+        .layer(DecompressionLayer::new())
+        .layer(ConcurrencyLimitLayer::new(8))
+        .service(http());
+
+    assert_replayed(service, &servers).await;
+}
+
+/// The limit counts requests, not calls: a call that waits for a token holds no permit.
+#[tokio::test]
+async fn token_and_api_calls_can_share_one_permit() {
+    for protocol in Protocol::ALL {
+        let servers = Servers::start().await;
+        let shared = ServiceBuilder::new()
+            .layer(GlobalConcurrencyLimitLayer::new(1))
+            .service(hyper_client::<Full<Bytes>>(protocol));
+        let cache = cache_without_cool_down(servers.tokens(shared.clone()));
+        let service = ClientCredentialsLayer::with_cache(cache).layer(shared);
+
+        assert_all_answered(service, &servers).await;
+    }
+}
+
+#[tokio::test]
+async fn token_and_api_calls_can_share_one_buffer() {
+    for protocol in Protocol::ALL {
+        let servers = Servers::start().await;
+        let shared = Buffer::new(hyper_client::<Full<Bytes>>(protocol), 1);
+        let cache = cache_without_cool_down(servers.tokens(shared.clone()));
+        let service = ClientCredentialsLayer::with_cache(cache).layer(shared);
+
+        assert_all_answered(service, &servers).await;
+    }
+}
+
+/// Makes calls at once, each of which is refused at first.
+async fn assert_all_answered<S: SendsFull + Clone>(service: S, servers: &Servers) {
+    let calls = (0..20).map(|number| {
+        let url = servers.url(&format!("/late/{number}"));
+        service
+            .clone()
+            .oneshot(Request::post(url).body(Full::from("name=Ada")).unwrap())
+    });
+
+    for outcome in in_time(join_all(calls)).await {
+        assert_eq!(
+            outcome.map_err(Into::into).unwrap().status(),
+            StatusCode::OK
+        );
+    }
+}
+
+/// Retries what the API was too busy for.
+#[derive(Clone)]
+struct WhileBusy {
+    retries_left: usize,
+}
+
+impl<B: Clone, ResBody, E> Policy<Request<B>, Response<ResBody>, E> for WhileBusy {
+    type Future = std::future::Ready<()>;
+
+    fn retry(
+        &mut self,
+        _: &mut Request<B>,
+        outcome: &mut Result<Response<ResBody>, E>,
+    ) -> Option<Self::Future> {
+        let is_busy = matches!(outcome, Ok(it) if it.status() == StatusCode::SERVICE_UNAVAILABLE);
+        let may_retry = is_busy && self.retries_left > 0;
+        self.retries_left = self.retries_left.saturating_sub(1);
+        may_retry.then(|| std::future::ready(()))
+    }
+
+    fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
+        Some(request.clone())
+    }
+}
+
+#[tokio::test]
+async fn retry() {
+    let busy = RetryLayer::new(WhileBusy { retries_left: 2 });
+    above(busy.clone()).await;
+    below(busy.clone()).await;
+
+    for is_above in [true, false] {
+        let answers = [401, 503, 200];
+        let (servers, seen) = answering(answers.map(|status| status.try_into().unwrap())).await;
+        let request = Request::get(servers.url("/"))
+            .body(Full::default())
+            .unwrap();
+
+        let builder = ServiceBuilder::new();
+        let response = if is_above {
+            let service = builder
+                .layer(busy.clone())
+                .layer(credentials(&servers))
+                .service(http());
+            in_time(service.oneshot(request)).await.unwrap()
+        } else {
+            let service = builder
+                .layer(credentials(&servers))
+                .layer(busy.clone())
+                .service(http());
+            in_time(service.oneshot(request)).await.unwrap()
+        };
+
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(
+            tokens(&seen),
+            ["Bearer token-1", "Bearer token-2", "Bearer token-2"]
+        );
+    }
+}
+
+type Seen = Arc<Mutex<Vec<HeaderMap>>>;
+
+/// An API that gives one answer after the other.
+async fn answering(answers: impl IntoIterator<Item = StatusCode>) -> (Servers, Seen) {
+    let answers = answers.into_iter().collect::<VecDeque<_>>();
+    let answers = Arc::new(Mutex::new(answers));
+    let seen = Seen::default();
+    let api = Loopback::start({
+        let seen = Arc::clone(&seen);
+        move |request: Request<Incoming>| {
+            seen.lock().unwrap().push(request.headers().clone());
+            let mut response = Response::new(text(""));
+            *response.status_mut() = answers.lock().unwrap().pop_front().unwrap();
+            async { response }
+        }
+    })
+    .await;
+    (Servers::for_api(api).await, seen)
+}
+
+/// The token of each request that an API has seen; empty where there was none.
+fn tokens(seen: &Seen) -> Vec<String> {
+    let seen = seen.lock().unwrap();
+    let token =
+        |headers: &HeaderMap| Some(headers.get(AUTHORIZATION)?.to_str().unwrap().to_owned());
+    seen.iter()
+        .map(|headers| token(headers).unwrap_or_default())
+        .collect()
+}
+
+/// An API that sends its callers to another host.
+async fn moved_to(other: &Loopback) -> Servers {
+    let location = other.url("/");
+    let api = Loopback::start(move |_| {
+        let response = Response::builder().status(StatusCode::TEMPORARY_REDIRECT);
+        let response = response
+            .header("location", &location)
+            .body(text(""))
+            .unwrap();
+        async { response }
+    })
+    .await;
+    Servers::for_api(api).await
+}
+
+/// Another host, which should not see a token.
+async fn other_host() -> (Loopback, Seen) {
+    let seen = Seen::default();
+    let server = Loopback::start({
+        let seen = Arc::clone(&seen);
+        move |request: Request<Incoming>| {
+            seen.lock().unwrap().push(request.headers().clone());
+            async { Response::new(text("")) }
+        }
+    })
+    .await;
+    (server, seen)
+}
+
+#[tokio::test]
+async fn redirect_follower_below_keeps_the_token_from_another_host() {
+    let (other, seen) = other_host().await;
+    let servers = moved_to(&other).await;
+    let request = Request::get(servers.url("/"))
+        .body(Full::default())
+        .unwrap();
+
+    let service = ServiceBuilder::new()
+        .layer(credentials(&servers))
+        .layer(FollowRedirectLayer::new())
+        .service(http());
+    in_time(service.oneshot(request)).await.unwrap();
+
+    assert_eq!(tokens(&seen), [""]);
+}
+
+/// Why the follower belongs below: it takes the header off, and the layer puts it on again.
+#[tokio::test]
+async fn redirect_follower_above_carries_the_token_to_another_host() {
+    let (other, seen) = other_host().await;
+    let servers = moved_to(&other).await;
+    let request = Request::get(servers.url("/"))
+        .body(Full::default())
+        .unwrap();
+
+    let service = ServiceBuilder::new()
+        .layer(FollowRedirectLayer::new())
+        .layer(credentials(&servers))
+        .service(http());
+    in_time(service.oneshot(request)).await.unwrap();
+
+    assert_eq!(tokens(&seen), ["Bearer token-1"]);
+}
+
+/// "compressed", with gzip.
+const GZIP: &[u8] = &[
+    0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0x03, 0x4b, 0xce, 0xcf, 0x2d, 0x28, 0x4a,
+    0x2d, 0x2e, 0x4e, 0x4d, 0x01, 0x00, 0x1e, 0x4b, 0x56, 0x97, 0x0a, 0x00, 0x00, 0x00,
+];
+
+#[tokio::test]
+async fn decompression_above_and_below_gives_plain_text() {
+    let api = Loopback::start(|request: Request<Incoming>| async move {
+        assert_eq!(request.headers()["accept-encoding"], "gzip");
+        let response = Response::builder().header("content-encoding", "gzip");
+        response.body(text(GZIP)).unwrap()
+    })
+    .await;
+    let servers = Servers::for_api(api).await;
+    let request = || {
+        Request::get(servers.url("/"))
+            .body(Full::<Bytes>::default())
+            .unwrap()
+    };
+
+    let builder = ServiceBuilder::new();
+    let above = builder
+        .layer(DecompressionLayer::new())
+        .layer(credentials(&servers))
+        .service(http());
+    let builder = ServiceBuilder::new();
+    let below = builder
+        .layer(credentials(&servers))
+        .layer(DecompressionLayer::new())
+        .service(http());
+
+    let answer = in_time(above.oneshot(request())).await.unwrap();
+    assert_eq!(
+        answer.into_body().collect().await.unwrap().to_bytes(),
+        "compressed"
+    );
+    let answer = in_time(below.oneshot(request())).await.unwrap();
+    assert_eq!(
+        answer.into_body().collect().await.unwrap().to_bytes(),
+        "compressed"
+    );
+}

@@ -1,0 +1,231 @@
+//! tonic's channel: bodies that can neither be cloned nor shared, and a status of gRPC's own.
+
+use std::pin::Pin;
+
+use bytes::{Buf, BufMut, Bytes};
+use futures_util::{StreamExt, stream};
+use http::{Request, Response, header::AUTHORIZATION, response::Parts};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use sha2::{Digest, Sha256};
+use support::{Loopback, Protocol, Servers, hash, hyper_client, in_time};
+use tonic::{
+    Code, Status, Streaming,
+    body::Body,
+    client::Grpc,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    server::ClientStreamingService,
+    transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+use tower::{Layer, Service, ServiceExt};
+use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer, NotReplayed};
+
+/// A missing token is a status of 200 and `grpc-status: 16` (UNAUTHENTICATED) in the headers.
+fn is_unauthenticated(response: &Parts) -> bool {
+    response
+        .headers
+        .get("grpc-status")
+        .is_some_and(|status| status == "16")
+}
+
+/// When the server refuses the first token.
+#[derive(Clone, Copy, Debug)]
+enum Refusing {
+    Early,
+    Late,
+}
+
+/// gRPC services behind a check of the token: the health service, and one that hashes what it gets.
+async fn servers(refusing: Refusing) -> Servers {
+    let (_reporter, health) = tonic_health::server::health_reporter();
+    let api = Loopback::start(move |request: Request<Incoming>| {
+        let health = health.clone();
+        async move {
+            let is_accepted = request
+                .headers()
+                .get(AUTHORIZATION)
+                .is_some_and(|it| it != "Bearer token-1");
+            if !is_accepted {
+                if let Refusing::Late = refusing {
+                    let _ = request.into_body().collect().await;
+                }
+                return Status::unauthenticated("token expired").into_http();
+            }
+            match request.uri().path() {
+                "/hash" => {
+                    tonic::server::Grpc::new(Raw)
+                        .client_streaming(Hash, request)
+                        .await
+                }
+                _ => health
+                    .oneshot(request)
+                    .await
+                    .unwrap_or_else(|never| match never {}),
+            }
+        }
+    })
+    .await;
+    Servers::for_api(api).await
+}
+
+/// The stack that a user would build.
+fn stack(
+    servers: &Servers,
+    limit: usize,
+) -> impl Service<Request<Body>, Response = Response<Body>, Error = BoxError, Future: Send + 'static>
++ Clone
++ Send {
+    let channel: Channel = Endpoint::from_shared(servers.url(""))
+        .unwrap()
+        .connect_lazy();
+    let tokens = servers.tokens(hyper_client::<Full<Bytes>>(Protocol::Http1));
+    ClientCredentialsLayer::new(tokens)
+        .reject_when(is_unauthenticated)
+        .replay(Buffered::new(limit).map(Body::new))
+        .layer(channel)
+}
+
+#[tokio::test]
+async fn unary_call_of_a_generated_client_is_sent_again() {
+    for refusing in [Refusing::Early, Refusing::Late] {
+        let servers = servers(refusing).await;
+        let mut client = HealthClient::new(stack(&servers, 64 * 1024));
+
+        let call = client.check(HealthCheckRequest::default());
+        let answer = in_time(call).await.unwrap().into_inner();
+
+        assert_eq!(answer.status().as_str_name(), "SERVING");
+        assert_eq!(servers.issued(), 2);
+    }
+}
+
+#[tokio::test]
+async fn server_streaming_call_is_sent_again() {
+    let servers = servers(Refusing::Late).await;
+    let mut client = HealthClient::new(stack(&servers, 64 * 1024));
+
+    let call = client.watch(HealthCheckRequest::default());
+    let mut answers = in_time(call).await.unwrap().into_inner();
+
+    let answer = in_time(answers.message()).await.unwrap().unwrap();
+    assert_eq!(answer.status().as_str_name(), "SERVING");
+}
+
+#[tokio::test]
+async fn client_streaming_call_is_sent_again() {
+    for refusing in [Refusing::Early, Refusing::Late] {
+        let servers = servers(refusing).await;
+        let mut client = Grpc::new(stack(&servers, 8 * 1024 * 1024));
+
+        let answer = hash_of(&mut client, messages()).await.unwrap();
+
+        assert_eq!(answer, hash(messages().concat()), "{refusing:?}");
+        assert_eq!(servers.issued(), 2);
+    }
+}
+
+/// The caller sees the status that the server gave.
+#[tokio::test]
+async fn client_streaming_call_over_the_limit_is_sent_once() {
+    let servers = servers(Refusing::Late).await;
+    let stack = stack(&servers, 128 * 1024);
+    let reason = std::sync::Arc::new(std::sync::Mutex::new(None));
+    let stack = stack.map_response({
+        let reason = std::sync::Arc::clone(&reason);
+        move |response| {
+            *reason.lock().unwrap() = response.extensions().get::<NotReplayed>().cloned();
+            response
+        }
+    });
+
+    let status = hash_of(&mut Grpc::new(stack), messages())
+        .await
+        .unwrap_err();
+
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert_eq!(status.message(), "token expired");
+    assert!(matches!(
+        *reason.lock().unwrap(),
+        Some(NotReplayed::BodyNotRestored)
+    ));
+}
+
+/// Four megabytes in all.
+fn messages() -> Vec<Bytes> {
+    (0..64_u8)
+        .map(|number| Bytes::from(vec![number; 64 * 1024]))
+        .collect()
+}
+
+async fn hash_of<S>(client: &mut Grpc<S>, messages: Vec<Bytes>) -> Result<String, Status>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = BoxError>,
+{
+    client.ready().await.unwrap();
+    let path = "/hash".parse().unwrap();
+    let request = tonic::Request::new(stream::iter(messages));
+    let answer = in_time(client.client_streaming(request, path, Raw))
+        .await?
+        .into_inner();
+    Ok(String::from_utf8(answer.into()).unwrap())
+}
+
+/// The service at `/hash`.
+struct Hash;
+
+impl ClientStreamingService<Bytes> for Hash {
+    type Response = Bytes;
+    type Future = Pin<Box<dyn Future<Output = Result<tonic::Response<Bytes>, Status>> + Send>>;
+
+    fn call(&mut self, request: tonic::Request<Streaming<Bytes>>) -> Self::Future {
+        Box::pin(async {
+            let mut messages = request.into_inner();
+            let mut hasher = Sha256::new();
+            while let Some(message) = messages.next().await {
+                hasher.update(message?);
+            }
+            Ok(tonic::Response::new(
+                format!("{:x}", hasher.finalize()).into(),
+            ))
+        })
+    }
+}
+
+/// Messages that are just bytes, so that no generated code is needed.
+#[derive(Clone, Copy)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(message);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
