@@ -56,8 +56,12 @@ pub(crate) enum Kind {
     Panicked,
     /// No answer within a flight's deadline.
     TimedOut(Duration),
-    /// There is no runtime to ask for a token on, or it went away each time.
+    /// There is no runtime to ask for a token on.
     NoRuntime,
+    /// The runtimes that a token was asked for on went away, each time.
+    RuntimeLost,
+    /// No token that was waited for was usable any more when the inner service was ready to send.
+    Expired,
 }
 
 /// An error reply of a token endpoint (RFC 6749 §5.2).
@@ -150,9 +154,15 @@ impl Error {
         matches!(self.inner.kind, Kind::TimedOut(_))
     }
 
-    /// Whether there was no Tokio runtime to ask for a token on.
+    /// Whether there was no Tokio runtime to ask for a token on, or it went away each time.
     pub fn is_no_runtime(&self) -> bool {
-        matches!(self.inner.kind, Kind::NoRuntime)
+        matches!(self.inner.kind, Kind::NoRuntime | Kind::RuntimeLost)
+    }
+
+    /// Whether the token that a call waited for expired or was rejected before the HTTP client was
+    /// ready to send the request, and waiting for another did not help.
+    pub fn is_expired(&self) -> bool {
+        matches!(self.inner.kind, Kind::Expired)
     }
 
     /// Whether asking again may help.
@@ -170,7 +180,9 @@ impl Error {
             | Kind::ClientAuth
             | Kind::Panicked
             | Kind::TimedOut(_)
-            | Kind::NoRuntime => true,
+            | Kind::NoRuntime
+            | Kind::RuntimeLost
+            | Kind::Expired => true,
             Kind::Configuration(_) | Kind::InvalidToken(..) => false,
         }
     }
@@ -278,6 +290,13 @@ impl fmt::Display for Error {
             Kind::TimedOut(deadline) => {
                 write!(f, "token service did not answer within {deadline:?}")
             }
+            Kind::RuntimeLost => f.write_str(
+                "token requests were lost with the Tokio runtimes that they ran on, several times \
+                 in a row",
+            ),
+            Kind::Expired => f.write_str(
+                "access token was no longer usable when the HTTP client was ready to send the request",
+            ),
             Kind::NoRuntime => f.write_str(
                 "no Tokio runtime to ask for a token on; make calls inside a running runtime that has \
                  timers enabled",

@@ -14,7 +14,8 @@ use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
 use crate::{
-    NotReplayed, Rejection, Replay,
+    Error, NotReplayed, Rejection, Replay,
+    error::Kind,
     service::Config,
     token::{Acquiring, Generation, Held, Lease},
     verdict::Verdict,
@@ -86,6 +87,10 @@ where
     pub(crate) inner: S,
     pub(crate) request: Request<R::Body>,
     pub(crate) retained: Retained<R::Kept>,
+    /// How often the request may wait for another token if it cannot be sent with the first.
+    ///
+    /// A service that takes longer to become ready than tokens live would else ask for ever.
+    pub(crate) waits_left: u8,
 }
 
 /// What is kept for a second send, or why there will be none.
@@ -157,16 +162,10 @@ where
                     let waiting = unsent.as_mut().expect(POLLED_AFTER_READY);
                     ready!(waiting.inner.poll_ready(cx)).map_err(Into::into)?;
                     let unsent = unsent.take().expect(POLLED_AFTER_READY);
-                    match this.config.lease(granted) {
+                    match this.config.cache.lease_of(granted) {
                         Some(lease) => State::calling(*unsent, lease),
-                        None => {
-                            // It has expired meanwhile. Gives way first: were there a clock that goes
-                            // to and fro, this would not end.
-                            cx.waker().wake_by_ref();
-                            let next = State::awaiting_token(this.config, unsent.unready());
-                            this.state.set(next);
-                            return Poll::Pending;
-                        }
+                        // It expired, or was rejected, while the service became ready.
+                        None => State::awaiting_token(this.config, unsent.wait_again()?),
                     }
                 }
                 StateProj::Calling {
@@ -246,6 +245,7 @@ where
             mut inner,
             mut request,
             retained,
+            ..
         } = unsent;
         request
             .headers_mut()
@@ -276,22 +276,16 @@ where
     S: Clone,
     R: Replay<B>,
 {
-    /// Gives up the readiness of the service, which may be what the token request waits for.
-    fn unready(mut self: Box<Self>) -> Box<Self> {
+    /// Gives up the readiness of the service, which may be what the next token request waits for.
+    fn wait_again(mut self: Box<Self>) -> Result<Box<Self>, Error> {
+        let waits_left = self.waits_left.checked_sub(1);
+        self.waits_left = waits_left.ok_or_else(|| Error::new(Kind::Expired))?;
         self.inner = self.inner.clone();
-        self
+        Ok(self)
     }
 }
 
 impl<R> Config<R> {
-    /// The token to send now: while the service became ready, the one that was granted may have
-    /// expired or been rejected.
-    fn lease(&self, granted: &Held) -> Option<Lease> {
-        self.cache
-            .lease()
-            .or_else(|| granted.ended_on_landing().then(|| granted.lease()))
-    }
-
     /// Makes the second request, if its body can be sent again and another token may help.
     fn prepare_replay<S, B>(
         &self,
@@ -305,9 +299,9 @@ impl<R> Config<R> {
         let replay = spare.and_then(|spare| match rejection {
             Rejection::CoolingDown => Err(NotReplayed::CoolingDown),
             Rejection::Failing(ref error) => Err(NotReplayed::RenewalFailed(error.clone())),
-            Rejection::Renewing | Rejection::Replaced => self.restore(spare),
+            Rejection::Withheld | Rejection::Replaced => self.restore(spare),
         });
-        if replay.is_err() && matches!(rejection, Rejection::Renewing) {
+        if replay.is_err() && matches!(rejection, Rejection::Withheld) {
             // This request has no use for another token, but the next one has.
             self.cache.renew_behind();
         }
@@ -327,6 +321,8 @@ impl<R> Config<R> {
             inner: spare.inner,
             request: Request::from_parts(head, body),
             retained: Err(NotReplayed::RejectedAgain),
+            // It has waited for a renewal already.
+            waits_left: 0,
         }))
     }
 }
@@ -359,7 +355,8 @@ impl Drain {
             };
             match frame {
                 Some(Ok(frame)) => {
-                    let read = frame.data_ref().map_or(0, Buf::remaining);
+                    // An empty frame counts, too: they may never end.
+                    let read = frame.data_ref().map_or(0, Buf::remaining).max(1);
                     self.bytes_left = self.bytes_left.saturating_sub(read);
                     self.has_ended = body.is_end_stream();
                 }

@@ -10,6 +10,11 @@ use crate::{
 
 /// Gives every request of a service an access token; see the [crate docs](crate).
 ///
+/// Every request that goes through the layer gets the token, whatever host it is for and whether it
+/// goes over https or plain http, unless it carries an `Authorization` header of its own. So put the
+/// layer around a client for the API alone, and a redirect follower below it: above, it would carry
+/// the token to another host.
+///
 /// # Examples
 ///
 /// With all defaults:

@@ -21,7 +21,7 @@ use crate::Error;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum NotReplayed {
-    /// The token had been renewed so lately that renewing it again would not help.
+    /// A renewal was tried so lately that another would not help.
     CoolingDown,
     /// No other token could be had.
     RenewalFailed(Error),
@@ -31,7 +31,7 @@ pub enum NotReplayed {
     /// body that was sent, for example.
     BodyNotRestored,
     /// The request carried [`NoReplay`](crate::NoReplay).
-    Forbidden,
+    OptedOut,
     /// This is the response to the second send: the API rejected the other token, too.
     RejectedAgain,
 }
@@ -47,9 +47,7 @@ impl NotReplayed {
 impl fmt::Display for NotReplayed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::CoolingDown => {
-                f.write_str("not sent again, as the token was renewed a moment ago")
-            }
+            Self::CoolingDown => f.write_str("not sent again, as a renewal was tried a moment ago"),
             Self::RenewalFailed(error) => {
                 write!(f, "not sent again, as no other token could be had: {error}")
             }
@@ -59,8 +57,10 @@ impl fmt::Display for NotReplayed {
             Self::BodyNotRestored => {
                 f.write_str("not sent again, as the request's body could not be made a second time")
             }
-            Self::RejectedAgain => f.write_str("a second send with another token was refused, too"),
-            Self::Forbidden => f.write_str("not sent again, as the request carried `NoReplay`"),
+            Self::RejectedAgain => {
+                f.write_str("a second send with another token was rejected, too")
+            }
+            Self::OptedOut => f.write_str("not sent again, as the request carried `NoReplay`"),
         }
     }
 }

@@ -105,6 +105,7 @@ where
                     inner: self.inner.clone(),
                     request,
                     retained,
+                    waits_left: 1,
                 };
                 ResponseFuture::awaiting_token(config, Box::new(unsent))
             }
@@ -145,7 +146,7 @@ impl<R> Config<R> {
                 head: head.clone(),
                 body,
             }),
-            Some(_) => Err(NotReplayed::Forbidden),
+            Some(_) => Err(NotReplayed::OptedOut),
             None => Err(NotReplayed::BodyNotKept),
         };
         (Request::from_parts(head, body), retained)

@@ -214,7 +214,7 @@ async fn calls_that_wait_for_a_renewal_that_fails_use_the_rejected_token() {
     let cache = issuer.cache();
     let token = cache.token().await.unwrap();
     issuer.fail(Failure::Permanent);
-    assert!(matches!(cache.reject(&token), Rejection::Renewing));
+    assert!(matches!(cache.reject(&token), Rejection::Withheld));
 
     let tokens = join_all((0..10).map(|_| cache.token())).await;
 
@@ -246,8 +246,8 @@ async fn reject_says_what_becomes_of_the_token() {
     let cache = issuer.cache();
     let first = cache.token().await.unwrap();
 
-    assert!(matches!(cache.reject(&first), Rejection::Renewing));
-    assert!(matches!(cache.reject(&first), Rejection::Renewing));
+    assert!(matches!(cache.reject(&first), Rejection::Withheld));
+    assert!(matches!(cache.reject(&first), Rejection::Withheld));
     assert_eq!(issuer.requests(), 1);
     let second = cache.token().await.unwrap();
     assert_eq!(second.expose(), "token-2");
@@ -257,7 +257,7 @@ async fn reject_says_what_becomes_of_the_token() {
 
     issuer.fail(Failure::Permanent);
     advance(COOL_DOWN).await;
-    assert!(matches!(cache.reject(&second), Rejection::Renewing));
+    assert!(matches!(cache.reject(&second), Rejection::Withheld));
     cache.token().await.unwrap();
     assert!(matches!(cache.reject(&second), Rejection::CoolingDown));
 }
@@ -291,7 +291,7 @@ async fn request_with_no_replay_is_sent_once() {
     let response = service.clone().oneshot(once).await.unwrap();
 
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
-    assert!(matches!(reason(&response), NotReplayed::Forbidden));
+    assert!(matches!(reason(&response), NotReplayed::OptedOut));
     assert_eq!(api.received().len(), 1);
     assert_eq!(call(&service).await.unwrap().status(), StatusCode::OK);
 }

@@ -221,6 +221,8 @@ struct Tape<B> {
     limit: usize,
     /// The reader that waits, to be woken when its turn is over or when the source is back.
     waiting: Option<Waker>,
+    /// To be taken and dropped by whoever unlocks: the data may be the user's own memory.
+    forgotten: VecDeque<Bytes>,
 }
 
 /// What becomes of frames that were read.
@@ -330,17 +332,19 @@ struct Loan<'a, B: Body> {
 
 impl<B: Body> Loan<'_, B> {
     fn give_back(mut self, polled: Polled, turn: Turn) -> Brought {
-        let (brought, waiting) = {
+        let (brought, waiting, forgotten) = {
             let mut tape = lock(self.tape);
             let brought = tape.record(&mut self.source, polled);
+            let forgotten = std::mem::take(&mut tape.forgotten);
             if tape.turn == turn {
-                (brought, None)
+                (brought, None, forgotten)
             } else {
                 // The turn was taken over meanwhile, and the next reader waits for the source.
-                (Brought::LookAgain, tape.waiting.take())
+                (Brought::LookAgain, tape.waiting.take(), forgotten)
             }
         };
         // After unlocking: a source that has ended is the user's to drop, a waker may poll us.
+        drop(forgotten);
         self.source = None;
         waiting.into_iter().for_each(Waker::wake);
         brought
@@ -386,7 +390,12 @@ impl<B: Body> Memory<B> {
 impl<B: Body> Drop for Memory<B> {
     /// The verdict is there: nothing has to be remembered any more.
     fn drop(&mut self) {
-        lock(&self.tape).forget();
+        let forgotten = {
+            let mut tape = lock(&self.tape);
+            tape.forget();
+            std::mem::take(&mut tape.forgotten)
+        };
+        drop(forgotten);
     }
 }
 
@@ -405,6 +414,7 @@ impl<B: Body> Tape<B> {
             remembered: 0,
             limit,
             waiting: None,
+            forgotten: VecDeque::new(),
         }
     }
 
@@ -499,7 +509,9 @@ impl<B: Body> Tape<B> {
         if self.next > self.frames.len() {
             self.trailers = None;
         }
-        self.frames.drain(..self.next.min(self.frames.len()));
+        let unread = self.frames.split_off(self.next.min(self.frames.len()));
+        let read = std::mem::replace(&mut self.frames, unread);
+        self.forgotten.extend(read);
         self.next = 0;
     }
 

@@ -106,9 +106,14 @@ impl TokenCacheBuilder {
     /// Sets which share of the window a refresh may be put off by, at random. Default: 0.5.
     ///
     /// Drawn once per token, so that clients that started together do not refresh together. Values
-    /// outside 0 to 1 count as the nearer of the two.
+    /// outside 0 to 1 count as the nearer of the two, `NaN` as 0.
     pub fn jitter(mut self, share: f64) -> Self {
-        self.settings.timing.jitter = share;
+        // What is no number is no jitter.
+        self.settings.timing.jitter = if share.is_nan() {
+            0.0
+        } else {
+            share.clamp(0.0, 1.0)
+        };
         self
     }
 
@@ -122,6 +127,9 @@ impl TokenCacheBuilder {
     }
 
     /// Sets how long one flight may take, its retries included. Default: 30 seconds.
+    ///
+    /// A flight whose runtime nobody drives is given up a second later by those who wait for it on
+    /// other runtimes, and started anew there, three times at most.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.settings.limits.deadline = deadline;
         self

@@ -11,14 +11,14 @@ use futures_util::future::select;
 use tokio::{
     runtime::Handle,
     sync::watch,
-    time::{sleep, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 use tower::{BoxError, Service};
 
 use super::{
     AccessToken, Rejection, Settings, TokenCacheBuilder, TokenRequest, Warmth,
     flight::{Pilot, SharedTokenService},
-    ledger::{Departure, Generation, Held, Join, Lease, Ledger, Leftovers, Outcome},
+    ledger::{Departure, Generation, Held, Join, Lease, Ledger, Outcome},
     schedule::Freshness,
 };
 use crate::{Error, clock::Moment, error::Kind};
@@ -112,10 +112,10 @@ impl TokenCache {
         Ok(held.token().clone())
     }
 
-    /// Says that the API refused `token`, so that the next caller gets another.
+    /// Says that the API rejected `token`, so that the next caller gets another.
     ///
     /// Nothing is asked of the token service yet: the next [`token`](Self::token) does. A newer
-    /// token than `token` is left alone, and a refusal that comes soon after a renewal changes
+    /// token than `token` is left alone, and a rejection that comes soon after a renewal changes
     /// nothing: [`Rejection`] says which.
     pub fn reject(&self, token: &AccessToken) -> Rejection {
         let now = self.shared.now();
@@ -148,7 +148,15 @@ impl TokenCache {
         self.with_current(Held::lease)
     }
 
-    /// Says that the API refused the token of this generation.
+    /// The same for a token that was granted a while ago, to a call that waited for it.
+    pub(crate) fn lease_of(&self, granted: &Held) -> Option<Lease> {
+        self.lease().or_else(|| {
+            let may_serve = self.shared.lock().may_still_serve(granted);
+            may_serve.then(|| granted.lease())
+        })
+    }
+
+    /// Says that the API rejected the token of this generation.
     pub(crate) fn reject_generation(&self, generation: Generation) -> Rejection {
         let now = self.shared.now();
         self.shared
@@ -169,7 +177,7 @@ impl TokenCache {
     pub(crate) fn acquire(self, rejected: Option<Generation>) -> Acquiring {
         Box::pin(async move {
             let Some(runtime) = runtime_with_timers() else {
-                return self.without_runtime(rejected);
+                return self.without_runtime(rejected, Kind::NoRuntime);
             };
             for _ in 0..=RELAUNCHES {
                 let flight = match self.shared.join(rejected) {
@@ -183,13 +191,22 @@ impl TokenCache {
                     }
                 };
                 match flight.landed().await {
-                    Some(Ok(held)) => return Ok(held),
+                    Some(Ok(landed)) => {
+                        // This waiter may be polled long after the landing: what landed may have
+                        // expired by now, or been rejected.
+                        if let Some(held) = self.unexpired(rejected) {
+                            return Ok(held);
+                        }
+                        if self.shared.lock().may_still_serve(&landed) {
+                            return Ok(landed);
+                        }
+                    }
                     Some(Err(error)) => return self.unexpired(rejected).ok_or(error),
                     // The flight was lost with its runtime: whoever notices starts anew.
                     None => {}
                 }
             }
-            self.without_runtime(rejected)
+            self.without_runtime(rejected, Kind::RuntimeLost)
         })
     }
 
@@ -210,10 +227,10 @@ impl TokenCache {
     }
 
     /// Nothing can be asked: a rejected token that has not expired is better than none.
-    fn without_runtime(&self, rejected: Option<Generation>) -> Outcome {
-        self.shared.update(Ledger::reinstate);
-        self.unexpired(rejected)
-            .ok_or_else(|| Error::new(Kind::NoRuntime))
+    fn without_runtime(&self, rejected: Option<Generation>, reason: Kind) -> Outcome {
+        let now = self.shared.now();
+        self.shared.update(|ledger| ledger.reinstate(&now));
+        self.unexpired(rejected).ok_or_else(|| Error::new(reason))
     }
 }
 
@@ -264,10 +281,11 @@ impl Shared {
     /// Starts the refresh of a stale token, unless somebody was faster.
     #[cold]
     fn refresh_behind(self: &Arc<Self>) {
+        let now = self.now();
         let Some(runtime) = runtime_with_timers() else {
+            self.update(|ledger| ledger.relaunch_later(&now));
             return;
         };
-        let now = self.now();
         if let Some(departure) = self.update(|ledger| ledger.refresh(&now, &self.settings)) {
             self.launch(departure, &runtime);
         }
@@ -276,10 +294,11 @@ impl Shared {
     /// Starts a flight. Not under the lock: a runtime that is shutting down drops the task at once.
     fn launch(self: &Arc<Self>, departure: Departure, runtime: &Handle) {
         let mut request = TokenRequest::new(self.settings.parameters.clone());
-        request.rejected = departure.rejected.clone();
+        request.rejected = departure.rejected;
         let task = FlightTask {
             cache: Arc::downgrade(self),
             generation: departure.generation,
+            land_by: departure.flight.land_by(),
             pilot: Some(departure.pilot),
         };
         runtime.spawn(task.run(self.token_service.clone(), self.settings.clone(), request));
@@ -290,6 +309,7 @@ impl Shared {
 struct FlightTask {
     cache: Weak<Shared>,
     generation: Generation,
+    land_by: Instant,
     /// Gone once the flight has landed.
     pilot: Option<Pilot<Outcome>>,
 }
@@ -302,20 +322,24 @@ impl FlightTask {
         request: TokenRequest,
     ) {
         let Some(pilot) = &self.pilot else { return };
-        let acquisition = settings
-            .limits
-            .acquire(&token_service, &request, &settings.clock);
+        let acquisition =
+            settings
+                .limits
+                .acquire(&token_service, &request, self.land_by, &settings.clock);
         let Some(result) = pilot.fly(acquisition).await else {
             return;
         };
-        let (Some(cache), Some(pilot)) = (self.cache.upgrade(), self.pilot.take()) else {
+        let Some(cache) = self.cache.upgrade() else {
             return;
         };
 
         let now = cache.now();
         let (outcome, leftovers) =
             cache.update(|ledger| ledger.land(self.generation, result, &now, &cache.settings));
-        drop::<Leftovers>(leftovers);
+        drop(leftovers);
+        let (Some(outcome), Some(pilot)) = (outcome, self.pilot.take()) else {
+            return;
+        };
         pilot.land(outcome);
 
         if settings.warmth == Warmth::Always {
@@ -355,7 +379,7 @@ impl Drop for FlightTask {
         if let (Some(_lost), Some(cache)) = (&self.pilot, self.cache.upgrade()) {
             let now = cache.now();
             let leftovers = cache.update(|ledger| ledger.lose(self.generation, &now));
-            drop::<Leftovers>(leftovers);
+            drop(leftovers);
         }
     }
 }

@@ -46,14 +46,23 @@ impl SharedTokenService {
         Self(Arc::new(Mutex::new(BoxCloneService::new(token_service))))
     }
 
-    /// One request to the token service, whose panics are errors like any other.
-    async fn attempt(&self, request: &TokenRequest) -> Result<AccessToken, Error> {
-        // Each attempt has a clone of its own: nothing of a service that panicked is used again.
-        let attempt = async { self.clone_service().oneshot(request.clone()).await };
+    /// One request to the token service, whose panics are errors like any other; `None` if it does
+    /// not answer in time.
+    async fn attempt(
+        &self,
+        request: &TokenRequest,
+        land_by: Instant,
+    ) -> Option<Result<AccessToken, Error>> {
+        // Each attempt has a clone of its own: nothing of a service that panicked is used again. The
+        // request is dropped in here as well, for that may panic, too.
+        let attempt = async {
+            let answer = self.clone_service().oneshot(request.clone());
+            timeout_at(land_by, answer).await.ok()
+        };
         match AssertUnwindSafe(attempt).catch_unwind().await {
-            Ok(outcome) => outcome,
+            Ok(answer) => answer,
             // The payload may hold anything, a secret too.
-            Err(_payload) => Err(Error::new(Kind::Panicked)),
+            Err(_payload) => Some(Err(Error::new(Kind::Panicked))),
         }
     }
 
@@ -75,7 +84,7 @@ const OVERDUE_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(super) struct Flight<T> {
     landing: watch::Receiver<Option<T>>,
-    overdue_at: Instant,
+    land_by: Instant,
 }
 
 /// A flight, as the task sees it that carries it out.
@@ -90,19 +99,24 @@ impl<T: Clone> Flight<T> {
         let (sender, receiver) = watch::channel(None);
         let flight = Self {
             landing: receiver,
-            overdue_at: now.after(deadline.saturating_add(OVERDUE_AFTER)).monotonic,
+            land_by: now.after(deadline).monotonic,
         };
         (flight, Pilot { landing: sender })
     }
 
+    /// When the flight has to have an outcome.
+    pub(super) fn land_by(&self) -> Instant {
+        self.land_by
+    }
+
     /// When the flight counts as lost if it has not landed.
     pub(super) fn overdue_at(&self) -> Instant {
-        self.overdue_at
+        self.land_by + OVERDUE_AFTER
     }
 
     /// Waits for the outcome; `None` if there will be none, because the flight was lost.
     pub(super) async fn landed(mut self) -> Option<T> {
-        match timeout_at(self.overdue_at, self.landing.wait_for(Option::is_some)).await {
+        match timeout_at(self.overdue_at(), self.landing.wait_for(Option::is_some)).await {
             Ok(Ok(outcome)) => outcome.clone(),
             // The task is gone: its runtime was shut down.
             Ok(Err(_)) => None,
@@ -141,17 +155,17 @@ impl Limits {
         &self,
         service: &SharedTokenService,
         request: &TokenRequest,
+        land_by: Instant,
         clock: &Clock,
     ) -> Result<(AccessToken, Moment), Error> {
-        let land_by = clock.now().after(self.deadline).monotonic;
         let mut failed_attempts = 0;
         let mut last_error = None;
         loop {
             let asked_at = clock.now();
-            let error = match timeout_at(land_by, service.attempt(request)).await {
-                Ok(Ok(token)) => return Ok((token, asked_at)),
-                Ok(Err(error)) => error,
-                Err(_elapsed) => return Err(Error::timed_out(self.deadline, last_error)),
+            let error = match service.attempt(request, land_by).await {
+                Some(Ok(token)) => return Ok((token, asked_at)),
+                Some(Err(error)) => error,
+                None => return Err(Error::timed_out(self.deadline, last_error)),
             };
 
             failed_attempts += 1;
@@ -169,6 +183,6 @@ impl Limits {
             return None;
         }
         let pause = schedule::retry_pause(self.first_pause, failed_attempts, fastrand::f64());
-        Some(pause.max(error.retry_after().unwrap_or_default()))
+        Some(pause.max(schedule::obeyed(error.retry_after())))
     }
 }

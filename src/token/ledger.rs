@@ -32,6 +32,7 @@ pub(crate) struct Held {
     token: AccessToken,
     generation: Generation,
     schedule: Schedule,
+    /// The token's time was over when it came: it serves those who waited for it, no others.
     ended_on_landing: bool,
 }
 
@@ -65,11 +66,6 @@ impl Held {
             header_value: self.token.header_value().clone(),
             generation: self.generation,
         }
-    }
-
-    /// Whether the token's time was over when it came: it serves those who waited for it, no others.
-    pub(crate) fn ended_on_landing(&self) -> bool {
-        self.ended_on_landing
     }
 
     fn refresh_not_before(&self, refresh_at: Instant) -> Arc<Self> {
@@ -124,11 +120,11 @@ pub(super) struct Leftovers {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Rejection {
-    /// The token is withheld from now on; whoever asks for a token next waits for its renewal.
-    Renewing,
-    /// A newer token is there, or was asked for already.
+    /// The token is given to nobody from now on; whoever asks for a token next waits for its renewal.
+    Withheld,
+    /// A newer token is there already.
     Replaced,
-    /// A token was renewed so lately that renewing again would not help; this one stays in use.
+    /// A renewal was tried so lately that another would not help; the token stays in use.
     CoolingDown,
     /// The token service failed so lately that it is not asked yet; the token stays in use.
     Failing(Error),
@@ -139,10 +135,24 @@ pub enum Rejection {
 pub(super) struct Ledger {
     held: Option<Arc<Held>>,
     standing: Standing,
-    flight: Option<(Generation, Flight<Outcome>)>,
+    flight: Option<Underway>,
     last_departure: Generation,
     renewed_at: Option<Instant>,
     failure: Option<Failure>,
+}
+
+/// A flight that has not landed.
+struct Underway {
+    generation: Generation,
+    flight: Flight<Outcome>,
+    purpose: Purpose,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Refresh,
+    /// The token service was told which token the API rejected.
+    Renewal,
 }
 
 /// What the API thinks of the token that is held.
@@ -228,12 +238,11 @@ impl Ledger {
         now: &Moment,
         settings: &Settings,
     ) -> Rejection {
-        let newest = self.held.as_ref().map(|held| held.generation);
-        if newest != Some(generation) {
+        if self.generation() != Some(generation) {
             return Rejection::Replaced;
         }
         if self.standing == Standing::Withheld {
-            return Rejection::Renewing;
+            return Rejection::Withheld;
         }
         if self.is_cooling_down(now, settings) {
             return Rejection::CoolingDown;
@@ -242,7 +251,7 @@ impl Ledger {
             return Rejection::Failing(error);
         }
         self.standing = Standing::Withheld;
-        Rejection::Renewing
+        Rejection::Withheld
     }
 
     /// The generation of the token that is held, if it is this one.
@@ -251,24 +260,40 @@ impl Ledger {
         held.token.is_same(token).then_some(held.generation)
     }
 
-    /// A flight brought a token or an error.
+    /// A flight brought a token or an error; returns what its waiters are told, if anything.
     pub(super) fn land(
         &mut self,
         generation: Generation,
         result: Result<(AccessToken, Moment), Error>,
         now: &Moment,
         settings: &Settings,
-    ) -> (Outcome, Leftovers) {
-        let Some(flight) = self.remove_flight(generation) else {
+    ) -> (Option<Outcome>, Leftovers) {
+        let Some(Underway {
+            flight, purpose, ..
+        }) = self.remove_flight(generation)
+        else {
             // Overdue, and another flight took its place: this one must not overwrite what that
             // one brings. Its own waiters have left.
             let outcome = result.map(|(token, asked_at)| {
                 Arc::new(self.hold(generation, token, &asked_at, now, settings))
             });
-            return (outcome, Leftovers::default());
+            return (Some(outcome), Leftovers::default());
         };
-        if self.standing == Standing::Withheld {
+        if result.is_err() && now.monotonic >= flight.overdue_at() {
+            // Nobody drove the flight's runtime meanwhile: that says nothing of the token service.
+            self.relaunch_later(now);
+            let leftovers = Leftovers {
+                _flight: Some(flight),
+                ..Leftovers::default()
+            };
+            return (None, leftovers);
+        }
+        if purpose == Purpose::Renewal {
             self.renewed_at = Some(now.monotonic);
+        }
+        // A refresh that began before the rejection may bring the rejected token once more: then its
+        // renewal is still due.
+        if purpose == Purpose::Renewal || !self.is_unchanged(&result) {
             self.standing = Standing::InUse;
         }
 
@@ -280,7 +305,7 @@ impl Ledger {
                     _flight: Some(flight),
                     _failure: self.failure.take(),
                 };
-                (Ok(held), leftovers)
+                (Some(Ok(held)), leftovers)
             }
             Err(error) => {
                 let (error, failure) = self.fail(error, now, settings);
@@ -288,32 +313,44 @@ impl Ledger {
                     _flight: Some(flight),
                     _failure: failure,
                 };
-                (Err(error), leftovers)
+                (Some(Err(error)), leftovers)
             }
         }
     }
 
     /// A flight went away without landing; whoever needs a token starts another.
     pub(super) fn lose(&mut self, generation: Generation, now: &Moment) -> Leftovers {
-        let flight = self.remove_flight(generation);
-        if flight.is_some() {
-            self.postpone_refresh(now.after(RELAUNCH_AFTER).monotonic);
+        let lost = self.remove_flight(generation);
+        if lost.is_some() {
+            self.relaunch_later(now);
         }
         Leftovers {
-            _flight: flight,
+            _flight: lost.map(|underway| underway.flight),
             ..Leftovers::default()
         }
     }
 
+    /// A stale token cannot be refreshed here and now.
+    pub(super) fn relaunch_later(&mut self, now: &Moment) {
+        self.postpone_refresh(now.after(RELAUNCH_AFTER).monotonic);
+    }
+
     /// Nobody can renew the rejected token: it is used again rather than nothing.
-    pub(super) fn reinstate(&mut self) {
-        if self.flight.is_none() {
+    pub(super) fn reinstate(&mut self, now: &Moment) {
+        if self.flight_under_way(now).is_none() {
             self.standing = Standing::InUse;
         }
     }
 
+    /// Whether a token that ended on landing may be given to one who waited for it.
+    pub(super) fn may_still_serve(&self, landed: &Held) -> bool {
+        let is_withheld =
+            self.standing == Standing::Withheld && self.generation() == Some(landed.generation);
+        landed.ended_on_landing && !is_withheld
+    }
+
     fn flight_under_way(&self, now: &Moment) -> Option<&Flight<Outcome>> {
-        let (_, flight) = self.flight.as_ref()?;
+        let flight = &self.flight.as_ref()?.flight;
         (now.monotonic < flight.overdue_at()).then_some(flight)
     }
 
@@ -335,26 +372,42 @@ impl Ledger {
         let (flight, pilot) = Flight::prepare(now, settings.limits.deadline);
         // Until then the flight answers for the refresh: calls need not look for it.
         self.postpone_refresh(flight.overdue_at());
-        let replaced = self.flight.replace((generation, flight.clone()));
-
-        let rejected = self
-            .held
-            .as_ref()
-            .filter(|_| self.standing == Standing::Withheld);
+        let rejected = match self.standing {
+            Standing::InUse => None,
+            Standing::Withheld => self.held.as_ref().map(|held| held.token.clone()),
+        };
+        let replaced = self.flight.replace(Underway {
+            generation,
+            flight: flight.clone(),
+            purpose: match rejected {
+                None => Purpose::Refresh,
+                Some(_) => Purpose::Renewal,
+            },
+        });
         Departure {
             flight,
             pilot,
             generation,
-            rejected: rejected.map(|held| held.token.clone()),
-            _replaced: replaced.map(|(_, flight)| flight),
+            rejected,
+            _replaced: replaced.map(|underway| underway.flight),
         }
     }
 
-    fn remove_flight(&mut self, generation: Generation) -> Option<Flight<Outcome>> {
-        let (_, flight) = self
-            .flight
-            .take_if(|(under_way, _)| *under_way == generation)?;
-        Some(flight)
+    fn remove_flight(&mut self, generation: Generation) -> Option<Underway> {
+        self.flight
+            .take_if(|underway| underway.generation == generation)
+    }
+
+    /// The generation of the token that is held.
+    fn generation(&self) -> Option<Generation> {
+        self.held.as_ref().map(|held| held.generation)
+    }
+
+    fn is_unchanged(&self, result: &Result<(AccessToken, Moment), Error>) -> bool {
+        match (&self.held, result) {
+            (Some(held), Ok((token, _))) => held.token.is_same(token),
+            _ => false,
+        }
     }
 
     fn hold(

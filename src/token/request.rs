@@ -8,7 +8,7 @@ use super::AccessToken;
 pub struct TokenRequest {
     /// What the token is asked to be good for.
     pub parameters: TokenParameters,
-    /// The token that the API refused, if that is why a new one is asked for.
+    /// The token that the API rejected, if that is why a new one is asked for.
     ///
     /// A token service with a cache of its own must not answer with this one again.
     pub rejected: Option<AccessToken>,

@@ -40,7 +40,7 @@ impl Timing {
         // Shares of the lifetime, so that a short-lived token does not end before it is used.
         let margin = self.margin.min(lifetime / 10);
         let window = self.window.min(lifetime / 5);
-        let jitter = window.mul_f64((draw * self.jitter).clamp(0.0, 1.0));
+        let jitter = window.mul_f64(draw * self.jitter);
 
         let expires_after = lifetime - margin;
         Schedule {
@@ -108,6 +108,11 @@ pub(super) fn retry_pause(first: Duration, failed_attempts: u32, draw: f64) -> D
     doubled(first, failed_attempts).mul_f64(draw)
 }
 
+/// How much of what a server asks for is done.
+pub(super) fn obeyed(retry_after: Option<Duration>) -> Duration {
+    retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER)
+}
+
 /// How long failures are shared before the token service is asked again.
 #[derive(Clone, Debug)]
 pub(super) struct Backoff {
@@ -127,17 +132,16 @@ impl Backoff {
         let pause = doubled(self.first, failures)
             .min(self.longest)
             .mul_f64(0.8 + 0.4 * draw);
-        let asked_for = retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
-        pause.max(asked_for)
+        pause.max(obeyed(retry_after))
     }
 }
 
 /// `first` for the first failure, then twice as long each time; a day at most.
 fn doubled(first: Duration, failures: u32) -> Duration {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-    // 2^17 s is more than a day, so a larger exponent changes nothing for a pause of a second.
+    // 2^31 is as far as a multiplication of durations goes.
     first
-        .saturating_mul(1 << failures.saturating_sub(1).min(17))
+        .saturating_mul(1 << failures.saturating_sub(1).min(31))
         .min(DAY)
 }
 
@@ -226,7 +230,7 @@ mod tests {
             let timing = Timing {
                 window: extreme,
                 margin: extreme,
-                jitter: f64::INFINITY,
+                jitter: 1.0,
                 default_lifetime: extreme,
             };
             for lifetime in [
