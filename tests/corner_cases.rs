@@ -99,7 +99,7 @@ fn outside_a_runtime_nobody_is_given_the_rejected_token_while_its_renewal_is_und
     assert_eq!(runtime.block_on(cache.token()).unwrap().expose(), "token-2");
 }
 
-/// with a Retry-After that is longer than a flight may take
+/// With a `Retry-After` that is longer than a flight may take.
 #[tokio::test(start_paused = true)]
 async fn refresh_obeys_retry_after_and_starts_again_after_it() {
     let asked = Arc::new(Mutex::new(Vec::new()));
@@ -125,10 +125,15 @@ async fn refresh_obeys_retry_after_and_starts_again_after_it() {
     }
     let asked = asked.lock().unwrap();
     let pauses: Vec<_> = asked.windows(2).skip(1).map(|w| w[1] - w[0]).collect();
-    assert_eq!(pauses, [60 * SECOND; 3]);
+    assert!((2..=3).contains(&pauses.len()), "{pauses:?}");
+    let obeyed = 60 * SECOND..92 * SECOND;
+    assert!(
+        pauses.iter().all(|pause| obeyed.contains(pause)),
+        "{pauses:?}"
+    );
 }
 
-/// L8, short: the back-off of a failed refresh is the failure's, not the flight's deadline.
+/// The back-off of a failed refresh is the failure's, not the flight's deadline.
 #[tokio::test(start_paused = true)]
 async fn failed_refresh_is_tried_again_after_its_back_off() {
     let issuer = Issuer::new();
@@ -175,7 +180,7 @@ async fn request_that_is_never_sent_twice_starts_the_renewal_behind() {
     assert_eq!(issuer.requests(), 2);
 }
 
-/// what is polled ready but kept by a service that waits for a token blocks its permit.
+/// What is polled ready but kept by a service that waits for a token blocks its permit.
 #[tokio::test(start_paused = true)]
 async fn a_miss_gives_up_the_readiness_that_the_service_had() {
     let issuer = Issuer::new();
@@ -234,7 +239,7 @@ where
     }
 }
 
-/// trailers that were read are not read again when the verdict frees what was remembered.
+/// Trailers that were read are not read again when the verdict frees what was remembered.
 #[test]
 fn trailers_that_were_sent_are_sent_once() {
     let (mut body, kept) = Buffered::new(1024).split(Three(0));
@@ -244,7 +249,7 @@ fn trailers_that_were_sent_are_sent_once() {
     assert!(next(&mut body).is_none());
 }
 
-/// an empty frame is passed on as one (gRPC sends them) and is not remembered.
+/// An empty frame is passed on as one (gRPC sends them) and is not remembered.
 #[test]
 fn empty_frame_is_passed_on_and_not_remembered() {
     let (mut body, kept) = Buffered::new(1024).split(Three(0));
@@ -259,7 +264,7 @@ fn empty_frame_is_passed_on_and_not_remembered() {
     assert_eq!(sizes, [4, 4]);
 }
 
-/// a body that was taken over promises no length.
+/// A body that was taken over promises no length.
 #[test]
 fn body_that_was_taken_over_reports_no_size() {
     let (body, kept) = Buffered::new(1024).split(Three(0));
@@ -272,7 +277,7 @@ fn body_that_was_taken_over_reports_no_size() {
 
 type Ask = Box<dyn Fn() -> Option<u64> + Send + Sync>;
 
-/// the size is exact while another thread polls the source. Here: asked from inside that poll.
+/// The size is exact while another thread polls the source. Here: asked from inside that poll.
 struct Asking {
     ask: Arc<std::sync::OnceLock<Ask>>,
     polls: u32,
@@ -319,8 +324,6 @@ fn replay_knows_its_exact_size_while_the_first_upload_is_still_in_the_source() {
     let _ = Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop()));
     assert_eq!(*seen.lock().unwrap(), [Some(8)]);
 }
-
-/// L4 / L15 would need unit tests of `Ledger`, which is pure.
 
 #[tokio::test(start_paused = true)]
 async fn lifetime_counts_from_the_attempt_that_brought_the_token() {

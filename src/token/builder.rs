@@ -155,7 +155,8 @@ impl TokenCacheBuilder {
     /// after the first failed flight, doubling to 60 seconds.
     ///
     /// Each pause is changed by up to 20 % at random. A longer `Retry-After` of the server is obeyed,
-    /// up to an hour.
+    /// up to an hour, and up to half as long again is added at random: a fleet that was refused
+    /// together must not come back together.
     pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.settings.backoff = Backoff { first, longest };
         self

@@ -182,7 +182,8 @@ impl Limits {
         if !error.is_transient() || failed_attempts >= self.attempts {
             return None;
         }
-        let pause = schedule::retry_pause(self.first_pause, failed_attempts, fastrand::f64());
-        Some(pause.max(schedule::obeyed(error.retry_after())))
+        let draw = fastrand::f64();
+        let pause = schedule::retry_pause(self.first_pause, failed_attempts, draw);
+        Some(pause.max(schedule::obeyed(error.retry_after(), draw)))
     }
 }

@@ -108,9 +108,11 @@ pub(super) fn retry_pause(first: Duration, failed_attempts: u32, draw: f64) -> D
     doubled(first, failed_attempts).mul_f64(draw)
 }
 
-/// How much of what a server asks for is done.
-pub(super) fn obeyed(retry_after: Option<Duration>) -> Duration {
-    retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER)
+/// How long a server that asks for a pause is left alone: never shorter than it says, an hour at
+/// most, and up to half as long again, for clients that were told the same come back together.
+pub(super) fn obeyed(retry_after: Option<Duration>, draw: f64) -> Duration {
+    let asked_for = retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
+    asked_for.mul_f64(1.0 + draw / 2.0)
 }
 
 /// How long failures are shared before the token service is asked again.
@@ -132,7 +134,7 @@ impl Backoff {
         let pause = doubled(self.first, failures)
             .min(self.longest)
             .mul_f64(0.8 + 0.4 * draw);
-        pause.max(obeyed(retry_after))
+        pause.max(obeyed(retry_after, draw))
     }
 }
 
@@ -314,8 +316,9 @@ mod tests {
         assert_eq!(pause(u32::MAX, 0.5), 60 * SECOND);
         assert_eq!(pause(1, 0.0), Duration::from_millis(800));
         assert_eq!(pause(1, 1.0), Duration::from_millis(1200));
-        assert_eq!(backoff.pause(1, Some(90 * SECOND), 0.5), 90 * SECOND);
+        assert_eq!(backoff.pause(1, Some(90 * SECOND), 0.0), 90 * SECOND);
+        assert_eq!(backoff.pause(1, Some(90 * SECOND), 1.0), 135 * SECOND);
         assert_eq!(backoff.pause(9, Some(SECOND), 0.5), 60 * SECOND);
-        assert_eq!(backoff.pause(1, Some(Duration::MAX), 0.5), 3600 * SECOND);
+        assert_eq!(backoff.pause(1, Some(Duration::MAX), 0.0), 3600 * SECOND);
     }
 }
