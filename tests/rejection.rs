@@ -188,7 +188,7 @@ async fn rejected_token_is_given_to_nobody_while_its_renewal_is_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn renewal_that_fails_gives_the_rejection_back_and_the_token_to_the_others() {
+async fn the_caller_sees_what_the_api_said_when_the_renewal_fails() {
     let issuer = Issuer::new();
     let api = Api::accepting(|_| false);
     let service = stack(&issuer, api.service());

@@ -202,10 +202,9 @@ impl Ledger {
     /// A call found the current token stale.
     pub(super) fn refresh(&mut self, now: &Moment, settings: &Settings) -> Option<Departure> {
         let held = self.current()?;
-        if held.freshness(now) != Freshness::Stale || self.flight_under_way(now).is_some() {
-            return None;
-        }
-        Some(self.depart(now, settings))
+        // Not stale any more if somebody was faster: a flight puts the next refresh off.
+        let is_stale = held.freshness(now) == Freshness::Stale;
+        is_stale.then(|| self.depart(now, settings))
     }
 
     /// When a token that is kept warm has to be refreshed; `None` if a later flight sees to that.
@@ -465,5 +464,109 @@ impl Ledger {
         if let Some(held) = &mut self.held {
             *held = held.refresh_not_before(refresh_at);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const NANOSECOND: Duration = Duration::from_nanos(1);
+
+    /// A ledger with a token that gets stale after 1490 s, and the moment it was asked for.
+    fn ledger() -> (Ledger, Moment, Settings) {
+        let mut settings = Settings::default();
+        settings.timing.jitter = 0.0;
+        let (mut ledger, start) = (Ledger::default(), Clock::default().now());
+        let Join::Departing(departure) = ledger.join(None, &start, &settings) else {
+            panic!("an empty ledger has to ask");
+        };
+        land(&mut ledger, &departure, "token-1", &start, &settings);
+        (ledger, start, settings)
+    }
+
+    fn land(
+        ledger: &mut Ledger,
+        departure: &Departure,
+        token: &str,
+        now: &Moment,
+        settings: &Settings,
+    ) {
+        let token = AccessToken::new(token).map(|token| token.expires_in(1800 * SECOND));
+        let landed = token.map(|token| (token, *now));
+        drop(ledger.land(departure.generation, landed, now, settings));
+    }
+
+    #[test]
+    fn one_refresh_is_under_way_until_it_is_overdue() {
+        let (mut ledger, start, settings) = ledger();
+        let stale = start.after(1490 * SECOND);
+        let before = start.after(1490 * SECOND - NANOSECOND);
+        assert!(ledger.refresh(&before, &settings).is_none());
+
+        let first = ledger.refresh(&stale, &settings).expect("it is stale");
+
+        // The deadline of a flight is 30 s, and it counts as lost a second later.
+        let almost_overdue = stale.after(31 * SECOND - NANOSECOND);
+        let freshness = ledger.current().unwrap().freshness(&almost_overdue);
+        assert_eq!(
+            freshness,
+            Freshness::Fresh,
+            "calls look for it all the time"
+        );
+        assert!(ledger.refresh(&stale, &settings).is_none());
+        assert!(ledger.refresh(&almost_overdue, &settings).is_none());
+        let second = ledger.refresh(&stale.after(31 * SECOND), &settings);
+        assert!(second.expect("it is overdue").generation > first.generation);
+    }
+
+    #[test]
+    fn refresh_that_was_lost_is_started_again_after_a_second() {
+        let (mut ledger, start, settings) = ledger();
+        let stale = start.after(1490 * SECOND);
+        let departure = ledger.refresh(&stale, &settings).expect("it is stale");
+
+        drop(ledger.lose(departure.generation, &stale));
+
+        let almost = stale.after(SECOND - NANOSECOND);
+        assert!(ledger.refresh(&almost, &settings).is_none());
+        assert!(ledger.refresh(&stale.after(SECOND), &settings).is_some());
+    }
+
+    #[test]
+    fn flight_that_was_replaced_loses_nothing_of_the_one_that_took_its_place() {
+        let (mut ledger, start, settings) = ledger();
+        let stale = start.after(1490 * SECOND);
+        let overdue = stale.after(31 * SECOND);
+        let first = ledger.refresh(&stale, &settings).expect("it is stale");
+        let second = ledger
+            .refresh(&overdue, &settings)
+            .expect("the first is overdue");
+
+        drop(ledger.lose(first.generation, &overdue));
+        land(&mut ledger, &first, "token-2", &overdue, &settings);
+        assert_eq!(ledger.current().unwrap().token().expose(), "token-1");
+
+        land(&mut ledger, &second, "token-3", &overdue, &settings);
+        assert_eq!(ledger.current().unwrap().token().expose(), "token-3");
+    }
+
+    #[test]
+    fn refresh_that_brings_the_rejected_token_leaves_its_renewal_due() {
+        let (mut ledger, start, settings) = ledger();
+        let stale = start.after(1490 * SECOND);
+        let refresh = ledger.refresh(&stale, &settings).expect("it is stale");
+        let rejected = ledger.generation().unwrap();
+        ledger.reject(rejected, &stale, &settings);
+
+        land(&mut ledger, &refresh, "token-1", &stale, &settings);
+
+        assert!(ledger.current().is_none());
+        let Join::Departing(renewal) = ledger.join(Some(rejected), &stale, &settings) else {
+            panic!("the renewal is due");
+        };
+        assert_eq!(renewal.rejected.as_ref().unwrap().expose(), "token-1");
     }
 }
