@@ -38,6 +38,8 @@ pub enum Failure {
     /// An error that is not one of the crate's, and so counts as transient.
     Transient,
     Permanent,
+    /// An error that asks to be left alone for a minute.
+    RateLimited,
     Panic,
     Silence,
 }
@@ -104,6 +106,11 @@ impl Issuer {
             Some(Failure::Transient) => return Err("out of order".into()),
             Some(Failure::Permanent) => {
                 return Err(tower_client_credentials::Error::permanent("disabled").into());
+            }
+            Some(Failure::RateLimited) => {
+                let minute = Duration::from_secs(60);
+                let error = tower_client_credentials::Error::transient("busy", Some(minute));
+                return Err(error.into());
             }
             Some(Failure::Panic) => panic!("the token service panics on purpose"),
             Some(Failure::Silence) => std::future::pending().await,
