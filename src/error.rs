@@ -10,7 +10,9 @@ use tower::BoxError;
 ///
 /// `Display` says which party failed, how, and what to do about it where that is known, at this level
 /// alone. The cause, such as a failed DNS look-up, is its [`source`](StdError::source): log the whole
-/// chain. Neither `Display` nor `Debug` shows a secret, a token or a response body.
+/// chain. Neither `Display` nor `Debug` shows a secret, a token or a response body. A source is the
+/// HTTP client's own error, or that of a function or token service of yours, with its own text,
+/// which nobody filters; `Debug` only says whether there is one.
 ///
 /// # Examples
 ///
@@ -49,7 +51,7 @@ pub(crate) enum Kind {
     /// The HTTP client could not bring the reply.
     Transport,
     /// A function of the user's for credentials or for an assertion failed.
-    ClientAuth,
+    ClientAuth { transient: bool },
     /// A token service of the user's failed.
     TokenService { transient: bool },
     /// The token service panicked.
@@ -78,7 +80,9 @@ pub(crate) struct Refusal {
 impl Error {
     /// Wraps an error of a token service that asking again would not mend.
     ///
-    /// Any other error of a token service counts as transient: it is retried.
+    /// Any other error of a token service counts as transient: it is retried. So does this one when
+    /// it comes wrapped: it has to be the service's error itself, boxed at most, not the source of
+    /// another.
     ///
     /// # Examples
     ///
@@ -112,12 +116,13 @@ impl Error {
             .with_retry_after(retry_after)
     }
 
-    /// Whether a setting can never work: a token URL that is none, an empty client id.
+    /// Whether a setting can never work: an unusable token URL, an empty client id.
     pub fn is_configuration(&self) -> bool {
         matches!(self.inner.kind, Kind::Configuration(_))
     }
 
-    /// Whether a token cannot be sent in a header.
+    /// Whether a token that was given to [`AccessToken`](crate::AccessToken) cannot be sent in a
+    /// header; one of a token reply is an [invalid reply](Self::is_invalid_reply).
     pub fn is_invalid_token(&self) -> bool {
         matches!(self.inner.kind, Kind::InvalidToken(..))
     }
@@ -138,13 +143,13 @@ impl Error {
         matches!(self.inner.kind, Kind::Transport)
     }
 
-    /// Whether a function that was given to [`ClientAuth`](crate::ClientAuth) failed.
+    /// Whether a function that was given to [`ClientAuth`](crate::ClientAuth) failed, or gave
+    /// credentials that cannot be sent.
     pub fn is_client_auth(&self) -> bool {
-        matches!(self.inner.kind, Kind::ClientAuth)
+        matches!(self.inner.kind, Kind::ClientAuth { .. })
     }
 
-    /// Whether a token service other than [`TokenEndpoint`](crate::TokenEndpoint) failed or
-    /// panicked.
+    /// Whether a token service of yours failed, or any token service panicked.
     pub fn is_token_service(&self) -> bool {
         matches!(self.inner.kind, Kind::TokenService { .. } | Kind::Panicked)
     }
@@ -167,17 +172,17 @@ impl Error {
 
     /// Whether asking again may help.
     ///
-    /// Transport errors, timeouts, panics, errors of other token services and of functions given to
-    /// [`ClientAuth`](crate::ClientAuth), and the replies 408, 425, 429, 5xx,
-    /// `temporarily_unavailable`, `server_error` and `slow_down` are transient; all else is
-    /// permanent.
+    /// Transient are transport errors, timeouts, panics, a runtime that is missing or was lost,
+    /// [`is_expired`](Self::is_expired), errors of other token services and of functions given to
+    /// [`ClientAuth`](crate::ClientAuth) unless they are [`permanent`](Self::permanent), and the
+    /// replies 408, 425, 429, 5xx, `temporarily_unavailable`, `server_error` and `slow_down`. All
+    /// else is permanent.
     pub fn is_transient(&self) -> bool {
         match &self.inner.kind {
             Kind::Refused(refusal) => refusal.is_transient(),
             Kind::InvalidReply(status, _) => is_transient_status(*status),
-            Kind::TokenService { transient } => *transient,
+            Kind::TokenService { transient } | Kind::ClientAuth { transient } => *transient,
             Kind::Transport
-            | Kind::ClientAuth
             | Kind::Panicked
             | Kind::TimedOut(_)
             | Kind::NoRuntime
@@ -189,8 +194,8 @@ impl Error {
 
     /// How long the token endpoint is not asked again, counted from when this error was returned.
     ///
-    /// From a [`TokenEndpoint`](crate::TokenEndpoint) it is what `Retry-After` said; from a
-    /// [`TokenCache`](crate::TokenCache) it is how long the cache goes on answering with this error.
+    /// From a [`TokenEndpoint`](crate::TokenEndpoint) it is what `Retry-After` said, an hour at
+    /// most; from a [`TokenCache`](crate::TokenCache) it is how long the cache goes on answering with this error.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
@@ -282,7 +287,7 @@ impl fmt::Display for Error {
                 write!(f, "token endpoint answered {} with no token: {fact}", status.as_u16())
             }
             Kind::Transport => f.write_str("HTTP client brought no reply of the token endpoint"),
-            Kind::ClientAuth => {
+            Kind::ClientAuth { .. } => {
                 f.write_str("function for client credentials or an assertion failed")
             }
             Kind::TokenService { .. } => f.write_str("token service failed"),
@@ -310,7 +315,8 @@ impl fmt::Debug for Error {
         f.debug_struct("Error")
             .field("kind", &self.inner.kind)
             .field("retry_after", &self.retry_after)
-            .field("source", &self.inner.source)
+            // Its text is not ours: the URL of a request may stand in it.
+            .field("has_source", &self.inner.source.is_some())
             .finish()
     }
 }
@@ -333,6 +339,15 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let says_nothing = self.code.is_none() && self.description.is_none();
+        if says_nothing && !self.is_transient() && !self.status.is_success() {
+            // Some other server, or another page of it.
+            let status = self.status.as_u16();
+            return write!(
+                f,
+                "token endpoint answered {status} without an OAuth error; check the token URL"
+            );
+        }
         let verdict = if self.is_transient() {
             "token endpoint could not serve the request"
         } else {

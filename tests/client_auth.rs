@@ -3,12 +3,14 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    error::Error as _,
     fmt,
     future::Future,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,7 +18,8 @@ use http::{HeaderName, HeaderValue, Request, Response, Uri, header};
 use http_body_util::Full;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, ClientAuth, ClientSecret, Error, TokenEndpoint, TokenParameters, TokenRequest,
+    AccessToken, ClientAuth, ClientSecret, Error, TokenCache, TokenEndpoint, TokenParameters,
+    TokenRequest,
 };
 
 const URL: &str = "https://auth.example/token?tenant=7";
@@ -44,12 +47,28 @@ async fn basic_sends_percent_encoded_credentials_in_a_sensitive_header() {
 async fn basic_encodes_the_example_of_the_rfc_with_a_space_as_percent_20() {
     let server = Server::default();
 
-    // RFC 6749 Appendix B.
-    server.ask(ClientAuth::basic("id", " %&+£€")).await.unwrap();
+    // RFC 6749 Appendix B, between letters: neither id nor secret starts with a space.
+    let auth = ClientAuth::basic("id", "a %&+£€");
+    server.ask(auth).await.unwrap();
 
     assert_eq!(
         server.only_request().basic().unwrap(),
-        "id:%20%25%26%2B%C2%A3%E2%82%AC"
+        "id:a%20%25%26%2B%C2%A3%E2%82%AC"
+    );
+}
+
+#[tokio::test]
+async fn request_body_encodes_the_example_of_the_rfc() {
+    let server = Server::default();
+
+    let auth = ClientAuth::request_body("id", "a %&+£€");
+    server.ask(auth).await.unwrap();
+
+    let sent = server.only_request();
+    assert_eq!(sent.form[2], ("client_secret", "a %&+£€"));
+    assert!(
+        sent.text
+            .ends_with("&client_secret=a+%25%26%2B%C2%A3%E2%82%AC")
     );
 }
 
@@ -198,8 +217,12 @@ async fn assertion_may_need_the_permit_of_the_client() {
 
 #[tokio::test]
 async fn rotated_credentials_are_tried_once_more() {
-    for refusal in [INVALID_CLIENT, r#"{"error":"invalid_client_id"}"#] {
-        let server = Server::answering([(401, refusal), (200, TOKEN)]);
+    for (status, refusal) in [
+        (401, INVALID_CLIENT),
+        (400, INVALID_CLIENT),
+        (401, r#"{"error":"invalid_client_id"}"#),
+    ] {
+        let server = Server::answering([(status, refusal), (200, TOKEN)]);
 
         let token = server.ask(rotating(["old", "new"])).await.unwrap();
 
@@ -315,8 +338,84 @@ async fn a_failing_function_is_transient_unless_it_says_otherwise() {
             "signer is away",
         ]
     );
-    assert!(permanent.is_token_service() && !permanent.is_transient());
+    assert!(permanent.is_client_auth() && !permanent.is_transient());
+    assert!(!permanent.is_token_service());
+    assert_eq!(
+        chain(&permanent),
+        [
+            "function for client credentials or an assertion failed",
+            "token service failed",
+            "key was revoked",
+        ]
+    );
     assert!(server.requests().is_empty());
+}
+
+#[tokio::test]
+async fn an_endpoint_that_refuses_a_function_is_not_the_one_that_was_asked() {
+    let other = Server::answering([(429, INVALID_CLIENT)]);
+    let server = Server::default();
+    let auth = ClientAuth::assertion("id", move |_| {
+        let identity = other.ask(ClientAuth::none("other"));
+        async { Ok::<_, Error>(identity.await?.expose().to_owned()) }
+    });
+
+    let error = server.ask(auth).await.unwrap_err();
+
+    assert!(error.is_client_auth() && error.is_transient());
+    assert!(!error.is_refused());
+    assert_eq!((error.status(), error.code()), (None, None));
+    let source = error.source().unwrap().downcast_ref::<Error>().unwrap();
+    assert_eq!(source.status().unwrap(), 429);
+}
+
+#[tokio::test]
+async fn a_function_may_say_when_to_ask_again() {
+    let wait = Some(Duration::from_secs(5));
+    let busy = move || Err::<ClientAuth, _>(Error::transient("busy", wait));
+
+    let error = Server::default()
+        .ask(ClientAuth::from_fn(move || async move { busy() }))
+        .await
+        .unwrap_err();
+
+    assert!(error.is_client_auth() && error.is_transient());
+    assert_eq!(error.retry_after(), wait);
+}
+
+#[tokio::test(start_paused = true)]
+async fn assertion_is_made_anew_for_every_retry_of_a_flight() {
+    let server = Server::answering([(503, ""), (503, ""), (200, TOKEN)]);
+    let made = Arc::new(AtomicUsize::new(0));
+    let auth = ClientAuth::assertion("id", move |_| {
+        let jti = made.fetch_add(1, Ordering::Relaxed);
+        async move { infallible(format!("jwt-{jti}")) }
+    });
+
+    let token = TokenCache::new(server.endpoint(auth)).token().await;
+
+    assert_eq!(token.unwrap().expose(), "token-1");
+    let sent: Vec<_> = server
+        .requests()
+        .iter()
+        .map(|sent| sent.form[3].1.clone())
+        .collect();
+    assert_eq!(sent, ["jwt-0", "jwt-1", "jwt-2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_just_rewritten_is_read_again() {
+    let server = Server::default();
+    let reads = Arc::new(AtomicUsize::new(0));
+    let auth = ClientAuth::assertion("id", move |_| {
+        let is_first = reads.fetch_add(1, Ordering::Relaxed) == 0;
+        async move { infallible(if is_first { "" } else { "jwt" }) }
+    });
+
+    let token = TokenCache::new(server.endpoint(auth)).token().await;
+
+    assert_eq!(token.unwrap().expose(), "token-1");
+    assert_eq!(server.requests().len(), 1);
 }
 
 // --- What can never work ---
@@ -330,19 +429,35 @@ fn ids_and_secrets_that_cannot_work_are_refused_without_being_shown() {
             ClientAuth::assertion("", |_| async { infallible("MARK") }),
             "client id is empty",
         ),
-        (
-            ClientAuth::none("MARK\n"),
-            "client id ends with a line break or another control character; trim what was read \
-             from a file",
-        ),
+        (ClientAuth::none("MARK\n"), ends("client id").as_str()),
+        (ClientAuth::basic(" MARK", "s"), &ends("client id")),
         (
             ClientAuth::request_body("id", "MARK\r\n"),
-            "client secret ends with a line break or another control character; trim what was \
-             read from a file",
+            &ends("client secret"),
+        ),
+        (
+            ClientAuth::request_body("id", "MARK "),
+            &ends("client secret"),
+        ),
+        (
+            ClientAuth::basic_raw("id", "\u{a0}MARK"),
+            &ends("client secret"),
+        ),
+        (
+            ClientAuth::basic("id", "\u{feff}MARK"),
+            &ends("client secret"),
+        ),
+        (
+            ClientAuth::basic("id", "MARK\u{200b}"),
+            &ends("client secret"),
         ),
         (
             ClientAuth::basic("id", "MA\0RK"),
-            "client secret holds a control character",
+            "client secret holds a control character or an invisible one",
+        ),
+        (
+            ClientAuth::basic("MA\u{200d}RK", "s"),
+            "client id holds a control character or an invisible one",
         ),
         (
             ClientAuth::basic_raw("MA:RK", "s"),
@@ -359,31 +474,55 @@ fn ids_and_secrets_that_cannot_work_are_refused_without_being_shown() {
 
 #[tokio::test]
 async fn what_a_function_gives_is_checked_when_it_is_used() {
-    let nested = || ClientAuth::from_fn(|| async { infallible(ClientAuth::none("id")) });
-    for (auth, message) in [
-        (from_list([ClientAuth::none("")]), "client id is empty"),
+    for (auth, fact) in [
+        (
+            from_list([ClientAuth::none("")]),
+            "client id is empty".to_owned(),
+        ),
         (
             ClientAuth::assertion("id", |_| async { infallible("") }),
-            "client assertion is empty",
+            "client assertion is empty".to_owned(),
         ),
         (
             ClientAuth::assertion("id", |_| async { infallible("MARK\n") }),
-            "client assertion ends with a line break or another control character; trim what was \
-             read from a file",
-        ),
-        (
-            from_list([nested()]),
-            "function for client credentials gave another from_fn; give the credentials",
+            ends("client assertion"),
         ),
     ] {
         let server = Server::default();
 
         let error = server.ask(auth).await.unwrap_err();
 
-        assert!(error.is_configuration());
-        assert_eq!(error.to_string(), message);
+        assert!(error.is_client_auth() && error.is_transient());
+        let function = "function for client credentials or an assertion failed";
+        assert_eq!(chain(&error), [function, &fact]);
         assert!(server.requests().is_empty());
     }
+}
+
+#[tokio::test]
+async fn a_function_that_gives_a_function_is_a_mistake_for_good() {
+    let nested = ClientAuth::from_fn(|| async { infallible(ClientAuth::none("id")) });
+
+    let error = Server::default()
+        .ask(from_list([nested]))
+        .await
+        .unwrap_err();
+
+    assert!(error.is_configuration() && !error.is_transient());
+    assert_eq!(
+        error.to_string(),
+        "function for client credentials gave another from_fn; give the credentials"
+    );
+}
+
+#[test]
+fn linkedin_refuses_an_empty_secret() {
+    let http = Server::default().http();
+
+    let error = TokenEndpoint::linkedin(http, "id", "").unwrap_err();
+
+    assert!(error.is_configuration());
+    assert_eq!(error.to_string(), "client secret is empty");
 }
 
 #[test]
@@ -571,6 +710,50 @@ async fn a_parameter_that_is_sent_already_is_refused() {
 }
 
 #[tokio::test]
+async fn a_parameter_of_the_rfc_is_not_sent_twice() {
+    for (name, refused) in [
+        ("scope", true),
+        ("client_id", true),
+        ("grant", false),
+        ("x", false),
+    ] {
+        let server = Server::default();
+        let tokens = server.endpoint(ClientAuth::basic("id", "s"));
+        let asked = TokenParameters::default().param(name, "2");
+
+        let outcome = tokens
+            .param(name, "1")
+            .oneshot(TokenRequest::new(asked))
+            .await;
+
+        assert_eq!(
+            outcome.is_err_and(|error| error.is_configuration()),
+            refused,
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn headers_that_follow_from_the_form_and_the_url_are_not_the_users() {
+    let server = Server::default();
+    let mut tokens = server.endpoint(ClientAuth::basic("id", "s"));
+    let names = [
+        header::CONTENT_LENGTH,
+        header::TRANSFER_ENCODING,
+        header::HOST,
+    ];
+    for name in &names {
+        tokens = tokens.header(name.clone(), HeaderValue::from_static("5"));
+    }
+
+    tokens.oneshot(TokenRequest::default()).await.unwrap();
+
+    let headers = server.only_request().head.headers;
+    assert!(names.iter().all(|name| !headers.contains_key(name)));
+}
+
+#[tokio::test]
 async fn headers_of_the_user_are_sent_and_json_is_accepted() {
     let server = Server::default();
     let api_key = HeaderName::from_static("x-api-key");
@@ -698,6 +881,7 @@ struct Server {
 #[derive(Clone, Debug)]
 struct Sent {
     head: http::request::Parts,
+    text: String,
     form: Vec<Pair>,
 }
 
@@ -735,14 +919,16 @@ impl Server {
     async fn answer(&self, request: Request<Full<Bytes>>) -> Result<Response<String>, BoxError> {
         let (head, body) = request.into_parts();
         let body = http_body_util::BodyExt::collect(body).await?.to_bytes();
-        let pairs = std::str::from_utf8(&body)?
-            .split('&')
-            .filter(|pair| !pair.is_empty());
+        let text = String::from_utf8(body.to_vec())?;
+        let pairs = text.split('&').filter(|pair| !pair.is_empty());
         let form = pairs
             .map(|pair| pair.split_once('=').unwrap())
             .map(|(name, value)| Pair(form_decoded(name), form_decoded(value)))
             .collect();
-        self.requests.lock().unwrap().push(Sent { head, form });
+        self.requests
+            .lock()
+            .unwrap()
+            .push(Sent { head, text, form });
 
         let answer = self.answers.lock().unwrap().pop_front();
         let (status, body) = answer.unwrap_or((200, TOKEN));
@@ -809,16 +995,25 @@ fn from_list<const N: usize>(auths: [ClientAuth; N]) -> ClientAuth {
     })
 }
 
+/// What is said of a text that comes from a file as it is.
+fn ends(what: &str) -> String {
+    format!(
+        "{what} starts or ends with white space, a line break or an invisible character; trim what \
+         was read from a file"
+    )
+}
+
 fn infallible<T>(value: T) -> Result<T, Infallible> {
     Ok(value)
 }
 
 fn every_printable() -> String {
-    (' '..='~').collect()
+    // The space stands inside: what it ends with is refused.
+    ('!'..='~').chain(" !".chars()).collect()
 }
 
 fn chain(error: &dyn std::error::Error) -> Vec<String> {
-    std::iter::successors(Some(error), |error| error.source())
+    std::iter::successors(Some(error), |&error| error.source())
         .map(ToString::to_string)
         .collect()
 }

@@ -6,7 +6,7 @@ use std::{
     iter,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -17,10 +17,14 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Request, Response, header};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use tokio::time::Instant;
 use tower::{BoxError, ServiceExt, service_fn};
-use tower_client_credentials::{AccessToken, ClientAuth, Error, TokenEndpoint, TokenRequest};
+use tower_client_credentials::{
+    AccessToken, ClientAuth, Error, TokenCache, TokenEndpoint, TokenRequest,
+};
 
-const YEAR: f64 = 365.0 * 24.0 * 60.0 * 60.0;
+const HOUR: f64 = 60.0 * 60.0;
+const YEAR: f64 = 365.0 * 24.0 * HOUR;
 
 // --- Tokens ---
 
@@ -114,12 +118,37 @@ async fn every_reply_with_a_token_is_read() {
         ("400 digits", expiring(&"9".repeat(400)), Some(YEAR), None),
         ("a year", expiring("31536000"), Some(YEAR), None),
         ("GitHub", typed("\"bearer\""), None, None),
+        (
+            "Slack: no token_type",
+            ok(r#"{"ok":true,"access_token":"t","scope":"a"}"#),
+            None,
+            Some("a"),
+        ),
+        ("space behind the type", typed("\"bearer \""), None, None),
         ("Apigee", typed("\"BearerToken\""), None, None),
         ("shouting", typed("\"BEARER\""), None, None),
         ("token_type null", typed("null"), None, None),
         ("scope", scoped("\"a b\""), None, Some("a b")),
         ("Twitch", scoped(r#"["a","b"]"#), None, Some("a b")),
         ("Strava", scoped("\"a,b\""), None, Some("a,b")),
+        (
+            "LinkedIn: scope with commas",
+            ok(r#"{"access_token":"t","expires_in":"1800","scope":"r_ads,r_basicprofile"}"#),
+            Some(1800.0),
+            Some("r_ads,r_basicprofile"),
+        ),
+        (
+            "oidc-provider: scope missing",
+            ok(r#"{"access_token":"t","expires_in":600,"token_type":"Bearer"}"#),
+            Some(600.0),
+            None,
+        ),
+        (
+            "scope that holds the token, the secret and odd characters",
+            scoped(r#""tt MARK-SECRET\u200ba\u0000""#),
+            None,
+            Some("tt MARK-SECRET\u{200b}a\0"),
+        ),
         (
             "oidc-provider: nothing granted",
             scoped("\"\""),
@@ -146,6 +175,7 @@ async fn every_reply_with_a_token_is_read() {
             Some(60.0),
             None,
         ),
+        ("Spring: no content type", expiring("60"), Some(60.0), None),
         (
             "CrowdStrike, Harvest",
             expiring("60").status(201),
@@ -156,6 +186,12 @@ async fn every_reply_with_a_token_is_read() {
         (
             "byte order mark",
             ok("\u{feff}{\"access_token\":\"t\"}"),
+            None,
+            None,
+        ),
+        (
+            "white space and a byte order mark",
+            ok("\r\n\u{feff}\n{\"access_token\":\"t\"}"),
             None,
             None,
         ),
@@ -181,6 +217,30 @@ async fn every_reply_with_a_token_is_read() {
         (
             "error zero",
             ok(r#"{"access_token":"t","error":0}"#),
+            None,
+            None,
+        ),
+        (
+            "error zero as a float",
+            ok(r#"{"access_token":"t","error":0.0}"#),
+            None,
+            None,
+        ),
+        (
+            "error blank",
+            ok(r#"{"access_token":"t","error":" "}"#),
+            None,
+            None,
+        ),
+        (
+            "error an empty object",
+            ok(r#"{"access_token":"t","error":{ }}"#),
+            None,
+            None,
+        ),
+        (
+            "error an empty array",
+            ok(r#"{"access_token":"t","error":[ ]}"#),
             None,
             None,
         ),
@@ -259,6 +319,19 @@ async fn a_long_token_is_read() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn wso2s_token_that_ends_now_and_comes_again_serves_every_call() {
+    let reply = Reply::new(200, r#"{"access_token":"t","expires_in":0}"#);
+    let cache = TokenCache::new(reply.endpoint());
+
+    for _ in 0..3 {
+        let token = cache.token().await.unwrap();
+
+        assert_eq!(token.expose(), "t");
+        tokio::time::advance(Duration::from_secs(1)).await;
+    }
+}
+
 // --- Replies that bring no token ---
 
 #[tokio::test]
@@ -268,7 +341,7 @@ async fn a_success_without_a_token_says_what_is_wrong() {
         ("nothing", &b""[..], "it is empty"),
         ("white space", b" \r\n", "it is empty"),
         ("byte order mark", b"\xef\xbb\xbf", "it is empty"),
-        ("HTML", b"<html>MARK</html>", "it is no JSON object"),
+        ("content networks", b"<html>MARK</html>", "it is no JSON object"),
         ("no UTF-8", b"\xff\xfe\xfd", "it is no JSON object"),
         ("cut off", b"{\"access_token\":\"MARK", &format!("{broken} 21")),
         ("more behind", b"{\"access_token\":\"MARK\"}{", &format!("{broken} 24")),
@@ -349,7 +422,42 @@ async fn a_success_without_a_token_says_what_is_wrong() {
         (
             "array as lifetime",
             b"{\"access_token\":\"MARK\",\"expires_in\":[60]}",
-            "its expires_in is \"[60]\", not a number of seconds",
+            "its expires_in is an array, not a number of seconds",
+        ),
+        (
+            "object as lifetime",
+            b"{\"access_token\":\"t\",\"expires_in\":{\"refresh_token\":\"MARK\"}}",
+            "its expires_in is an object, not a number of seconds",
+        ),
+        (
+            "object as type",
+            b"{\"access_token\":\"t\",\"token_type\":{\"id_token\":\"MARK\"}}",
+            "its token_type is an object, only Bearer is known",
+        ),
+        (
+            "array as type",
+            b"{\"access_token\":\"t\",\"token_type\":[\"MARK\"]}",
+            "its token_type is an array, only Bearer is known",
+        ),
+        (
+            "half a character as type",
+            br#"{"access_token":"t","token_type":"MARK\ud800"}"#,
+            "its token_type is a string that is no text, only Bearer is known",
+        ),
+        (
+            "type is the refresh token",
+            b"{\"access_token\":\"t\",\"refresh_token\":\"MARK\",\"token_type\":\"MARK\"}",
+            "its token_type is \"[redacted]\", only Bearer is known",
+        ),
+        (
+            "lifetime is the id token",
+            b"{\"access_token\":\"t\",\"id_token\":\"MARK\",\"expires_in\":\"MARK\"}",
+            "its expires_in is \"[redacted]\", not a number of seconds",
+        ),
+        (
+            "seconds with a unit",
+            b"{\"access_token\":\"MARK\",\"expires_in\":\"3600s\"}",
+            "its expires_in is \"3600s\", not a number of seconds",
         ),
         (
             "empty lifetime",
@@ -373,40 +481,23 @@ async fn a_success_without_a_token_says_what_is_wrong() {
 }
 
 #[tokio::test]
-async fn a_token_that_no_header_can_carry_is_refused() {
-    for (name, token, message) in [
-        ("empty", "", "the access token is empty"),
-        (
-            "NUL",
-            r"MARK\u0000",
-            "the access token holds a character that a header cannot carry",
-        ),
-        (
-            "CR LF",
-            r"MARK\r\nX: 1",
-            "the access token holds a character that a header cannot carry",
-        ),
-        (
-            "space",
-            "MARK MARK",
-            "the access token holds a character that a header cannot carry",
-        ),
-        (
-            "letter",
-            "MARKé",
-            "the access token holds a character that a header cannot carry",
-        ),
-        (
-            "line break",
-            r"MARK\n",
-            "the access token ends with white space or a line break; trim what was read from a file",
-        ),
+async fn a_token_that_no_header_can_carry_is_an_invalid_reply() {
+    let odd = "its access_token holds a character that a header cannot carry";
+    for (name, token, fact) in [
+        ("empty", "", "its access_token is empty"),
+        ("NUL", r"MARK\u0000", odd),
+        ("CR LF", r"MARK\r\nX: 1", odd),
+        ("space", "MARK MARK", odd),
+        ("letter", "MARKé", odd),
+        ("line break", r"MARK\n", odd),
     ] {
         let reply = Reply::new(200, format!(r#"{{"access_token":"{token}"}}"#));
 
         let error = reply.read().await.expect_err(name);
 
-        assert!(error.is_invalid_token() && !error.is_transient(), "{name}");
+        assert!(error.is_invalid_reply() && !error.is_transient(), "{name}");
+        assert_eq!(error.status().unwrap(), 200, "{name}");
+        let message = format!("token endpoint answered 200 with no token: {fact}");
         assert_eq!(error.to_string(), message, "{name}");
         assert_shows_nothing(name, &error);
     }
@@ -416,6 +507,9 @@ async fn a_token_that_no_header_can_carry_is_refused() {
 async fn every_refusal_says_what_the_server_said() {
     let refused = "token endpoint refused the client:";
     let unserved = "token endpoint could not serve the request:";
+    let no_oauth = |status: u16| {
+        format!("token endpoint answered {status} without an OAuth error; check the token URL")
+    };
     for (name, status, body, message) in [
         (
             "GitHub",
@@ -451,7 +545,7 @@ async fn every_refusal_says_what_the_server_said() {
             "object of others",
             400,
             r#"{"error":{"reason":"MARK"}}"#,
-            format!("{refused} 400"),
+            no_oauth(400),
         ),
         (
             "object in a success",
@@ -460,24 +554,79 @@ async fn every_refusal_says_what_the_server_said() {
             format!("{refused} 200 no"),
         ),
         (
+            "array of four",
+            400,
+            r#"{"error":["MARK","MARK","MARK","MARK"]}"#,
+            no_oauth(400),
+        ),
+        (
+            "array in a success",
+            200,
+            r#"{"error":["MARK"]}"#,
+            format!("{refused} 200"),
+        ),
+        ("false", 400, r#"{"error":false}"#, no_oauth(400)),
+        ("login page", 401, "<html>MARK</html>", no_oauth(401)),
+        ("wrong path", 404, "<html>MARK</html>", no_oauth(404)),
+        ("wrong method", 405, "", no_oauth(405)),
+        (
+            "gateway's own error",
+            400,
+            r#"{"message":"no such tenant","code":"MARK"}"#,
+            format!("{refused} 400 (no such tenant)"),
+        ),
+        (
+            "message that is no text",
+            400,
+            r#"{"message":{"text":"MARK"}}"#,
+            no_oauth(400),
+        ),
+        (
+            "errors in an array",
+            400,
+            r#"{"errors":[{"message":"MARK"}]}"#,
+            no_oauth(400),
+        ),
+        (
+            "Authlib, node-oauth: 400 for a wrong secret",
+            400,
+            r#"{"error":"invalid_client","error_description":"no such client"}"#,
+            format!("{refused} 400 invalid_client (no such client)"),
+        ),
+        (
+            "Authlib: grant not allowed",
+            400,
+            r#"{"error":"unauthorized_client"}"#,
+            format!("{refused} 400 unauthorized_client"),
+        ),
+        (
+            "oidc-provider: grant not allowed",
+            400,
+            r#"{"error":"invalid_request","error_description":"requested grant type is not allowed for this client"}"#,
+            format!(
+                "{refused} 400 invalid_request (requested grant type is not allowed for this client)"
+            ),
+        ),
+        (
+            "refresh token in the text",
+            400,
+            r#"{"error":"x","error_description":"had MARK","refresh_token":"MARK"}"#,
+            format!("{refused} 400 x (had [redacted])"),
+        ),
+        (
             "number",
             400,
             r#"{"error":17}"#,
             format!("{refused} 400 17"),
         ),
-        (
-            "array",
-            400,
-            r#"{"error":["MARK"]}"#,
-            format!("{refused} 400"),
-        ),
+        ("array", 400, r#"{"error":["MARK"]}"#, no_oauth(400)),
         (
             "true",
             200,
             r#"{"error":true}"#,
             format!("{refused} 200 true"),
         ),
-        ("null", 400, r#"{"error":null}"#, format!("{refused} 400")),
+        ("null", 400, r#"{"error":null}"#, no_oauth(400)),
         (
             "Mattermost",
             500,
@@ -490,7 +639,7 @@ async fn every_refusal_says_what_the_server_said() {
             "<!doctype html>MARK",
             format!("{unserved} 503"),
         ),
-        ("empty", 401, "", format!("{refused} 401")),
+        ("empty", 401, "", no_oauth(401)),
         (
             "oidc-provider",
             401,
@@ -501,7 +650,7 @@ async fn every_refusal_says_what_the_server_said() {
             "a token all the same",
             400,
             r#"{"access_token":"MARK"}"#,
-            format!("{refused} 400"),
+            no_oauth(400),
         ),
         ("Camunda", 429, "slow down", format!("{unserved} 429")),
         ("timeout", 408, "", format!("{unserved} 408")),
@@ -540,9 +689,9 @@ async fn every_refusal_says_what_the_server_said() {
             "twice",
             400,
             r#"{"error":"MARK","error":"MARK"}"#,
-            format!("{refused} 400"),
+            no_oauth(400),
         ),
-        ("informational", 101, "", format!("{refused} 101")),
+        ("informational", 101, "", no_oauth(101)),
     ] {
         let error = Reply::new(status, body).read().await.expect_err(name);
 
@@ -662,40 +811,72 @@ async fn advice_stays_with_another_url() {
 }
 
 #[tokio::test]
-async fn a_redirect_says_where_the_endpoint_moved_to() {
-    for (location, message) in [
+async fn a_redirect_says_where_to_and_whether_that_is_the_endpoint() {
+    let nowhere = "it is a redirect that does not say where to; check the token URL";
+    // Status, location, and what of it is said.
+    for (status, location, message) in [
         (
-            Some("https://u:MARK@new.example:8443/token?q=MARK#MARK"),
-            "it moved to https://new.example:8443/token; make that the token URL",
-        ),
-        (
+            301,
             Some("/v2/token"),
             "it moved to https://auth.example/v2/token; make that the token URL",
         ),
         (
+            308,
+            Some("https://u:MARK@AUTH.example:8443/token?q=MARK#MARK"),
+            "it moved to https://AUTH.example:8443/token; make that the token URL",
+        ),
+        (
+            301,
             Some("/MARK-SECRET/"),
             "it moved to https://auth.example/[redacted]/; make that the token URL",
         ),
         (
-            Some("http://[MARK"),
-            "it is a redirect that does not say where to",
+            302,
+            Some("/v2/token"),
+            "it redirects to https://auth.example/v2/token; check the token URL",
         ),
-        (None, "it is a redirect that does not say where to"),
+        (
+            303,
+            Some("/login;jsessionid=MARK"),
+            "it redirects to https://auth.example/login; check the token URL",
+        ),
+        (
+            307,
+            Some("/v2/token"),
+            "it redirects to https://auth.example/v2/token; check the token URL",
+        ),
+        (
+            308,
+            Some("https://u:MARK@new.example/token?q=MARK"),
+            "it redirects to https://new.example/token; check the token URL",
+        ),
+        (
+            301,
+            Some("http://auth.example/token"),
+            "it redirects to http://auth.example/token; check the token URL",
+        ),
+        (
+            301,
+            Some("//new.example/token"),
+            "it redirects to https://new.example/token; check the token URL",
+        ),
+        (301, Some("../MARK"), nowhere),
+        (301, Some("http://[MARK"), nowhere),
+        (308, None, nowhere),
+        (304, None, nowhere),
     ] {
-        for status in [301, 302, 303, 307, 308] {
-            // Nor does a body help.
-            let mut reply = Reply::new(status, r#"{"access_token":"MARK"}"#);
-            if let Some(location) = location {
-                reply = reply.with(header::LOCATION, location);
-            }
-
-            let error = reply.read().await.unwrap_err();
-
-            assert!(error.is_invalid_reply() && !error.is_transient());
-            let prefix = format!("token endpoint answered {status} with no token: ");
-            assert_eq!(error.to_string(), prefix + message);
-            assert_shows_nothing("redirect", &error);
+        // Nor does a body help.
+        let mut reply = Reply::new(status, r#"{"access_token":"MARK"}"#);
+        if let Some(location) = location {
+            reply = reply.with(header::LOCATION, location);
         }
+
+        let error = reply.read().await.unwrap_err();
+
+        assert!(error.is_invalid_reply() && !error.is_transient());
+        let prefix = format!("token endpoint answered {status} with no token: ");
+        assert_eq!(error.to_string(), prefix + message);
+        assert_shows_nothing("redirect", &error);
     }
 }
 
@@ -710,7 +891,7 @@ async fn retry_after_is_read_as_seconds_and_as_date() {
         ("spaces", " 5 ", None, Some(5.0)),
         ("fraction", "0.5", None, Some(0.5)),
         ("negative", "-1", None, Some(0.0)),
-        ("too many", "99999999999999999999999", None, Some(YEAR)),
+        ("too many", "99999999999999999999999", None, Some(HOUR)),
         (
             "date by the server's clock",
             date,
@@ -735,14 +916,16 @@ async fn retry_after_is_read_as_seconds_and_as_date() {
             "far future",
             "Fri, 31 Dec 9999 23:59:59 GMT",
             Some(date),
-            Some(YEAR),
+            Some(HOUR),
         ),
         (
             "far future by our clock",
             "Fri, 31 Dec 9999 23:59:59 GMT",
             None,
-            Some(YEAR),
+            Some(HOUR),
         ),
+        ("an hour", "3600", None, Some(HOUR)),
+        ("more than an hour", "3601", None, Some(HOUR)),
         ("words", "soon", None, None),
         ("empty", "", None, None),
     ] {
@@ -759,6 +942,67 @@ async fn retry_after_is_read_as_seconds_and_as_date() {
             "{name}"
         );
     }
+}
+
+#[tokio::test]
+async fn of_several_retry_afters_the_first_readable_one_counts() {
+    let mut reply = Reply::new(429, "");
+    for value in ["soon", "30", "60"] {
+        let value = HeaderValue::from_static(value);
+        reply.0.headers_mut().append(header::RETRY_AFTER, value);
+    }
+
+    let error = reply.read().await.unwrap_err();
+
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(30)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_of_an_endpoint_is_obeyed_by_the_cache() {
+    let date = "Sun, 06 Nov 1994 08:48:37 GMT";
+    for (name, retry_after, seconds) in [
+        ("seconds", "7", 7),
+        ("date", "Sun, 06 Nov 1994 08:48:44 GMT", 7),
+        ("beyond the deadline", "600", 600),
+    ] {
+        let busy = Reply::new(503, "")
+            .with(header::RETRY_AFTER, retry_after)
+            .with(header::DATE, date);
+        let asked: Arc<Mutex<Vec<Instant>>> = Arc::default();
+        let noted = asked.clone();
+        let http = service_fn(move |_: Request<Full<Bytes>>| {
+            let mut noted = noted.lock().unwrap();
+            noted.push(Instant::now());
+            let reply = match noted.len() {
+                1 => busy.0.clone(),
+                _ => Reply::new(200, r#"{"access_token":"t"}"#).0,
+            };
+            async { Ok::<_, Infallible>(reply) }
+        });
+        let tokens = TokenEndpoint::new(http, "https://auth.example/token", auth()).unwrap();
+        let cache = TokenCache::new(tokens);
+
+        let token = match cache.token().await {
+            Ok(token) => token,
+            Err(error) => {
+                let wait = error.retry_after().unwrap();
+                assert!(obeys(wait, seconds), "{name}: {wait:?}");
+                tokio::time::advance(wait).await;
+                cache.token().await.unwrap()
+            }
+        };
+
+        assert_eq!(token.expose(), "t");
+        let asked = asked.lock().unwrap();
+        assert_eq!(asked.len(), 2, "{name}");
+        assert!(obeys(asked[1] - asked[0], seconds), "{name}");
+    }
+}
+
+/// Never earlier than asked, and up to half as long again later, at random.
+fn obeys(wait: Duration, seconds: u64) -> bool {
+    let asked_for = Duration::from_secs(seconds);
+    wait >= asked_for && wait <= asked_for * 3 / 2 + Duration::from_millis(2)
 }
 
 #[tokio::test]
@@ -790,11 +1034,17 @@ async fn retry_after_counts_whatever_is_wrong() {
 
 #[tokio::test]
 async fn an_endless_body_is_read_up_to_the_limit_and_dropped() {
-    for (name, frame, frames) in [
-        ("large frames", 64 * 1024, 17),
-        ("small frames", 16, 64 * 1024 + 1),
-        ("a frame over the limit", 2 * 1024 * 1024, 1),
-        ("empty frames", 0, 1001),
+    let too_long = "it is longer than 1048576 bytes";
+    for (name, frame, frames, fact) in [
+        ("large frames", 64 * 1024, 17, too_long),
+        ("small frames", 16, 64 * 1024 + 1, too_long),
+        ("a frame over the limit", 2 * 1024 * 1024, 1, too_long),
+        (
+            "empty frames",
+            0,
+            1001,
+            "its body is 1000 empty frames and more",
+        ),
     ] {
         let watch = Watch::default();
         let body = Endless {
@@ -812,7 +1062,7 @@ async fn an_endless_body_is_read_up_to_the_limit_and_dropped() {
         assert!(error.is_invalid_reply() && !error.is_transient(), "{name}");
         assert_eq!(
             error.to_string(),
-            "token endpoint answered 200 with no token: it is longer than 1048576 bytes"
+            format!("token endpoint answered 200 with no token: {fact}")
         );
         assert_eq!(watch.frames.load(Ordering::Relaxed), frames, "{name}");
         assert!(watch.dropped.load(Ordering::Relaxed), "{name}");
@@ -862,19 +1112,102 @@ async fn a_stalling_body_waits_for_its_caller_and_is_dropped_with_it() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_a_transport_error() {
-    for status in [200, 400] {
-        let body = Breaking {
-            first: Some("{\"access_token\":\"MARK"),
-        };
-        let reply = Response::builder().status(status).body(body).unwrap();
+async fn a_success_that_breaks_off_is_a_transport_error() {
+    let body = Breaking {
+        first: Some("{\"access_token\":\"MARK"),
+    };
 
-        let error = ask(reply).await.unwrap_err();
+    let error = ask(Response::new(body)).await.unwrap_err();
 
-        assert!(error.is_transport() && error.is_transient());
-        assert_eq!(chain(&error)[1..], ["connection reset"]);
-        assert_shows_nothing("breaking body", &error);
+    assert!(error.is_transport() && error.is_transient());
+    assert_eq!(chain(&error)[1..], ["connection reset"]);
+    assert_shows_nothing("breaking body", &error);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_whose_body_breaks_off_or_stalls_is_read_as_far_as_it_came() {
+    for (status, first, code, is_transient) in [
+        (429, "slow", None, true),
+        (503, "", None, true),
+        (
+            401,
+            r#"{"error":"invalid_client"}"#,
+            Some("invalid_client"),
+            false,
+        ),
+        (401, r#"{"error":"invalid_client","x":"MARK"#, None, false),
+    ] {
+        for stalls in [false, true] {
+            let first = Some(first);
+            let watch = Watch::default();
+            let body = if stalls {
+                let watch = watch.clone();
+                Stalling { first, watch }
+                    .map_err(BoxError::from)
+                    .boxed_unsync()
+            } else {
+                Breaking { first }.boxed_unsync()
+            };
+            let reply = Response::builder()
+                .status(status)
+                .header(header::RETRY_AFTER, "600")
+                .body(body)
+                .unwrap();
+            let start = Instant::now();
+
+            let error = ask(reply).await.unwrap_err();
+
+            assert!(error.is_refused(), "{error}");
+            assert_eq!(error.status().unwrap(), status);
+            assert_eq!(error.code(), code);
+            assert_eq!(error.is_transient(), is_transient);
+            assert_eq!(error.retry_after(), Some(Duration::from_secs(600)));
+            let waited = if stalls { 2 } else { 0 };
+            assert_eq!(start.elapsed().as_secs(), waited, "{status}");
+            assert_eq!(watch.dropped.load(Ordering::Relaxed), stalls);
+            assert_shows_nothing("part of an error", &error);
+        }
     }
+}
+
+#[test]
+fn an_error_whose_body_stalls_needs_no_runtime_to_wait() {
+    let body = Stalling {
+        first: Some("slow"),
+        watch: Watch::default(),
+    };
+    let reply = Response::builder().status(429).body(body).unwrap();
+
+    let mut asking = tokio_test::task::spawn(ask(reply));
+
+    assert!(asking.poll().is_pending());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_that_a_broken_error_asked_for_is_kept_by_the_cache() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = asked.clone();
+    let http = service_fn(move |_: Request<Full<Bytes>>| {
+        count.fetch_add(1, Ordering::Relaxed);
+        async {
+            let body = Breaking {
+                first: Some("slow"),
+            };
+            let reply = Response::builder().status(429);
+            Ok::<_, BoxError>(reply.header(header::RETRY_AFTER, "600").body(body)?)
+        }
+    });
+    let tokens = TokenEndpoint::new(http, "https://auth.example/token", auth()).unwrap();
+    let cache = TokenCache::new(tokens);
+
+    for _ in 0..3 {
+        let error = cache.token().await.unwrap_err();
+
+        assert_eq!(error.status().unwrap(), 429);
+        assert!(obeys(error.retry_after().unwrap(), 600));
+    }
+
+    assert_eq!(asked.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
@@ -910,6 +1243,9 @@ async fn a_secret_that_the_server_echoes_is_not_shown() {
         "MARK/secret +1",
         "MARK%2Fsecret%20%2B1",
         "MARK%2Fsecret+%2B1",
+        // Lower-case hexadecimal digits, and characters that are not shown.
+        "MARK%2fsecret%20%2b1",
+        r"MA\u0000RK\u200b/secret +1",
         // Of Basic: my-client:MARK%2Fsecret%20%2B1
         "bXktY2xpZW50Ok1BUkslMkZzZWNyZXQlMjAlMkIx",
     ];
@@ -933,23 +1269,70 @@ async fn a_secret_that_the_server_echoes_is_not_shown() {
                 200,
                 format!(r#"{{"access_token":"t","expires_in":"{echo}"}}"#),
             ),
-            (200, format!(r#"{{"access_token":"t","scope":"{echo}"}}"#)),
         ];
         for (status, body) in bodies {
             let reply = Reply::new(status, body);
             let auth = ClientAuth::basic("my-client", secret);
             let tokens = TokenEndpoint::new(reply.http(), "https://auth.example/", auth).unwrap();
 
-            let outcome = tokens.oneshot(TokenRequest::default()).await;
+            let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
 
-            let shown = match &outcome {
-                Ok(token) => format!("{token:?}"),
-                Err(error) => format!("{error:?} {error:#?} {}", chain(error).concat()),
-            };
-            assert!(!shown.contains(echo), "{shown}");
+            let shown = format!("{error:?} {error:#?} {}", chain(&error).concat());
+            assert!(
+                !shown.contains(echo) && !shown.contains("secret"),
+                "{shown}"
+            );
             assert!(shown.contains("[redacted]"), "{shown}");
         }
     }
+}
+
+#[tokio::test]
+async fn nothing_else_that_was_sent_is_shown_when_the_server_echoes_it() {
+    let assertion = || ClientAuth::assertion("id", |_| async { Ok::<_, Infallible>("JWT-MARK") });
+    let api_key = HeaderName::from_static("x-api-key");
+    let basic_raw = || ClientAuth::basic_raw("my client", "a/b MARK");
+    for (name, auth, echo) in [
+        ("assertion", assertion(), "JWT-MARK"),
+        // my client:a/b MARK
+        ("basic_raw", basic_raw(), "bXkgY2xpZW50OmEvYiBNQVJL"),
+        ("header", assertion(), "KEY-MARK"),
+        ("authorization header", assertion(), "AUTH-MARK"),
+        ("query", assertion(), "QUERY/MARK"),
+        ("encoded query", assertion(), "QUERY%2fMARK"),
+    ] {
+        let body = format!(r#"{{"error":"{echo}","error_description":"no {echo}!"}}"#);
+        let tokens = TokenEndpoint::new(
+            Reply::new(400, body).http(),
+            "https://auth.example/?key=QUERY%2FMARK",
+            auth,
+        )
+        .unwrap()
+        .header(api_key.clone(), HeaderValue::from_static("KEY-MARK"))
+        .header(
+            header::AUTHORIZATION,
+            HeaderValue::from_static("X AUTH-MARK"),
+        );
+
+        let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
+
+        assert_eq!(error.code(), Some("[redacted]"), "{name}");
+        assert_eq!(error.description(), Some("no [redacted]!"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn texts_of_three_characters_are_no_secrets() {
+    let reply = Reply::new(
+        400,
+        r#"{"error":"x","error_description":"tenant 7 of abc"}"#,
+    );
+    let auth = ClientAuth::basic("id", "abc");
+    let tokens = TokenEndpoint::new(reply.http(), "https://auth.example/?tenant=7", auth).unwrap();
+
+    let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
+
+    assert_eq!(error.description(), Some("tenant 7 of abc"));
 }
 
 #[tokio::test]
@@ -1038,7 +1421,7 @@ where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     let reply = reply.map(|body| BodyExt::boxed_unsync(body.map_err(Into::into)));
-    let reply = Arc::new(std::sync::Mutex::new(Some(reply)));
+    let reply = Arc::new(Mutex::new(Some(reply)));
     let http = service_fn(move |_: Request<Full<Bytes>>| {
         let reply: Response<UnsyncBoxBody<Bytes, BoxError>> =
             reply.lock().unwrap().take().expect("asked once");

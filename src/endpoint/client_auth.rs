@@ -6,6 +6,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 use tower::BoxError;
 
+use super::redaction::is_unsafe_to_print;
 use crate::{Error, error::Kind};
 
 /// How a client proves to the token endpoint who it is (RFC 6749 §2.3).
@@ -137,9 +138,11 @@ impl ClientAuth {
     ///
     /// # Errors
     ///
-    /// If it fails, the token request fails: with the same error where that is an
-    /// [`Error`](crate::Error), so that [`Error::permanent`](crate::Error::permanent) stops
-    /// retries; else with an error that counts as transient.
+    /// If it fails, the token request fails with [`is_client_auth`](crate::Error::is_client_auth) and
+    /// the function's error as the source. That counts as transient, unless the function's error is
+    /// an [`Error`](crate::Error) that says otherwise: [`Error::permanent`](crate::Error::permanent)
+    /// stops retries, [`Error::transient`](crate::Error::transient) may say when to ask again. What
+    /// cannot be sent, such as an empty assertion, is transient too: a file may just be rewritten.
     ///
     /// # Examples
     ///
@@ -224,7 +227,10 @@ impl ClientAuth {
                 ));
             }
         };
-        credentials.check()?;
+        // Fixed ones are checked already. What a function read may be a file half written.
+        credentials
+            .check()
+            .map_err(|error| Error::with_source(Kind::ClientAuth { transient: true }, error))?;
         Ok(credentials)
     }
 
@@ -375,32 +381,38 @@ fn check_present(what: &str, text: &str) -> Result<(), Error> {
 }
 
 /// RFC 6749 Appendix A allows printable ASCII only; other letters harm nobody.
+///
+/// It allows a space at either end as well, but servers do not give out such ids and secrets, and
+/// files do.
 fn check_text(what: &str, text: &str) -> Result<(), Error> {
-    if text.ends_with(char::is_control) {
+    let is_odd = |character: char| character.is_whitespace() || is_unsafe_to_print(character);
+    if text.starts_with(is_odd) || text.ends_with(is_odd) {
         return Err(Error::configuration(format!(
-            "{what} ends with a line break or another control character; trim what was read from a file"
+            "{what} starts or ends with white space, a line break or an invisible character; trim \
+             what was read from a file"
         )));
     }
-    if text.contains(char::is_control) {
+    if text.contains(is_unsafe_to_print) {
         return Err(Error::configuration(format!(
-            "{what} holds a control character"
+            "{what} holds a control character or an invisible one"
         )));
     }
     Ok(())
 }
 
-/// An [`Error`] as it is, any other as transient.
+/// Whether and when to ask again says the function, if it says so.
 fn function_failed(error: BoxError) -> Error {
-    match error.downcast::<Error>() {
-        Ok(ours) => *ours,
-        Err(other) => Error::with_source(Kind::ClientAuth, other),
-    }
+    let ours = error.downcast_ref::<Error>();
+    let transient = ours.is_none_or(Error::is_transient);
+    let retry_after = ours.and_then(Error::retry_after);
+    Error::with_source(Kind::ClientAuth { transient }, error).with_retry_after(retry_after)
 }
 
 /// A client secret or a client assertion.
 ///
-/// `Debug` shows nothing of it, it cannot be displayed or serialized, and its memory is wiped when
-/// it is dropped. Made by `into()` of a `&str` or a `String`.
+/// `Debug` shows nothing of it, it cannot be displayed or serialized, and its own memory is wiped
+/// when it is dropped; the copies within requests that were sent are not. Made by `into()` of a
+/// `&str` or a `String`.
 ///
 /// # Examples
 ///

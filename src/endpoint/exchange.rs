@@ -1,12 +1,20 @@
 //! One token request: form out, bounded reply in.
 
+use std::{
+    future::{Future, pending},
+    pin::pin,
+    time::Duration,
+};
+
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::future::{Either, select};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response,
-    header::{ACCEPT, CONTENT_TYPE},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
 };
 use http_body::Body;
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use tokio::{runtime::Handle, time::sleep};
 use tower::{BoxError, ServiceExt, util::BoxCloneService};
 
 use super::{
@@ -82,18 +90,54 @@ impl Exchange {
 
         let reply = client.oneshot(request).await.map_err(transport)?;
         let (parts, body) = reply.into_parts();
-        let body = read_up_to(self.reply_limit, body).await?;
+        let mut read = BytesMut::new();
+        let reading = read_up_to(self.reply_limit, body, &mut read);
+        let end = if parts.status.is_success() {
+            reading.await
+        } else {
+            // An error says who failed and when to ask again with as much as comes of it.
+            within(LONGEST_WAIT_FOR_AN_ERROR, reading).await;
+            End::Whole
+        };
 
         let reader = Reader {
             token_url: &self.url,
-            redaction: Redaction::new(credentials.secret_texts()),
+            redaction: Redaction::new(self.secret_texts(credentials)),
             advice: self.advice,
             now: Clock::default().now().wall,
         };
-        match body {
-            Some(body) => reader.read(&Response::from_parts(parts, body)),
-            None => Err(reader.too_long(&Response::from_parts(parts, ()), self.reply_limit)),
+        let reply = Response::from_parts(parts, read.freeze());
+        match end {
+            End::Whole => reader.read(&reply),
+            End::Broken(error) => Err(transport(error)),
+            End::TooLong => {
+                let limit = self.reply_limit;
+                Err(reader.unread(&reply, format!("it is longer than {limit} bytes")))
+            }
+            End::Empty => Err(reader.unread(
+                &reply,
+                format!("its body is {MOST_EMPTY_FRAMES} empty frames and more"),
+            )),
         }
+    }
+
+    /// All that was sent and that no text may show, should a server echo it.
+    fn secret_texts(&self, credentials: &Credentials) -> Vec<String> {
+        let mut texts = credentials.secret_texts();
+        for (name, value) in &self.headers {
+            let value = String::from_utf8_lossy(value.as_bytes());
+            // Without its scheme it is still one.
+            if let (&AUTHORIZATION, Some((_, secret))) = (name, value.split_once(' ')) {
+                texts.push(secret.to_owned());
+            }
+            texts.push(value.into_owned());
+        }
+        let query = self.url.uri().query().unwrap_or_default();
+        let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
+        texts.extend(pairs.map(|(_, value)| value.to_owned()));
+        let decoded = form_urlencoded::parse(query.as_bytes());
+        texts.extend(decoded.map(|(_, value)| value.into_owned()));
+        texts
     }
 
     fn request(
@@ -148,43 +192,76 @@ fn add_further<'a>(
     ours: &'a TokenParameters,
     asked: &'a TokenParameters,
 ) -> Result<(), Error> {
-    // RFC 6749 §3.2: a parameter must not be sent twice.
-    let further = ours.further.iter().chain(&asked.further);
-    for (name, _) in further.clone() {
-        if form.iter().any(|(taken, _)| taken == name) {
-            return Err(Error::configuration(format!(
-                "parameter {name:?} is sent already, by the method of ClientAuth, the grant or a \
-                 scope; leave it out of the further parameters"
-            )));
-        }
-    }
-
     let resources = ours.resources.iter().chain(&asked.resources);
     let audiences = ours.audiences.iter().chain(&asked.audiences);
     form.extend(resources.map(|resource| ("resource", &**resource)));
     form.extend(audiences.map(|audience| ("audience", &**audience)));
-    form.extend(further.map(|(name, value)| (&**name, &**value)));
+
+    for (name, value) in ours.further.iter().chain(&asked.further) {
+        // RFC 6749 §3.2: a parameter must not be sent twice.
+        let comes_once = matches!(&**name, "grant_type" | "scope") || name.starts_with("client_");
+        if comes_once && form.iter().any(|(taken, _)| taken == name) {
+            return Err(Error::configuration(format!(
+                "token request holds parameter {name:?} already, from the method of ClientAuth, \
+                 the grant, a scope or another parameter; leave it out of the further parameters"
+            )));
+        }
+        form.push((name, value));
+    }
     Ok(())
 }
 
-/// Reads a body to its end; `None` if more came than `limit` bytes.
-async fn read_up_to(limit: usize, mut body: ReplyBody) -> Result<Option<Bytes>, Error> {
-    let mut read = BytesMut::new();
+/// Why no more of a body is read.
+enum End {
+    Whole,
+    TooLong,
+    /// More empty frames came than any real body has.
+    Empty,
+    Broken(BoxError),
+}
+
+/// Reads a body to its end, or up to `limit` bytes.
+async fn read_up_to(limit: usize, mut body: ReplyBody, read: &mut BytesMut) -> End {
     let mut empty_frames = 0;
     while let Some(frame) = body.frame().await {
-        let data = frame.map_err(transport)?.into_data().unwrap_or_default();
+        let data = match frame {
+            Ok(frame) => frame.into_data().unwrap_or_default(),
+            Err(error) => return End::Broken(error),
+        };
         // A body made of empty frames would never reach the limit, nor give way to a timeout.
         empty_frames += usize::from(data.is_empty());
-        if data.len() > limit - read.len() || empty_frames > MOST_EMPTY_FRAMES {
-            return Ok(None);
+        if empty_frames > MOST_EMPTY_FRAMES {
+            return End::Empty;
+        }
+        if data.len() > limit - read.len() {
+            return End::TooLong;
         }
         read.extend_from_slice(&data);
     }
-    Ok(Some(read.freeze()))
+    End::Whole
 }
 
 /// Real bodies have one at most, for the trailers or the end.
 const MOST_EMPTY_FRAMES: usize = 1000;
+
+/// Enough for a page that is under way, and little of a flight's 30 s.
+const LONGEST_WAIT_FOR_AN_ERROR: Duration = Duration::from_secs(2);
+
+/// The output if it comes in time. Without a Tokio runtime nobody tells the time, and it is waited
+/// for.
+async fn within<F: Future>(time: Duration, future: F) -> Option<F::Output> {
+    // Made when it is first polled: what is there at once needs no timer.
+    let elapsed = async {
+        match Handle::try_current() {
+            Ok(_) => sleep(time).await,
+            Err(_) => pending().await,
+        }
+    };
+    match select(pin!(future), pin!(elapsed)).await {
+        Either::Left((output, _)) => Some(output),
+        Either::Right(_) => None,
+    }
+}
 
 /// Takes its type from a response, and turns the data into `Bytes`.
 pub(super) fn erase_body<B>(response: Response<B>) -> Response<ReplyBody>

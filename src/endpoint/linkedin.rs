@@ -1,14 +1,21 @@
 //! Policy: LinkedIn's token endpoint, as its documentation describes it.
 
 use super::ClientAuth;
-use crate::{ClientSecret, error::Refusal};
+use crate::{ClientSecret, Error, error::Refusal};
 
 /// The token endpoint for 2-legged tokens.
 pub(super) const TOKEN_URL: &str = "https://www.linkedin.com/oauth/v2/accessToken";
 
-/// LinkedIn reads credentials in the form only, never as HTTP Basic.
-pub(super) fn client_auth(id: impl Into<String>, secret: impl Into<ClientSecret>) -> ClientAuth {
-    ClientAuth::request_body(id, secret)
+/// LinkedIn reads credentials in the form only, never as HTTP Basic, and has no empty secrets.
+pub(super) fn client_auth(
+    id: impl Into<String>,
+    secret: impl Into<ClientSecret>,
+) -> Result<ClientAuth, Error> {
+    let secret = secret.into();
+    if secret.expose().is_empty() {
+        return Err(Error::configuration("client secret is empty"));
+    }
+    Ok(ClientAuth::request_body(id, secret))
 }
 
 /// What each documented error asks the user to do.

@@ -16,7 +16,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, Uri};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, Uri,
+    header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING},
+};
 use http_body::Body;
 use tower::{BoxError, Service, ServiceExt, util::BoxCloneService};
 
@@ -45,7 +48,12 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest};
 ///
 /// Any 2xx with a JSON object, whatever its content type says; `expires_in` as a number or as a
 /// numeric string, at most one year; a missing `token_type` as Bearer. A parameter that stands in
-/// the reply twice, a token type other than Bearer, and an `error` within a 2xx are errors.
+/// the reply twice, a token type other than Bearer, and an `error` within a 2xx are errors. So is an
+/// `expires_in` that is no number: a token used for a time of our own choosing could end unnoticed.
+///
+/// Of any other status as much is read as comes, on a Tokio runtime for two seconds, whose timers
+/// have to be enabled then: a body that breaks off or stalls takes away neither the status nor
+/// `Retry-After`. A 2xx that breaks off is a transport error, and one that stalls is waited for.
 ///
 /// # Examples
 ///
@@ -99,9 +107,8 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest};
 ///
 /// A call fails if the HTTP client fails ([`is_transport`](Error::is_transport)), if the endpoint
 /// answers with an error ([`is_refused`](Error::is_refused)) or with something that is no token
-/// reply ([`is_invalid_reply`](Error::is_invalid_reply),
-/// [`is_invalid_token`](Error::is_invalid_token)), if a function given to [`ClientAuth`] fails
-/// ([`is_client_auth`](Error::is_client_auth)), and, before anything is sent, if a setting cannot
+/// reply ([`is_invalid_reply`](Error::is_invalid_reply)), if a function given to [`ClientAuth`]
+/// fails or gives what cannot be sent ([`is_client_auth`](Error::is_client_auth)), and, before anything is sent, if a setting cannot
 /// work ([`is_configuration`](Error::is_configuration)).
 ///
 /// # Cancel safety
@@ -121,15 +128,16 @@ impl TokenEndpoint {
     /// by inference; for a client that takes several, name it:
     /// `TokenEndpoint::new::<_, Full<Bytes>, _>(..)`.
     ///
-    /// A client that follows redirects would send a POST on as a GET; the endpoint reports redirects
-    /// as errors that say where it moved to.
+    /// Switch redirects off in this client: on a 307 or 308 a follower sends the form, with the
+    /// client's secret, to whatever host the reply names. The endpoint reports redirects as errors
+    /// that say where to.
     ///
     /// # Errors
     ///
     /// Fails if the URL is not an absolute http or https URL with a host, or if it holds user
     /// information, a fragment (seen in texts only, as [`Uri`] keeps none) or a bad port; if the
-    /// client id is empty, or if id or secret hold a control character, which usually is the line
-    /// break of the file they were read from. An empty secret is left to the server (RFC 6749
+    /// client id is empty, or if id or secret hold a control or invisible character or start or end
+    /// with white space, which usually comes from the file they were read from. An empty secret is left to the server (RFC 6749
     /// §2.3.1).
     ///
     /// Plain http to a host other than loopback is not refused here, because
@@ -173,7 +181,7 @@ impl TokenEndpoint {
     ///
     /// # Errors
     ///
-    /// Fails if the client id is empty, or if id or secret hold a control character.
+    /// Fails if id or secret is empty, or for what [`new`](Self::new) refuses in them.
     ///
     /// # Examples
     ///
@@ -201,7 +209,7 @@ impl TokenEndpoint {
         B: From<Bytes>,
         ResBody: Body<Error: Into<BoxError>> + Send + 'static,
     {
-        let auth = linkedin::client_auth(client_id, client_secret);
+        let auth = linkedin::client_auth(client_id, client_secret)?;
         Ok(Self::new(client, linkedin::TOKEN_URL, auth)?.set(|it| it.advice = linkedin::advice))
     }
 
@@ -244,7 +252,7 @@ impl TokenEndpoint {
     /// [`ClientAuth::request_body`], makes every token request fail with a configuration error:
     /// servers must refuse repeated ones (RFC 6749 §3.2), and replacing one is no business of this
     /// option. With [`ClientAuth::basic`], `client_id` is free for servers that want it in both
-    /// places. Not for secrets: `Debug` shows it.
+    /// places, once. Not for secrets: `Debug` shows it.
     #[must_use]
     pub fn param(self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.parameters(|parameters| parameters.param(name, value))
@@ -252,10 +260,14 @@ impl TokenEndpoint {
 
     /// Sends a header with every token request; one name may be given several times.
     ///
-    /// `Accept` replaces the default, `application/json`. `Content-Type` has no effect, nor has
-    /// `Authorization` with [`ClientAuth::basic`]. `Debug` shows names only.
+    /// `Accept` replaces the default, `application/json`. `Content-Type`, `Content-Length`,
+    /// `Transfer-Encoding` and `Host` have no effect, nor has `Authorization` with
+    /// [`ClientAuth::basic`]. `Debug` shows names only.
     #[must_use]
     pub fn header(self, name: HeaderName, value: HeaderValue) -> Self {
+        if OF_THE_REQUEST_ITSELF.contains(&name) {
+            return self;
+        }
         self.set(|it| {
             it.headers.append(name, value);
         })
@@ -286,6 +298,10 @@ impl TokenEndpoint {
         self
     }
 }
+
+/// What follows from the form and the URL.
+const OF_THE_REQUEST_ITSELF: [HeaderName; 4] =
+    [CONTENT_TYPE, CONTENT_LENGTH, TRANSFER_ENCODING, HOST];
 
 /// A token reply has some kilobytes; an error page may have more.
 const DEFAULT_REPLY_LIMIT: usize = 1024 * 1024;

@@ -11,7 +11,7 @@ use http::{
     header::{DATE, HeaderName, LOCATION, RETRY_AFTER},
 };
 use serde::Deserialize;
-use serde_json::{error::Category, value::RawValue};
+use serde_json::{Value, error::Category, value::RawValue};
 
 use super::{redaction::Redaction, token_url::TokenUrl};
 use crate::{
@@ -32,7 +32,7 @@ impl Reader<'_> {
     pub(super) fn read(&self, reply: &Response<Bytes>) -> Result<AccessToken, Error> {
         let body = String::from_utf8_lossy(reply.body());
         let fields = Fields::parse(&body);
-        let refused = fields.as_ref().is_ok_and(Fields::has_error);
+        let refused = fields.as_ref().is_ok_and(|fields| fields.error.is_some());
 
         let status = reply.status();
         if status.is_redirection() {
@@ -40,78 +40,68 @@ impl Reader<'_> {
         } else if status.is_success() && !refused {
             fields
                 .and_then(|fields| self.token(&fields))
-                .map_err(|fault| fault.into_error(status))
+                .map_err(|fact| Error::new(Kind::InvalidReply(status, fact)))
         } else {
             Err(self.refusal(status, &fields.unwrap_or_default()))
         }
         .map_err(|error| error.with_retry_after(retry_after(reply.headers(), self.now)))
     }
 
-    /// A reply of which more came than is read.
-    pub(super) fn too_long(&self, reply: &Response<()>, limit: usize) -> Error {
-        Fault::Unreadable(format!("it is longer than {limit} bytes"))
-            .into_error(reply.status())
+    /// A reply that was not read to its end, and why.
+    pub(super) fn unread(&self, reply: &Response<Bytes>, fact: String) -> Error {
+        Error::new(Kind::InvalidReply(reply.status(), fact))
             .with_retry_after(retry_after(reply.headers(), self.now))
     }
 
-    fn token(&self, fields: &Fields<'_>) -> Result<AccessToken, Fault> {
-        let Some(token) = fields.access_token else {
-            return Err(Fault::unreadable("it holds no access_token"));
-        };
-        let Some(token) = string(token) else {
-            return Err(Fault::unreadable("its access_token is not a string"));
-        };
-        if let Some(other) = fields
-            .token_type
-            .map(display)
-            .filter(|name| !is_bearer(name))
-        {
-            let other = self.redaction.also(&token).show(&other, 40);
-            return Err(Fault::Unreadable(format!(
-                "its token_type is {other:?}, only Bearer is known"
-            )));
+    fn token(&self, fields: &Fields<'_>) -> Result<AccessToken, String> {
+        let token = fields.access_token.ok_or("it holds no access_token")?;
+        let token = string(token).ok_or("its access_token is not a string")?;
+        let redaction = self.redaction.also(fields.secrets());
+        if let Some(other) = fields.token_type.filter(|name| !is_bearer(name)) {
+            let other = shown(other, &redaction);
+            return Err(format!("its token_type is {other}, only Bearer is known"));
         }
 
-        let mut access_token = AccessToken::new(&token).map_err(Fault::Unsendable)?;
+        let mut access_token = AccessToken::new(&token).map_err(|_| {
+            if token.is_empty() {
+                "its access_token is empty"
+            } else {
+                "its access_token holds a character that a header cannot carry"
+            }
+        })?;
         if let Some(value) = fields.expires_in {
-            let Some(lifetime) = seconds(&display(value)) else {
-                let value = self.redaction.also(&token).show(&display(value), 40);
-                return Err(Fault::Unreadable(format!(
-                    "its expires_in is {value:?}, not a number of seconds"
-                )));
-            };
+            // Taken as absent, it would be used for a time that nobody promised, and nobody would know.
+            let lifetime = scalar(value)
+                .and_then(|text| seconds(&text))
+                .ok_or_else(|| {
+                    let value = shown(value, &redaction);
+                    format!("its expires_in is {value}, not a number of seconds")
+                })?;
             access_token = access_token.expires_in(lifetime);
         }
         if let Some(scope) = fields.scope.and_then(scope) {
-            // Debug of a token shows its scope.
-            let scope = self.redaction.also(&token).show(&scope, usize::MAX);
             access_token = access_token.granted_scope(scope);
         }
         Ok(access_token)
     }
 
     fn refusal(&self, status: StatusCode, fields: &Fields<'_>) -> Error {
-        let token = fields.access_token.and_then(string).unwrap_or_default();
-        let redaction = self.redaction.also(&token);
+        let redaction = self.redaction.also(fields.secrets());
         let show = |text: Option<Cow<'_, str>>, longest| {
             text.map(|text| redaction.show(&text, longest))
                 .filter(|text| !text.is_empty())
         };
 
-        let object: ErrorObject<'_> = fields
-            .error
-            .and_then(|error| serde_json::from_str(error.get()).ok())
-            .unwrap_or_default();
-        let code = match fields.error {
-            Some(error) if object.is_empty() => code(error),
-            _ => object.code(),
-        };
+        let object = fields.error.and_then(ErrorObject::parse);
+        let object = object.unwrap_or_default();
+        let code = object.code().or_else(|| fields.error.and_then(scalar));
         let code = match code {
             // Programs compare it, so a short secret must not take a piece out of it.
             Some(known) if KNOWN_CODES.contains(&&*known) => Some(known.into_owned()),
             other => show(other, 100),
         };
-        let description = fields.error_description.or(object.message).and_then(string);
+        let descriptions = [fields.error_description, object.message, fields.message];
+        let description = descriptions.into_iter().flatten().find_map(string);
         let uri = fields.error_uri.and_then(string);
 
         let mut refusal = Refusal {
@@ -126,14 +116,28 @@ impl Reader<'_> {
     }
 
     fn moved(&self, reply: &Response<Bytes>) -> Error {
+        let status = reply.status();
         let target = header(reply.headers(), LOCATION)
-            .and_then(|location| self.token_url.moved_to(location))
-            .map(|target| self.redaction.show(&target, 300));
-        let fact = match target {
-            Some(target) => format!("it moved to {target}; make that the token URL"),
-            None => "it is a redirect that does not say where to".to_owned(),
+            .and_then(|location| self.token_url.redirected_to(location));
+        // Any other may be a login page or somebody else's host, where secrets must not go.
+        let is_the_endpoint = |target: &TokenUrl| {
+            matches!(
+                status,
+                StatusCode::MOVED_PERMANENTLY | StatusCode::PERMANENT_REDIRECT
+            ) && target.is_https_on_the_host_of(self.token_url)
         };
-        Fault::Unreadable(fact).into_error(reply.status())
+        let fact = match target {
+            Some(target) => {
+                let url = self.redaction.show(&format!("{target:?}"), 300);
+                if is_the_endpoint(&target) {
+                    format!("it moved to {url}; make that the token URL")
+                } else {
+                    format!("it redirects to {url}; check the token URL")
+                }
+            }
+            None => "it is a redirect that does not say where to; check the token URL".to_owned(),
+        };
+        Error::new(Kind::InvalidReply(status, fact))
     }
 }
 
@@ -151,25 +155,36 @@ struct Fields<'a> {
     expires_in: Option<&'a RawValue>,
     #[serde(borrow)]
     scope: Option<&'a RawValue>,
+    /// Never used; read so that it is not shown.
+    #[serde(borrow)]
+    refresh_token: Option<&'a RawValue>,
+    /// The same.
+    #[serde(borrow)]
+    id_token: Option<&'a RawValue>,
+    /// Absent also where it says that there is none.
     #[serde(borrow)]
     error: Option<&'a RawValue>,
     #[serde(borrow)]
     error_description: Option<&'a RawValue>,
     #[serde(borrow)]
     error_uri: Option<&'a RawValue>,
+    /// Of servers and gateways with errors of their own.
+    #[serde(borrow)]
+    message: Option<&'a RawValue>,
 }
 
 impl<'a> Fields<'a> {
-    fn parse(body: &'a str) -> Result<Self, Fault> {
-        let body = body.trim_start_matches('\u{feff}').trim();
+    fn parse(body: &'a str) -> Result<Self, String> {
+        let is_blank = |character: char| character.is_whitespace() || character == '\u{feff}';
+        let body = body.trim_start_matches(is_blank).trim_end();
         if body.is_empty() {
-            return Err(Fault::unreadable("it is empty"));
+            return Err("it is empty".to_owned());
         }
         // Where an object belongs, serde would take an array of its values as well.
         if !body.starts_with('{') {
-            return Err(Fault::unreadable("it is no JSON object"));
+            return Err("it is no JSON object".to_owned());
         }
-        serde_json::from_str(body).map_err(|error| {
+        let mut fields: Self = serde_json::from_str(body).map_err(|error| {
             // The error itself may show values.
             let fact = match error.classify() {
                 // A raw value takes any data, so only its name can be wrong.
@@ -177,14 +192,17 @@ impl<'a> Fields<'a> {
                 _ => "it is broken JSON",
             };
             let (line, column) = (error.line(), error.column());
-            Fault::Unreadable(format!("{fact}, see line {line} column {column}"))
-        })
+            format!("{fact}, see line {line} column {column}")
+        })?;
+        fields.error = fields.error.filter(|error| !is_nothing(error));
+        Ok(fields)
     }
 
-    fn has_error(&self) -> bool {
-        let nothing = ["\"\"", "false", "0", "{}", "[]"];
-        self.error
-            .is_some_and(|error| !nothing.contains(&error.get()))
+    /// What the reply itself brings and no text may show.
+    fn secrets(&self) -> impl Iterator<Item = String> + use<'a> {
+        let tokens = [self.access_token, self.refresh_token, self.id_token];
+        let tokens = tokens.into_iter().flatten().filter_map(string);
+        tokens.map(Cow::into_owned)
     }
 }
 
@@ -202,19 +220,17 @@ struct ErrorObject<'a> {
 }
 
 impl<'a> ErrorObject<'a> {
-    fn is_empty(&self) -> bool {
-        self.code
-            .or(self.kind)
-            .or(self.status)
-            .or(self.message)
-            .is_none()
+    fn parse(error: &'a RawValue) -> Option<Self> {
+        // Of an array serde would take the values one by one.
+        let object = Some(error.get()).filter(|error| error.starts_with('{'))?;
+        serde_json::from_str(object).ok()
     }
 
     /// A name if there is one, else a number.
     fn code(&self) -> Option<Cow<'a, str>> {
         let candidates = [self.code, self.kind, self.status];
         let mut names = candidates.into_iter().flatten().filter_map(string);
-        names.next().or_else(|| self.code.and_then(code))
+        names.next().or_else(|| self.code.and_then(scalar))
     }
 }
 
@@ -234,25 +250,6 @@ const KNOWN_CODES: [&str; 12] = [
     "slow_down",
 ];
 
-/// Why a 2xx brings no token.
-enum Fault {
-    Unreadable(String),
-    Unsendable(Error),
-}
-
-impl Fault {
-    fn unreadable(fact: &str) -> Self {
-        Self::Unreadable(fact.to_owned())
-    }
-
-    fn into_error(self, status: StatusCode) -> Error {
-        match self {
-            Self::Unreadable(fact) => Error::new(Kind::InvalidReply(status, fact)),
-            Self::Unsendable(error) => error,
-        }
-    }
-}
-
 fn string(value: &RawValue) -> Option<Cow<'_, str>> {
     #[derive(Deserialize)]
     struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
@@ -262,24 +259,49 @@ fn string(value: &RawValue) -> Option<Cow<'_, str>> {
         .map(|Text(text)| text)
 }
 
-/// A string without its quotes, anything else as it stands in the reply.
-fn display(value: &RawValue) -> Cow<'_, str> {
-    string(value).unwrap_or(Cow::Borrowed(value.get()))
+/// A string without its quotes, a number or a word as it stands in the reply.
+fn scalar(value: &RawValue) -> Option<Cow<'_, str>> {
+    match value.get().as_bytes() {
+        [b'{' | b'[', ..] => None,
+        [b'"', ..] => string(value),
+        _ => Some(Cow::Borrowed(value.get())),
+    }
 }
 
-/// A string, a number or a word; objects and arrays name no error.
-fn code(value: &RawValue) -> Option<Cow<'_, str>> {
-    Some(display(value)).filter(|_| !value.get().starts_with(['{', '[']))
+/// A value in a message; objects and arrays may hold anything, so they are only named.
+fn shown(value: &RawValue, redaction: &Redaction) -> String {
+    match scalar(value) {
+        Some(text) => format!("{:?}", redaction.show(&text, 40)),
+        None if value.get().starts_with('{') => "an object".to_owned(),
+        None if value.get().starts_with('[') => "an array".to_owned(),
+        None => "a string that is no text".to_owned(),
+    }
 }
 
-fn is_bearer(token_type: &str) -> bool {
+/// Whether an `error` says that there is none.
+fn is_nothing(error: &RawValue) -> bool {
+    match serde_json::from_str(error.get()) {
+        Ok(Value::Null) => true,
+        Ok(Value::Bool(is_error)) => !is_error,
+        Ok(Value::Number(number)) => number.as_f64() == Some(0.0),
+        Ok(Value::String(text)) => text.trim().is_empty(),
+        Ok(Value::Array(values)) => values.is_empty(),
+        Ok(Value::Object(fields)) => fields.is_empty(),
+        // Too deep or too large a value is not nothing.
+        Err(_) => false,
+    }
+}
+
+fn is_bearer(token_type: &RawValue) -> bool {
     // Apigee says BearerToken.
-    ["bearer", "bearertoken"]
-        .iter()
-        .any(|name| token_type.eq_ignore_ascii_case(name))
+    string(token_type).is_some_and(|token_type| {
+        ["bearer", "bearertoken"]
+            .iter()
+            .any(|name| token_type.trim().eq_ignore_ascii_case(name))
+    })
 }
 
-/// The longest lifetime, or time to wait, that is believed.
+/// The longest lifetime that is believed.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A count of seconds, as JSON and people write it: negative is zero, too many are [`LONGEST`].
@@ -308,15 +330,20 @@ fn scope(value: &RawValue) -> Option<String> {
 
 /// RFC 9110 §10.2.3. A date counts from the server's own clock where it shows that.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let value = header(headers, RETRY_AFTER)?;
-    if let Some(wait) = seconds(value) {
-        return Some(wait);
-    }
     let date = |text: &str| httpdate::parse_http_date(text).ok();
-    let then = date(value)?;
     let now = header(headers, DATE).and_then(date).unwrap_or(now);
-    Some(then.duration_since(now).unwrap_or_default().min(LONGEST))
+    let wait = |text: &str| {
+        seconds(text).or_else(|| Some(date(text)?.duration_since(now).unwrap_or_default()))
+    };
+    let values = headers.get_all(RETRY_AFTER).iter();
+    let wait = values
+        .filter_map(|value| value.to_str().ok())
+        .find_map(wait);
+    Some(wait?.min(LONGEST_RETRY_AFTER))
 }
+
+/// A longer pause is more likely a mistake than a wish; who asks again after an hour harms nobody.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
 
 fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()

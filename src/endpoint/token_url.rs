@@ -63,25 +63,26 @@ impl TokenUrl {
         self.0.scheme() != Some(&Scheme::HTTPS) && !self.0.host().is_some_and(is_loopback)
     }
 
-    /// Resolves a `Location` against this URL and leaves only scheme, host, port and path of it.
-    pub(super) fn moved_to(&self, location: &str) -> Option<String> {
-        let location = location.split(['?', '#']).next()?.trim();
-        let scheme = self.0.scheme_str()?;
-        let authority = self.0.authority()?;
-        let before_path = location.split('/').next()?;
-
-        let target = if before_path.contains(':') {
-            location.to_owned()
-        } else if location.starts_with("//") {
+    /// Where a `Location` leads, if it is a URL or a path; without its query and path parameters,
+    /// which may hold the key of a session.
+    pub(super) fn redirected_to(&self, location: &str) -> Option<Self> {
+        let location = location.split(['?', '#', ';']).next()?.trim();
+        let (scheme, authority) = (self.0.scheme_str()?, self.0.authority()?);
+        let target = if location.starts_with("//") {
             format!("{scheme}:{location}")
         } else if location.starts_with('/') {
             format!("{scheme}://{authority}{location}")
         } else {
-            let (directory, file) = self.0.path().rsplit_once('/')?;
-            let file = if location.is_empty() { file } else { location };
-            format!("{scheme}://{authority}{directory}/{file}")
+            location.to_owned()
         };
-        shown(&Uri::try_from(target).ok()?)
+        let target = Self(Uri::try_from(target).ok()?);
+        shown(&target.0).map(|_| target)
+    }
+
+    /// Whether credentials for the other may go there as well.
+    pub(super) fn is_https_on_the_host_of(&self, other: &Self) -> bool {
+        let host = |url: &Self| url.0.host().map(str::to_ascii_lowercase);
+        self.0.scheme() == Some(&Scheme::HTTPS) && host(self) == host(other)
     }
 }
 
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_location_is_resolved_and_loses_what_may_be_secret() {
+    fn a_location_is_a_url_or_a_path_and_loses_what_may_be_secret() {
         let url = TokenUrl::new("https://old.example:8443/a/token?key=1").unwrap();
 
         for (location, moved_to) in [
@@ -157,13 +158,21 @@ mod tests {
             ("http://new.example:81/t", Some("http://new.example:81/t")),
             ("//new.example/t", Some("https://new.example/t")),
             ("/t?q=1", Some("https://old.example:8443/t")),
-            ("t", Some("https://old.example:8443/a/t")),
-            ("?q=1", Some("https://old.example:8443/a/token")),
+            (
+                "http://login.example/in;jsessionid=1?x",
+                Some("http://login.example/in"),
+            ),
+            ("t", None),
+            ("../t", None),
+            ("?q=1", None),
+            ("token:v2", None),
             ("mailto:somebody", None),
             ("https://", None),
             ("a b", None),
         ] {
-            assert_eq!(url.moved_to(location).as_deref(), moved_to, "{location}");
+            let target = url.redirected_to(location);
+            let shown = target.map(|target| format!("{target:?}"));
+            assert_eq!(shown.as_deref(), moved_to, "{location}");
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::Error;
 ///
 /// Holds the ready-made value of the `Authorization` header, marked sensitive, so that nothing has
 /// to be formatted for a request. Cloning copies no text. `Debug` shows neither the token nor the
-/// header.
+/// header, and of the scope only whether there is one.
 ///
 /// # Examples
 ///
@@ -102,7 +102,8 @@ impl AccessToken {
         self.lifetime
     }
 
-    /// The scope that the server said it granted, if it said so: space-separated.
+    /// The scope that the server said it granted, if it said so: the text as it came, mostly
+    /// separated by spaces; an array is joined with them.
     pub fn scope(&self) -> Option<&str> {
         self.scope.as_deref()
     }
@@ -123,7 +124,7 @@ impl fmt::Debug for AccessToken {
         f.debug_struct("AccessToken")
             .field("token_type", &self.token_type())
             .field("lifetime", &self.lifetime)
-            .field("scope", &self.scope)
+            .field("has_scope", &self.scope.is_some())
             .finish_non_exhaustive()
     }
 }
