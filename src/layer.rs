@@ -5,7 +5,7 @@ use tower::{BoxError, Layer, Service};
 
 use crate::{
     AccessToken, ClientCredentials, CloneBody, Never, TokenCache, TokenRequest,
-    service::{Config, RejectWhen},
+    config::{Config, RejectWhen},
 };
 
 /// Gives every request of a service an access token; see the [crate docs](crate).

@@ -69,6 +69,7 @@
 //! | When does a 401 not lead to a second send? | [`NotReplayed`] |
 //! | What can fail? | [`Error`] |
 //! | How do I use a token without the layer? | [`TokenCache`] |
+//! | What does my HTTP client need? Which layers go above, which below? | [`clients`] |
 //!
 //! # Testing your own stack
 //!
@@ -100,7 +101,8 @@
 //! # }
 //! ```
 //!
-//! Time is tokio's, so `tokio::time::pause` lets a test walk through expiries without waiting.
+//! Waits use tokio's clock, so `tokio::time::pause` lets a test walk through expiries without waiting;
+//! [`TokenCacheBuilder::wall_clock`] replaces the other clock that a token can expire by.
 //!
 //! # Words
 //!
@@ -131,18 +133,20 @@
 //!
 //! [RFC 6749 §4.4]: https://www.rfc-editor.org/rfc/rfc6749#section-4.4
 
-#![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(clippy::disallowed_methods)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 
 pub mod replay;
 
 mod clock;
+mod config;
+mod drain;
 mod endpoint;
 mod error;
 mod future;
 mod layer;
 mod outcome;
+mod send;
 mod service;
 mod token;
 mod verdict;
@@ -170,6 +174,10 @@ pub mod fuzzing {
 
 /// The error type of the layer's service, as tower has it.
 pub use tower::BoxError;
+
+#[cfg(all(doc, not(doctest)))]
+#[doc = include_str!("../docs/clients.md")]
+pub mod clients {}
 
 /// Compiles the example of the README.
 #[cfg(doctest)]

@@ -4,32 +4,33 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response, header::AUTHORIZATION, response::Parts};
+use http::{Request, Response, header::AUTHORIZATION};
 use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::{
-    CloneBody, NoReplay, NotReplayed, Replay, TokenCache,
-    future::{Original, ResponseFuture, Retained, Spare, Unsent},
-    verdict::Verdict,
+    CloneBody, Replay, TokenCache,
+    config::Config,
+    future::ResponseFuture,
+    send::{Spare, Unsent},
 };
-
-/// Decides which responses reject the token.
-pub(crate) type RejectWhen = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
 
 /// A service whose requests carry an access token; see the [crate docs](crate).
 ///
 /// Made by [`ClientCredentialsLayer`](crate::ClientCredentialsLayer). Clones share the tokens.
+///
+/// # Errors
+///
+/// A call fails with an [`Error`](crate::Error) if no token can be had, and else with the inner
+/// service's own error. A rejection that comes back carries
+/// [`NotReplayed`](crate::NotReplayed), which says why it was not mended.
+///
+/// # Cancel safety
+///
+/// See [`ResponseFuture`].
 pub struct ClientCredentials<S, R = CloneBody> {
     inner: S,
     config: Arc<Config<R>>,
-}
-
-/// What all clones of a service share.
-pub(crate) struct Config<R> {
-    pub(crate) cache: TokenCache,
-    pub(crate) replay: R,
-    pub(crate) reject_when: Option<RejectWhen>,
 }
 
 impl<S, R> ClientCredentials<S, R> {
@@ -91,11 +92,9 @@ where
                     inner: self.inner.clone(),
                     original,
                 });
-                request
-                    .headers_mut()
-                    .insert(AUTHORIZATION, lease.header_value);
+                let generation = lease.authorize(&mut request);
                 let response = self.inner.call(request);
-                ResponseFuture::calling(config, response, lease.generation, spare)
+                ResponseFuture::calling(config, response, generation, spare)
             }
             None => {
                 // The readied service may hold the very permit that the token request needs, so it
@@ -129,39 +128,5 @@ impl<S: fmt::Debug, R: fmt::Debug> fmt::Debug for ClientCredentials<S, R> {
             .field("cache", &self.config.cache)
             .field("replay", &self.config.replay)
             .finish_non_exhaustive()
-    }
-}
-
-impl<R> Config<R> {
-    /// Makes the request to send, and what is kept of it for a second send.
-    fn split<B>(&self, request: Request<B>) -> (Request<R::Body>, Retained<R::Kept>)
-    where
-        R: Replay<B>,
-    {
-        let may_replay = request.extensions().get::<NoReplay>().is_none();
-        let (head, body) = request.into_parts();
-        let (body, kept) = self.replay.split(body);
-        let retained = match kept {
-            Some(body) if may_replay => Ok(Original {
-                head: head.clone(),
-                body,
-            }),
-            Some(_) => Err(NotReplayed::OptedOut),
-            None => Err(NotReplayed::BodyNotKept),
-        };
-        (Request::from_parts(head, body), retained)
-    }
-
-    pub(crate) fn judge<B>(&self, response: Response<B>) -> (Verdict, Response<B>) {
-        let Some(reject_when) = &self.reject_when else {
-            return (Verdict::of(&response), response);
-        };
-        let (head, body) = response.into_parts();
-        let verdict = if reject_when(&head) {
-            Verdict::Rejected
-        } else {
-            Verdict::Accepted
-        };
-        (verdict, Response::from_parts(head, body))
     }
 }

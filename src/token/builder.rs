@@ -4,8 +4,8 @@ use tower::{BoxError, Service};
 
 use super::{
     AccessToken, TokenCache, TokenParameters, TokenRequest,
-    flight::Limits,
-    schedule::{Backoff, Timing},
+    schedule::Backoff,
+    settings::{Settings, Warmth},
 };
 use crate::clock::Clock;
 
@@ -31,51 +31,6 @@ use crate::clock::Clock;
 #[must_use = "a builder does nothing until it is built"]
 pub struct TokenCacheBuilder {
     settings: Settings,
-}
-
-/// What a user can set, with its default.
-#[derive(Clone, Debug)]
-pub(super) struct Settings {
-    pub(super) parameters: TokenParameters,
-    pub(super) timing: Timing,
-    pub(super) limits: Limits,
-    pub(super) backoff: Backoff,
-    pub(super) cool_down: Duration,
-    pub(super) warmth: Warmth,
-    pub(super) clock: Clock,
-}
-
-/// Whether a token is refreshed while nobody uses it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Warmth {
-    WhenUsed,
-    Always,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            parameters: TokenParameters::default(),
-            timing: Timing {
-                window: Duration::from_secs(5 * 60),
-                margin: Duration::from_secs(10),
-                jitter: 0.5,
-                default_lifetime: Duration::from_secs(5 * 60),
-            },
-            limits: Limits {
-                deadline: Duration::from_secs(30),
-                attempts: 3,
-                first_pause: Duration::from_millis(200),
-            },
-            backoff: Backoff {
-                first: Duration::from_secs(1),
-                longest: Duration::from_secs(60),
-            },
-            cool_down: Duration::from_secs(30),
-            warmth: Warmth::WhenUsed,
-            clock: Clock::default(),
-        }
-    }
 }
 
 impl TokenCacheBuilder {

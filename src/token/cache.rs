@@ -16,10 +16,11 @@ use tokio::{
 use tower::{BoxError, Service};
 
 use super::{
-    AccessToken, Rejection, Settings, TokenCacheBuilder, TokenRequest, Warmth,
+    AccessToken, Rejection, TokenCacheBuilder, TokenRequest,
     flight::{Pilot, SharedTokenService},
     ledger::{Departure, Generation, Held, Join, Lease, Ledger, Outcome},
     schedule::Freshness,
+    settings::{Settings, Warmth},
 };
 use crate::{Error, clock::Moment, error::Kind};
 

@@ -6,13 +6,14 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::HeaderValue;
+use http::{HeaderValue, Request, header::AUTHORIZATION};
 use tokio::time::Instant;
 
 use super::{
-    AccessToken, Settings,
+    AccessToken,
     flight::{Flight, Pilot},
     schedule::{Freshness, Schedule},
+    settings::Settings,
 };
 use crate::{Error, clock::Moment};
 
@@ -43,8 +44,17 @@ pub(crate) struct Generation(u64);
 /// What a request needs of a token: the header, and what to name when the API rejects it.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    pub(crate) header_value: HeaderValue,
-    pub(crate) generation: Generation,
+    header_value: HeaderValue,
+    generation: Generation,
+}
+
+impl Lease {
+    /// Puts the token on a request; returns what to name when the API rejects it.
+    pub(crate) fn authorize<B>(self, request: &mut Request<B>) -> Generation {
+        let headers = request.headers_mut();
+        headers.insert(AUTHORIZATION, self.header_value);
+        self.generation
+    }
 }
 
 impl Held {
@@ -56,7 +66,7 @@ impl Held {
         self.schedule.freshness(now)
     }
 
-    /// Whether a call may be given the token whose last one was `rejected`.
+    /// Whether the token may go to a call whose last token was of generation `rejected`.
     pub(super) fn may_serve(&self, rejected: Option<Generation>, now: &Moment) -> bool {
         rejected != Some(self.generation) && self.freshness(now) != Freshness::Expired
     }
@@ -116,7 +126,7 @@ pub(super) struct Leftovers {
     _failure: Option<Failure>,
 }
 
-/// What becomes of a token that the API rejected.
+/// What becomes of a token that the API rejected; see [`TokenCache::reject`](crate::TokenCache::reject).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Rejection {
@@ -130,7 +140,7 @@ pub enum Rejection {
     Failing(Error),
 }
 
-/// Current token and flight. Never locked while polling or waking.
+/// Current token and flight.
 #[derive(Default)]
 pub(super) struct Ledger {
     held: Option<Arc<Held>>,
@@ -292,7 +302,8 @@ impl Ledger {
         }
         // A refresh that began before the rejection may bring the rejected token once more: then its
         // renewal is still due.
-        if purpose == Purpose::Renewal || !self.is_unchanged(&result) {
+        let is_unchanged = matches!(&result, Ok((token, _)) if self.is_held(token));
+        if purpose == Purpose::Renewal || !is_unchanged {
             self.standing = Standing::InUse;
         }
 
@@ -402,11 +413,9 @@ impl Ledger {
         self.held.as_ref().map(|held| held.generation)
     }
 
-    fn is_unchanged(&self, result: &Result<(AccessToken, Moment), Error>) -> bool {
-        match (&self.held, result) {
-            (Some(held), Ok((token, _))) => held.token.is_same(token),
-            _ => false,
-        }
+    fn is_held(&self, token: &AccessToken) -> bool {
+        let held = self.held.as_ref();
+        held.is_some_and(|held| held.token.is_same(token))
     }
 
     fn hold(
@@ -417,10 +426,7 @@ impl Ledger {
         now: &Moment,
         settings: &Settings,
     ) -> Held {
-        let is_unchanged = self
-            .held
-            .as_ref()
-            .is_some_and(|held| held.token.is_same(&token));
+        let is_unchanged = self.is_held(&token);
         let mut schedule = settings
             .timing
             .schedule(*asked_at, token.lifetime(), fastrand::f64());

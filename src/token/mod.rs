@@ -9,8 +9,8 @@ mod flight;
 mod ledger;
 mod request;
 mod schedule;
+mod settings;
 
-use self::builder::{Settings, Warmth};
 pub use self::{
     access_token::AccessToken,
     builder::TokenCacheBuilder,

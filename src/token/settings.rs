@@ -1,0 +1,53 @@
+use std::time::Duration;
+
+use super::{
+    TokenParameters,
+    flight::Limits,
+    schedule::{Backoff, Timing},
+};
+use crate::clock::Clock;
+
+/// What a user can set, with its default.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) parameters: TokenParameters,
+    pub(super) timing: Timing,
+    pub(super) limits: Limits,
+    pub(super) backoff: Backoff,
+    pub(super) cool_down: Duration,
+    pub(super) warmth: Warmth,
+    pub(super) clock: Clock,
+}
+
+/// Whether a token is refreshed while nobody uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Warmth {
+    WhenUsed,
+    Always,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            parameters: TokenParameters::default(),
+            timing: Timing {
+                window: Duration::from_secs(5 * 60),
+                margin: Duration::from_secs(10),
+                jitter: 0.5,
+                default_lifetime: Duration::from_secs(5 * 60),
+            },
+            limits: Limits {
+                deadline: Duration::from_secs(30),
+                attempts: 3,
+                first_pause: Duration::from_millis(200),
+            },
+            backoff: Backoff {
+                first: Duration::from_secs(1),
+                longest: Duration::from_secs(60),
+            },
+            cool_down: Duration::from_secs(30),
+            warmth: Warmth::WhenUsed,
+            clock: Clock::default(),
+        }
+    }
+}
