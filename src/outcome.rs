@@ -21,7 +21,8 @@ use crate::Error;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum NotReplayed {
-    /// A renewal was tried so lately that another would not help.
+    /// A renewal was tried so lately that another would not help; see
+    /// [`TokenCacheBuilder::cool_down`](crate::TokenCacheBuilder::cool_down).
     CoolingDown,
     /// No other token could be had.
     RenewalFailed(Error),

@@ -478,6 +478,112 @@ fn body_needs_neither_sync_nor_unpin() {
     is_send(&kept);
 }
 
+#[test]
+fn limit_counts_nothing_that_only_the_replay_sends() {
+    let half = || Step::Data(Bytes::from(vec![1; LIMIT / 2]));
+    let (mut first, kept) = split(script([half(), half(), half(), half()]));
+    next(&mut first);
+    let second = restore(kept).unwrap();
+
+    // Another layer around the client remembers on its own account.
+    let (mut second, kept) = split(second);
+    next(&mut second);
+    next(&mut second);
+    let mut third = restore(kept).unwrap();
+
+    assert_eq!(read(&mut third).0.len(), 2 * LIMIT);
+    assert!(is_taken_over(&mut second));
+}
+
+/// The source and the wakers ask the first body for its size; with the lock held, the thread would
+/// stop.
+#[test]
+fn no_lock_is_held_while_a_body_is_polled_or_its_waker_is_woken() {
+    let (done, finished) = mpsc::channel();
+    std::thread::spawn(move || {
+        reenter();
+        done.send(()).unwrap();
+    });
+
+    finished
+        .recv_timeout(std::time::Duration::from_secs(20))
+        .expect("the tape waits for its own lock");
+}
+
+type Shared = Arc<Mutex<Option<ReplayBody<Asking>>>>;
+
+/// A body that asks the replay for its size whenever it is polled.
+struct Asking {
+    replay: Shared,
+    frames: usize,
+}
+
+impl Body for Asking {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        ask(&self.replay);
+        self.frames += 1;
+        match self.frames {
+            1 => Poll::Ready(Some(Ok(Frame::data(Bytes::from("ab"))))),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+struct AskingWaker {
+    replay: Shared,
+    is_woken: std::sync::atomic::AtomicBool,
+}
+
+impl std::task::Wake for AskingWaker {
+    fn wake(self: Arc<Self>) {
+        ask(&self.replay);
+        self.is_woken
+            .store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+}
+
+/// Takes the lock of the tape, by way of a body that reads it.
+fn ask(body: &Shared) {
+    // Whoever holds this one is the test itself, between two steps.
+    if let Ok(body) = body.try_lock() {
+        if let Some(body) = &*body {
+            let _ = (body.size_hint(), body.is_end_stream());
+        }
+    }
+}
+
+fn reenter() {
+    let first: Shared = Arc::default();
+    let asking = Asking {
+        replay: first.clone(),
+        frames: 0,
+    };
+    let (body, kept) = split(asking);
+    *first.lock().unwrap() = Some(body);
+    let waker = Arc::new(AskingWaker {
+        replay: first.clone(),
+        is_woken: Default::default(),
+    });
+
+    // The first body waits, with a waker that asks for the body's size.
+    let mut waiting = first.lock().unwrap().take().unwrap();
+    let task = Waker::from(waker.clone());
+    let mut cx = Context::from_waker(&task);
+    let _ = Pin::new(&mut waiting).poll_frame(&mut cx);
+    assert!(Pin::new(&mut waiting).poll_frame(&mut cx).is_pending());
+    *first.lock().unwrap() = Some(waiting);
+    let second = restore(kept).unwrap();
+
+    assert!(waker.is_woken.load(std::sync::atomic::Ordering::SeqCst));
+    drop(second);
+}
+
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => proptest::collection::vec(any::<u8>(), 0..200).prop_map(|bytes| Step::Data(bytes.into())),
@@ -513,6 +619,10 @@ proptest! {
         }
         let body = Script { is_sized, ..script(steps) };
         let whole = all_data(&body.steps);
+        let first_frame = match body.steps.front() {
+            Some(Step::Data(data)) => data.len(),
+            _ => 0,
+        };
         let buffered = Buffered::new(limit);
 
         let (first, kept) = buffered.split(body);
@@ -530,7 +640,10 @@ proptest! {
         }
 
         let Some(mut second) = kept.and_then(|kept| buffered.restore(kept)) else {
-            prop_assert!(sent > limit || whole.len() > limit);
+            // Given up for one reason alone: more was read than may be remembered, or the body
+            // said itself that it would be. One frame is read ahead.
+            let read = sent.max(first_frame);
+            prop_assert!(read > limit || (is_sized && whole.len() > limit));
             return Ok(());
         };
         let mut replayed = Vec::new();

@@ -9,7 +9,38 @@ use super::Replay;
 ///
 /// Some bodies are `Clone` but share what they read from, so that the clone is empty once the first
 /// was sent. A clone that no longer reports the size and the end that the body reported before the
-/// first send is not sent.
+/// first send is not sent; one that reports no size at all cannot be told from a second body, so use
+/// another policy for it.
+///
+/// With a body that is not `Clone`, the service is none, and the compiler says so in the words "its
+/// trait bounds were not satisfied" where a method is called, and names the alternatives where a
+/// `Service` is asked for:
+///
+/// ```compile_fail,E0277
+/// use http::{Request, Response};
+/// use tower::{BoxError, Layer, Service, service_fn};
+/// use tower_client_credentials::{AccessToken, ClientCredentialsLayer, TokenRequest};
+///
+/// struct NotClone(String);
+/// # impl http_body::Body for NotClone {
+/// #     type Data = bytes::Bytes;
+/// #     type Error = BoxError;
+/// #     fn poll_frame(
+/// #         self: std::pin::Pin<&mut Self>,
+/// #         _: &mut std::task::Context<'_>,
+/// #     ) -> std::task::Poll<Option<Result<http_body::Frame<bytes::Bytes>, BoxError>>> {
+/// #         std::task::Poll::Ready(None)
+/// #     }
+/// # }
+///
+/// fn is_service<S: Service<Request<NotClone>>>(_: S) {}
+///
+/// let tokens = service_fn(|_: TokenRequest| async { AccessToken::new("token-1") });
+/// let http = service_fn(|_: Request<NotClone>| async {
+///     Ok::<_, BoxError>(Response::new(String::new()))
+/// });
+/// is_service(ClientCredentialsLayer::new(tokens).layer(http));
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CloneBody;
 

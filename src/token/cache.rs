@@ -99,8 +99,8 @@ impl TokenCache {
     /// # Errors
     ///
     /// Fails if the token service does; every waiter gets the same error, and for a short time
-    /// ([`Error::retry_after`]) so does every later caller. Fails outside a Tokio runtime, unless a
-    /// token is there already.
+    /// ([`Error::retry_after`]) so does every later caller. Fails outside a Tokio runtime with timers,
+    /// unless a token is there already.
     ///
     /// # Cancel safety
     ///
@@ -115,7 +115,7 @@ impl TokenCache {
 
     /// Says that the API rejected `token`, so that the next caller gets another.
     ///
-    /// Nothing is asked of the token service yet: the next [`token`](Self::token) does. A newer
+    /// Nothing is asked of the token service yet: the next call of [`token`](Self::token) does. A newer
     /// token than `token` is left alone, and a rejection that comes soon after a renewal changes
     /// nothing: [`Rejection`] says which.
     pub fn reject(&self, token: &AccessToken) -> Rejection {
