@@ -174,6 +174,10 @@ impl Limits {
                 Some(pause) => sleep(pause).await,
                 None => return Err(error),
             }
+            if clock.now().monotonic >= land_by {
+                // The process stood still meanwhile; an answer would come too late.
+                return Err(Error::timed_out(self.deadline, Some(error)));
+            }
             last_error = Some(error);
         }
     }

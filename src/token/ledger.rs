@@ -354,8 +354,8 @@ impl Ledger {
 
     /// Whether a token that ended on landing may be given to one who waited for it.
     pub(super) fn may_still_serve(&self, landed: &Held) -> bool {
-        let is_withheld =
-            self.standing == Standing::Withheld && self.generation() == Some(landed.generation);
+        // A server may have handed it out again since, which makes it the same token.
+        let is_withheld = self.standing == Standing::Withheld && self.is_held(&landed.token);
         landed.ended_on_landing && !is_withheld
     }
 
@@ -574,5 +574,27 @@ mod tests {
             panic!("the renewal is due");
         };
         assert_eq!(renewal.rejected.as_ref().unwrap().expose(), "token-1");
+    }
+
+    /// A server that hands out a token again until it ends gives it no new life.
+    #[test]
+    fn token_that_ended_on_landing_is_rejected_under_each_of_its_issues() {
+        let (mut ledger, settings) = (Ledger::default(), Settings::default());
+        let now = Clock::default().now();
+        let mut issues = Vec::new();
+        for _ in 0..2 {
+            let Join::Departing(departure) = ledger.join(None, &now, &settings) else {
+                panic!("a token without life is asked for each time");
+            };
+            let token = AccessToken::new("the-same").map(|token| token.expires_in(Duration::ZERO));
+            let landed = token.map(|token| (token, now));
+            let (outcome, _) = ledger.land(departure.generation, landed, &now, &settings);
+            issues.push(outcome.unwrap().unwrap());
+        }
+        assert!(issues.iter().all(|issue| ledger.may_still_serve(issue)));
+
+        ledger.reject(issues[1].generation, &now, &settings);
+
+        assert!(!issues.iter().any(|issue| ledger.may_still_serve(issue)));
     }
 }
