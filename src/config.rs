@@ -6,7 +6,7 @@ use http::{Request, Response, response::Parts};
 
 use crate::{
     NoReplay, NotReplayed, Rejection, Replay, TokenCache,
-    send::{Original, Retained, Spare, Unsent},
+    send::{Original, Retained, Spare, Unsent, WAITS},
     token::Generation,
     verdict::Verdict,
 };
@@ -120,8 +120,7 @@ impl<R> Config<R> {
             inner: spare.inner,
             request: Request::from_parts(head, body),
             retained: Err(NotReplayed::RejectedAgain),
-            // It has waited for a renewal already.
-            waits_left: 0,
+            waits_left: WAITS,
         }))
     }
 }

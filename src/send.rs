@@ -4,6 +4,12 @@ use http::{Request, request::Parts};
 
 use crate::{Error, NotReplayed, Replay, error::Kind};
 
+/// How often a request waits again because the token that it was granted expired, or was rejected for
+/// another request, while the service became ready.
+///
+/// A service that takes longer to become ready than tokens live would else ask for ever.
+pub(crate) const WAITS: u8 = 10;
+
 /// A request that has not been sent, and the service to send it with, which is not ready.
 ///
 /// Boxed, because only calls that wait have one: it does not make the future larger.
@@ -14,9 +20,7 @@ where
     pub(crate) inner: S,
     pub(crate) request: Request<R::Body>,
     pub(crate) retained: Retained<R::Kept>,
-    /// How often the request may wait for another token if it cannot be sent with the first.
-    ///
-    /// A service that takes longer to become ready than tokens live would else ask for ever.
+    /// How often the request may still wait for another token.
     pub(crate) waits_left: u8,
 }
 

@@ -12,7 +12,7 @@ use crate::{
     CloneBody, Replay, TokenCache,
     config::Config,
     future::ResponseFuture,
-    send::{Spare, Unsent},
+    send::{Spare, Unsent, WAITS},
 };
 
 /// A service whose requests carry an access token; see the [crate docs](crate).
@@ -104,7 +104,7 @@ where
                     inner: self.inner.clone(),
                     request,
                     retained,
-                    waits_left: 1,
+                    waits_left: WAITS,
                 };
                 ResponseFuture::awaiting_token(config, Box::new(unsent))
             }

@@ -27,6 +27,10 @@ use crate::{Error, clock::Moment, error::Kind};
 /// How often one waiter starts anew after the flight it waited for was lost.
 const RELAUNCHES: u32 = 3;
 
+/// How often one waiter waits again because the token that landed had expired, or been rejected, by
+/// the time that it was polled.
+const MISSES: u32 = 10;
+
 /// A future that waits for a token; boxed because only a miss needs one.
 pub(crate) type Acquiring = Pin<Box<dyn Future<Output = Result<Arc<Held>, Error>> + Send>>;
 
@@ -180,7 +184,8 @@ impl TokenCache {
             let Some(runtime) = runtime_with_timers() else {
                 return self.without_runtime(rejected, Kind::NoRuntime);
             };
-            for _ in 0..=RELAUNCHES {
+            let (mut lost, mut missed) = (0, 0);
+            while lost <= RELAUNCHES && missed <= MISSES {
                 let flight = match self.shared.join(rejected) {
                     Join::Token(held) => return Ok(held),
                     Join::Failing(error) => return Err(error),
@@ -201,13 +206,19 @@ impl TokenCache {
                         if self.shared.lock().may_still_serve(&landed) {
                             return Ok(landed);
                         }
+                        missed += 1;
                     }
                     Some(Err(error)) => return self.unexpired(rejected).ok_or(error),
                     // The flight was lost with its runtime: whoever notices starts anew.
-                    None => {}
+                    None => lost += 1,
                 }
             }
-            self.without_runtime(rejected, Kind::RuntimeLost)
+            let reason = if missed > MISSES {
+                Kind::Expired
+            } else {
+                Kind::RuntimeLost
+            };
+            self.without_runtime(rejected, reason)
         })
     }
 

@@ -1,21 +1,52 @@
 //! With real clients, the service and its future have the auto traits of their parts.
 
+use std::{
+    cell::Cell,
+    marker::PhantomPinned,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
+use http_body::Frame;
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
-use support::{Protocol, Servers, hyper_client};
+use support::{Protocol, Servers, hyper_client, in_time};
 use tonic::transport::{Channel, Endpoint};
 use tower::{Layer, Service, ServiceExt, buffer::Buffer, util::BoxService};
 use tower_client_credentials::{
-    BoxError, Buffered, ClientCredentials, ClientCredentialsLayer, CloneBody, CloneWith, Never,
-    ReplayBody, replay::Map,
+    AccessToken, BoxError, Buffered, ClientCredentials, ClientCredentialsLayer, CloneBody,
+    CloneWith, Never, Replay, ReplayBody, TokenRequest, replay::Map,
 };
 
 type Hyper<B> = Client<HttpConnector, B>;
 /// A body that is not `Sync`.
 type Unsync = UnsyncBoxBody<Bytes, BoxError>;
+/// A body that is neither `Sync` nor `Unpin`, on the way there and on the way back.
+#[derive(Clone, Default)]
+struct Awkward {
+    _unsync: Cell<()>,
+    _pinned: PhantomPinned,
+}
+
+impl http_body::Body for Awkward {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Poll::Ready(None)
+    }
+}
+
 type KubeBody = kube::client::Body;
 type KubeService = BoxService<Request<KubeBody>, Response<Box<kube::client::DynBody>>, BoxError>;
 type KubeBuffer = Buffer<Request<KubeBody>, <KubeService as Service<Request<KubeBody>>>::Future>;
@@ -35,7 +66,44 @@ fn services_are_clone_send_and_sync() {
     clone_send_sync::<ClientCredentialsLayer<Buffered>>();
 }
 
+fn is_clone_send_sync<T: Clone + Send + Sync + 'static>(_: &T) {}
+
 fn send<T: Send>(_: &T) {}
+
+/// What each policy makes of such a body is sent, refused, and sent again, in a spawned task.
+#[tokio::test]
+async fn bodies_need_neither_sync_nor_unpin() {
+    async fn assert_spawned<R>(replay: R, sends: usize)
+    where
+        R: Replay<Awkward, Body: Send, Kept: Send> + Clone + Send + Sync + 'static,
+    {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counting = Arc::clone(&count);
+        let tokens = tower::service_fn(|_: TokenRequest| async { AccessToken::new("token-1") });
+        let http = tower::service_fn(move |_: Request<R::Body>| {
+            counting.fetch_add(1, Relaxed);
+            let mut response = Response::new(Awkward::default());
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+            async { Ok::<_, BoxError>(response) }
+        });
+        let service = ClientCredentialsLayer::new(tokens)
+            .replay(replay)
+            .layer(http);
+        is_clone_send_sync(&service);
+
+        let future = service.oneshot(Request::new(Awkward::default()));
+        send(&future);
+        let response: Response<Awkward> = in_time(tokio::spawn(future)).await.unwrap().unwrap();
+
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(count.load(Relaxed), sends);
+    }
+    assert_spawned(CloneBody, 2).await;
+    assert_spawned(CloneWith(|body: &Awkward| Some(body.clone())), 2).await;
+    assert_spawned(Buffered::new(1), 2).await;
+    assert_spawned(Buffered::new(1).map(BodyExt::boxed_unsync), 2).await;
+    assert_spawned(Never, 1).await;
+}
 
 /// Sends nothing: what counts is that each future is `Send`, as `tokio::spawn` wants it.
 #[tokio::test]

@@ -120,6 +120,22 @@ async fn rejection_leaves_its_connection_to_the_replay() {
     }
 }
 
+/// The same where the client's own tasks run at the same time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rejection_leaves_its_connection_to_the_replay_on_many_threads() {
+    let servers = Servers::start().await;
+    let request = Request::post(servers.url("/late/1"))
+        .body(Full::from("name=Ada"))
+        .unwrap();
+
+    let call = tokio::spawn(full(&servers, Protocol::Http1).oneshot(request));
+    let response = in_time(call).await.unwrap().unwrap();
+
+    assert_eq!(answer(response).await, (StatusCode::OK, hash("name=Ada")));
+    assert_eq!(servers.received().len(), 2);
+    assert_eq!(servers.connections().accepted(), 1);
+}
+
 /// What is still to come is not waited for, and costs the connection.
 #[tokio::test]
 async fn rejection_that_is_too_long_costs_its_connection() {

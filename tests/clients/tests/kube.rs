@@ -1,5 +1,7 @@
 //! kube's client: a stack of its own that others are put around, and a body with a copying function.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body_util::{BodyExt, Full};
@@ -11,8 +13,11 @@ use kube::{
     client::{Body, ClientBuilder},
 };
 use support::{Loopback, Protocol, Servers, hyper_client, in_time};
-use tower::buffer::BufferLayer;
+use tower::{
+    Layer, buffer::BufferLayer, limit::GlobalConcurrencyLimitLayer, timeout::TimeoutLayer,
+};
 use tower_client_credentials::{ClientCredentialsLayer, CloneWith};
+use tower_http::{decompression::DecompressionLayer, trace::TraceLayer};
 
 /// A cluster with one object, that gives back what is created, and does not accept "token-1".
 async fn cluster() -> Servers {
@@ -64,6 +69,41 @@ async fn request_without_a_body_is_sent_again() {
     assert_eq!(object.data.unwrap()["name"], "Ada");
     assert_eq!(cluster.issued(), 2);
     assert_eq!(cluster.connections().accepted(), 1);
+}
+
+/// All but `FollowRedirect`, which needs a body with a `Default`; kube's stack has a `Retry`.
+#[tokio::test]
+async fn other_layers_go_above_and_below() {
+    let cluster = cluster().await;
+    let config = Config::new(cluster.url("").parse().unwrap());
+    let timeout = TimeoutLayer::new(Duration::from_secs(30));
+    let shared_limit = GlobalConcurrencyLimitLayer::new(1);
+    let tokens = shared_limit.layer(hyper_client::<Full<Bytes>>(Protocol::Http1));
+    let tokens = cluster.tokens(tokens);
+    let client = ClientBuilder::try_from(config)
+        .unwrap()
+        .with_layer(&BufferLayer::new(1))
+        .with_layer(&shared_limit)
+        .with_layer(&DecompressionLayer::new())
+        .with_layer(&timeout)
+        .with_layer(&TraceLayer::new_for_http())
+        .with_layer(&ClientCredentialsLayer::new(tokens).replay(CloneWith(Body::try_clone)))
+        .with_layer(&GlobalConcurrencyLimitLayer::new(1))
+        .with_layer(&DecompressionLayer::new())
+        .with_layer(&timeout)
+        .with_layer(&TraceLayer::new_for_http())
+        .with_layer(&BufferLayer::new(1))
+        .build();
+    let objects = Api::<ConfigMap>::default_namespaced(client);
+    let object = serde_json::from_str::<ConfigMap>(OBJECT).unwrap();
+
+    let created = in_time(objects.create(&PostParams::default(), &object))
+        .await
+        .unwrap();
+
+    assert_eq!(created, object);
+    assert_eq!(in_time(objects.get("one")).await.unwrap(), object);
+    assert_eq!(cluster.issued(), 2);
 }
 
 #[tokio::test]

@@ -8,18 +8,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 use http::{HeaderMap, Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::{Client, connect::HttpConnector};
-use support::{
-    Loopback, Protocol, Servers, cache_without_cool_down, hash, hyper_client, in_time, text,
-};
+use support::{Loopback, Protocol, Servers, hash, hyper_client, in_time, text};
 use tower::{
     Layer, Service, ServiceBuilder, ServiceExt,
-    buffer::{Buffer, BufferLayer},
-    limit::{ConcurrencyLimitLayer, GlobalConcurrencyLimitLayer},
+    buffer::BufferLayer,
+    limit::ConcurrencyLimitLayer,
     retry::{Policy, RetryLayer},
     timeout::TimeoutLayer,
 };
@@ -148,50 +145,6 @@ async fn all_at_once_in_the_recommended_order() {
         .service(http());
 
     assert_replayed(service, &servers).await;
-}
-
-/// The limit counts requests, not calls: a call that waits for a token holds no permit.
-#[tokio::test]
-async fn token_and_api_calls_can_share_one_permit() {
-    for protocol in Protocol::ALL {
-        let servers = Servers::start().await;
-        let shared = ServiceBuilder::new()
-            .layer(GlobalConcurrencyLimitLayer::new(1))
-            .service(hyper_client::<Full<Bytes>>(protocol));
-        let cache = cache_without_cool_down(servers.tokens(shared.clone()));
-        let service = ClientCredentialsLayer::with_cache(cache).layer(shared);
-
-        assert_all_answered(service, &servers).await;
-    }
-}
-
-#[tokio::test]
-async fn token_and_api_calls_can_share_one_buffer() {
-    for protocol in Protocol::ALL {
-        let servers = Servers::start().await;
-        let shared = Buffer::new(hyper_client::<Full<Bytes>>(protocol), 1);
-        let cache = cache_without_cool_down(servers.tokens(shared.clone()));
-        let service = ClientCredentialsLayer::with_cache(cache).layer(shared);
-
-        assert_all_answered(service, &servers).await;
-    }
-}
-
-/// Makes calls at once, each of which is refused at first.
-async fn assert_all_answered<S: SendsFull + Clone>(service: S, servers: &Servers) {
-    let calls = (0..20).map(|number| {
-        let url = servers.url(&format!("/late/{number}"));
-        service
-            .clone()
-            .oneshot(Request::post(url).body(Full::from("name=Ada")).unwrap())
-    });
-
-    for outcome in in_time(join_all(calls)).await {
-        assert_eq!(
-            outcome.map_err(Into::into).unwrap().status(),
-            StatusCode::OK
-        );
-    }
 }
 
 /// Retries what the API was too busy for.

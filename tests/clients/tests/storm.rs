@@ -1,13 +1,13 @@
 //! A thousand uploads that are refused before they were read, over each version of HTTP.
 
-use std::error::Error;
+use std::{collections::HashSet, error::Error, time::Duration};
 
 use futures_util::{StreamExt, stream};
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use support::{Protocol, Servers, Upload, cache_without_cool_down, hyper_client, in_time};
 use tower::{Layer, Service, ServiceExt};
-use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer};
+use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer, NotReplayed};
 
 const CALLS: usize = 1000;
 const AT_ONCE: usize = 32;
@@ -55,10 +55,39 @@ where
             return Outcome::Lost;
         }
     };
-    assert_eq!(response.status(), StatusCode::OK, "call {number}");
+    let reason = response.extensions().get::<NotReplayed>();
+    assert_eq!(response.status(), StatusCode::OK, "{path}: {reason:?}");
     let got = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(got, meant, "call {number}");
+    assert_refused_at_first(servers, &path).await;
     Outcome::Answered
+}
+
+/// The API got the call at least twice: with a token that it refused, and then with others.
+async fn assert_refused_at_first(servers: &Servers, path: &str) {
+    // A server that reads on writes down what it refused when it has read it.
+    let sends = async {
+        loop {
+            let mut sends = servers.received();
+            sends.retain(|received| received.path == path);
+            if sends.len() > 1 {
+                return sends;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let sends = in_time(sends).await;
+
+    let tokens = sends
+        .iter()
+        .map(|received| received.authorization.as_ref().unwrap());
+    let tokens = tokens.collect::<HashSet<_>>();
+    assert_eq!(tokens.len(), sends.len(), "{path}: {sends:?}");
+    if !path.starts_with("/reading-on/") {
+        // What was refused was not read, so only the last one has a hash.
+        let read = sends.iter().filter(|received| received.hash.is_some());
+        assert_eq!(read.count(), 1, "{path}: {sends:?}");
+    }
 }
 
 fn is_clients_own(error: &(dyn Error + Send + Sync + 'static)) -> bool {
@@ -84,10 +113,12 @@ async fn storm(protocol: Protocol) -> usize {
     drop(service);
     in_time(servers.connections().closed()).await;
     in_time(servers.issuer_connections().closed()).await;
-    outcomes
+    let lost = outcomes
         .iter()
         .filter(|outcome| **outcome == Outcome::Lost)
-        .count()
+        .count();
+    println!("{protocol:?}: {lost} of {CALLS} calls were lost to resets");
+    lost
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -95,8 +126,9 @@ async fn early_rejections_over_http1() {
     let lost = storm(Protocol::Http1).await;
 
     // A server that reads no further resets the connection, and its answer may be lost with it
-    // (RFC 9112 §9.6). That is between the server and the client; it has to stay the exception.
-    assert!(lost < CALLS / 4, "{lost} calls were not answered");
+    // (RFC 9112 §9.6). That is between the server and the client; it has to stay the exception, as
+    // it is: 20 to 41 of 1,000 were measured.
+    assert!(lost < CALLS / 10, "{lost} calls were not answered");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

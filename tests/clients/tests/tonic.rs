@@ -1,6 +1,6 @@
 //! tonic's channel: bodies that can neither be cloned nor shared, and a status of gRPC's own.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes};
 use futures_util::{StreamExt, stream};
@@ -18,8 +18,14 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
-use tower::{Layer, Service, ServiceExt};
+use tower::{
+    Layer, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer,
+    limit::GlobalConcurrencyLimitLayer, timeout::TimeoutLayer,
+};
 use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer, NotReplayed};
+use tower_http::{
+    decompression::DecompressionLayer, follow_redirect::FollowRedirectLayer, trace::TraceLayer,
+};
 
 /// A missing token is a status of 200 and `grpc-status: 16` (UNAUTHENTICATED) in the headers.
 fn is_unauthenticated(response: &Parts) -> bool {
@@ -121,6 +127,46 @@ async fn client_streaming_call_is_sent_again() {
         let answer = hash_of(&mut client, messages()).await.unwrap();
 
         assert_eq!(answer, hash(messages().concat()), "{refusing:?}");
+        assert_eq!(servers.issued(), 2);
+    }
+}
+
+/// gRPC knows no redirects and compresses its messages itself, but nothing is in the way. `Retry` is
+/// left out: it could copy no message.
+#[tokio::test]
+async fn other_layers_go_above_and_below() {
+    for refusing in [Refusing::Early, Refusing::Late] {
+        let servers = servers(refusing).await;
+        let channel: Channel = Endpoint::from_shared(servers.url(""))
+            .unwrap()
+            .connect_lazy();
+        let shared_limit = GlobalConcurrencyLimitLayer::new(1);
+        let tokens = shared_limit.layer(hyper_client::<Full<Bytes>>(Protocol::Http1));
+        let credentials = ClientCredentialsLayer::new(servers.tokens(tokens))
+            .reject_when(is_unauthenticated)
+            .replay(Buffered::new(8 * 1024 * 1024).map(Body::new));
+        let service = ServiceBuilder::new()
+            .map_response(|response: Response<_>| response.map(Body::new))
+            .layer(BufferLayer::new(8))
+            .layer(TraceLayer::new_for_grpc())
+            .layer(TimeoutLayer::new(Duration::from_secs(30)))
+            .layer(DecompressionLayer::new())
+            .layer(credentials)
+            .layer(BufferLayer::new(8))
+            .layer(TraceLayer::new_for_grpc())
+            .layer(TimeoutLayer::new(Duration::from_secs(30)))
+            .layer(FollowRedirectLayer::new())
+            .layer(DecompressionLayer::new())
+            .layer(shared_limit)
+            .service(channel);
+
+        let mut health = HealthClient::new(service.clone());
+        let answer = in_time(health.check(HealthCheckRequest::default())).await;
+        let hash_of_messages = hash_of(&mut Grpc::new(service), messages()).await;
+
+        let status = answer.unwrap().into_inner().status();
+        assert_eq!(status.as_str_name(), "SERVING");
+        assert_eq!(hash_of_messages.unwrap(), hash(messages().concat()));
         assert_eq!(servers.issued(), 2);
     }
 }
