@@ -14,7 +14,11 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use proptest::prelude::*;
-use tower_client_credentials::{BoxError, Buffered, Replay, ReplayBody, replay::KeptFrames};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_client_credentials::{
+    AccessToken, BoxError, Buffered, ClientCredentialsLayer, NotReplayed, Replay, ReplayBody,
+    TokenRequest, replay::KeptFrames,
+};
 
 /// A body that does what it is told, step by step.
 #[derive(Debug, Default)]
@@ -673,5 +677,102 @@ proptest! {
         prop_assert_eq!(replayed, whole);
         prop_assert_eq!(replayed_trailers, has_trailers.then(trailers));
         prop_assert!(second.is_end_stream());
+    }
+}
+
+/// What an API saw of one request: its body and trailers, if it read them to the end.
+type Seen = Arc<Mutex<Vec<Option<(Bytes, Option<HeaderMap>)>>>>;
+
+/// An API that polls the first body so often before it answers 401, and reads the second one whole.
+fn rejecting_api(
+    polls_before: usize,
+    seen: Seen,
+) -> impl Service<http::Request<ReplayBody<Script>>, Response = http::Response<String>, Error = BoxError>
++ Clone {
+    service_fn(move |request: http::Request<ReplayBody<Script>>| {
+        let is_accepted = request.headers()["authorization"] == "Bearer token-2";
+        let (mut body, seen) = (request.into_body(), seen.clone());
+        async move {
+            let mut response = http::Response::new(String::new());
+            if is_accepted {
+                seen.lock().unwrap().push(Some(read_whole(&mut body)));
+                return Ok(response);
+            }
+            for _ in 0..polls_before {
+                let _ = next(&mut body);
+            }
+            seen.lock().unwrap().push(None);
+            *response.status_mut() = http::StatusCode::UNAUTHORIZED;
+            Ok(response)
+        }
+    })
+}
+
+/// Reads to the end; a script is never pending twice for the same reason.
+fn read_whole(body: &mut ReplayBody<Script>) -> (Bytes, Option<HeaderMap>) {
+    let (mut data, mut trailers) = (Vec::new(), None);
+    loop {
+        match next(body) {
+            None => {}
+            Some(None) => return (data.into(), trailers),
+            Some(Some(frame)) => match frame.expect("the body is whole").into_data() {
+                Ok(more) => data.extend_from_slice(&more),
+                Err(frame) => trailers = frame.into_trailers().ok(),
+            },
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 500, ..ProptestConfig::default() })]
+
+    /// Through the layer: the API that gets the replay sees the original body, or the caller gets the
+    /// rejection, with the reason.
+    #[test]
+    fn api_sees_the_original_body_or_the_caller_sees_the_reason(
+        mut steps in proptest::collection::vec(any_step(), 0..12),
+        has_trailers in any::<bool>(),
+        is_sized in any::<bool>(),
+        limit in 0_usize..1500,
+        polls_before in 0_usize..20,
+    ) {
+        if has_trailers {
+            steps.push(Step::Trailers(trailers()));
+        }
+        let body = Script { is_sized, ..script(steps) };
+        let whole = (all_data(&body.steps), has_trailers.then(trailers));
+        let seen = Seen::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+
+        let response = runtime.block_on(async {
+            let number = std::sync::atomic::AtomicUsize::new(0);
+            let number = Arc::new(number);
+            let tokens = service_fn(move |_: TokenRequest| {
+                let number = number.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1;
+                async move {
+                    AccessToken::new(format!("token-{number}"))
+                }
+            });
+            let layer = ClientCredentialsLayer::new(tokens)
+                .replay(Buffered::new(limit));
+            let service = layer.layer(rejecting_api(polls_before, seen.clone()));
+            service.oneshot(http::Request::new(body)).await.unwrap()
+        });
+
+        let mut seen = seen.lock().unwrap().drain(..).collect::<Vec<_>>();
+        if response.status() == http::StatusCode::OK {
+            prop_assert_eq!(seen.len(), 2);
+            prop_assert_eq!(seen.pop().unwrap().unwrap(), whole);
+        } else {
+            prop_assert_eq!(seen.len(), 1);
+            let reason = response.extensions().get::<NotReplayed>();
+            prop_assert!(matches!(
+                reason,
+                Some(
+                    NotReplayed::BodyNotKept
+                        | NotReplayed::BodyNotRestored
+                )
+            ));
+        }
     }
 }
