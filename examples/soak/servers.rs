@@ -1,0 +1,275 @@
+//! An authorization server and an API on loopback that are slow, and fail at random.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt};
+use http::{
+    HeaderName, Request, Response, StatusCode,
+    header::{AUTHORIZATION, CONTENT_LENGTH},
+};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+use tower_client_credentials::BoxError;
+
+/// Names the call that a request belongs to.
+pub(crate) const CALL: HeaderName = HeaderName::from_static("x-call");
+
+/// In whole seconds, as servers say it.
+const TOKEN_LIFE: u64 = 1;
+
+type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
+
+/// What a server does with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Deed {
+    Answer,
+    /// 503.
+    Unavailable,
+    /// 401.
+    Refuse,
+    /// The connection is closed instead of an answer.
+    Reset,
+    /// The connection is closed in the middle of the answer.
+    Truncate,
+}
+
+/// Who does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Party {
+    TokenEndpoint,
+    Api,
+}
+
+/// Both servers; they stop when this is dropped.
+pub(crate) struct Servers {
+    pub(crate) token_url: String,
+    pub(crate) api_url: String,
+    book: Arc<Mutex<Book>>,
+    _tasks: JoinSet<()>,
+}
+
+/// What both servers know.
+struct Book {
+    rng: fastrand::Rng,
+    injected: BTreeMap<(Party, Deed), u64>,
+    /// When the server ceases to accept each token that was issued lately.
+    tokens: HashMap<String, Instant>,
+    issued: u64,
+    /// What was done last to each call that has not come back.
+    calls: HashMap<u64, Option<Deed>>,
+}
+
+impl Servers {
+    pub(crate) async fn start(seed: u64) -> Result<Self, BoxError> {
+        let book = Arc::new(Mutex::new(Book {
+            rng: fastrand::Rng::with_seed(seed),
+            injected: BTreeMap::new(),
+            tokens: HashMap::new(),
+            issued: 0,
+            calls: HashMap::new(),
+        }));
+        let mut tasks = JoinSet::new();
+        let token_endpoint = serve(&mut tasks, &book, Party::TokenEndpoint).await?;
+        let api = serve(&mut tasks, &book, Party::Api).await?;
+        Ok(Self {
+            token_url: format!("http://{token_endpoint}/token"),
+            api_url: format!("http://{api}/echo"),
+            book,
+            _tasks: tasks,
+        })
+    }
+
+    /// Announces a call, so that what is done to it is kept.
+    pub(crate) fn expect(&self, call: u64) {
+        lock(&self.book).calls.insert(call, None);
+    }
+
+    /// What was done last to a call that has come back.
+    pub(crate) fn forget(&self, call: u64) -> Option<Deed> {
+        lock(&self.book).calls.remove(&call).flatten()
+    }
+
+    pub(crate) fn token_requests(&self) -> u64 {
+        let injected = self.injected().into_iter();
+        let token_requests = injected.filter(|((party, _), _)| *party == Party::TokenEndpoint);
+        token_requests.map(|(_, times)| times).sum()
+    }
+
+    pub(crate) fn injected(&self) -> BTreeMap<(Party, Deed), u64> {
+        lock(&self.book).injected.clone()
+    }
+}
+
+/// Complains of more token requests than short-lived tokens, renewals and failures account for.
+pub(crate) fn storm(token_requests: u64, seconds: u64) -> Option<String> {
+    // A flight in every 50 ms, the shortest back-off, would be 20 in a second; most of them succeed.
+    const MOST_PER_SECOND: u64 = 20;
+    (token_requests > MOST_PER_SECOND * (seconds + 1))
+        .then(|| format!("{token_requests} token requests in {seconds} s"))
+}
+
+impl Book {
+    /// Draws how long a request takes, and what becomes of it.
+    fn draw(&mut self, party: Party) -> (Duration, Deed) {
+        let latency = Duration::from_millis(self.rng.u64(1..80));
+        // The token endpoint is asked so rarely that it has to fail more often.
+        let hundred = match party {
+            Party::TokenEndpoint => 40,
+            Party::Api => 100,
+        };
+        let deed = match self.rng.u8(0..hundred) {
+            0..4 => Deed::Reset,
+            4..8 => Deed::Truncate,
+            8..14 => Deed::Unavailable,
+            14..17 => Deed::Refuse,
+            _ => Deed::Answer,
+        };
+        *self.injected.entry((party, deed)).or_default() += 1;
+        (latency, deed)
+    }
+
+    fn issue(&mut self) -> String {
+        let now = Instant::now();
+        self.tokens.retain(|_, ends_at| *ends_at > now);
+        self.issued += 1;
+        let token = format!("token-{}", self.issued);
+        let ends_at = now + Duration::from_secs(TOKEN_LIFE);
+        self.tokens.insert(token.clone(), ends_at);
+        format!(r#"{{"access_token":"{token}","expires_in":"{TOKEN_LIFE}"}}"#)
+    }
+
+    /// What the API says of the token, whatever else it would do.
+    fn accepts(&self, request: &Request<Bytes>) -> bool {
+        let header = request.headers().get(AUTHORIZATION);
+        let token = header.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        let ends_at = token.and_then(|token| self.tokens.get(token));
+        ends_at.is_some_and(|ends_at| Instant::now() < *ends_at)
+    }
+
+    fn note(&mut self, request: &Request<Bytes>, deed: Deed) {
+        let call = request.headers().get(CALL);
+        let call = call.and_then(|value| value.to_str().ok()?.parse().ok());
+        // A call that was given up is not waited for.
+        if let Some(last) = call.and_then(|call: u64| self.calls.get_mut(&call)) {
+            *last = Some(deed);
+        }
+    }
+}
+
+/// What a server does that closes a connection on purpose.
+async fn answer(
+    book: Arc<Mutex<Book>>,
+    party: Party,
+    request: Request<Bytes>,
+) -> Result<Reply, io::Error> {
+    let (latency, drawn) = lock(&book).draw(party);
+    sleep(latency).await;
+    let (deed, text) = {
+        let mut book = lock(&book);
+        let deed = match (party, drawn) {
+            (Party::Api, Deed::Answer) if !book.accepts(&request) => Deed::Refuse,
+            _ => drawn,
+        };
+        book.note(&request, deed);
+        let text = match (party, deed) {
+            (Party::TokenEndpoint, Deed::Answer | Deed::Truncate) => book.issue().into(),
+            _ => request.into_body(),
+        };
+        (deed, text)
+    };
+    match deed {
+        Deed::Answer => Ok(whole(StatusCode::OK, text)),
+        Deed::Unavailable => Ok(whole(StatusCode::SERVICE_UNAVAILABLE, refusal(deed))),
+        Deed::Refuse => Ok(whole(StatusCode::UNAUTHORIZED, refusal(deed))),
+        Deed::Reset => Err(closed()),
+        Deed::Truncate => Ok(half(&text)),
+    }
+}
+
+/// An error reply that names its fault.
+fn refusal(deed: Deed) -> Bytes {
+    let name = match deed {
+        Deed::Refuse => "injected_refusal",
+        _ => "injected_unavailability",
+    };
+    format!(r#"{{"error":"{name}"}}"#).into()
+}
+
+fn whole(status: StatusCode, text: Bytes) -> Reply {
+    let body = Full::new(text).map_err(|never| match never {});
+    let mut reply = Response::new(body.boxed_unsync());
+    *reply.status_mut() = status;
+    reply
+}
+
+fn half(text: &Bytes) -> Reply {
+    let length = text.len();
+    let first = stream::iter([Ok(Frame::data(text.slice(..length / 2)))]);
+    // So that the first half is on its way.
+    let rest = stream::once(async {
+        sleep(Duration::from_millis(2)).await;
+        Err(closed())
+    });
+    let body = StreamBody::new(first.chain(rest));
+    let mut reply = Response::new(body.boxed_unsync());
+    reply.headers_mut().insert(CONTENT_LENGTH, length.into());
+    reply
+}
+
+fn closed() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, "closed on purpose")
+}
+
+async fn serve(
+    tasks: &mut JoinSet<()>,
+    book: &Arc<Mutex<Book>>,
+    party: Party,
+) -> Result<SocketAddr, BoxError> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    let book = Arc::clone(book);
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.spawn(serve_connection(stream, Arc::clone(&book), party));
+            // Those that are over leave nothing behind.
+            while connections.try_join_next().is_some() {}
+        }
+    });
+    Ok(address)
+}
+
+async fn serve_connection(stream: TcpStream, book: Arc<Mutex<Book>>, party: Party) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let book = Arc::clone(&book);
+        async move {
+            let (head, body) = request.into_parts();
+            let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+            answer(book, party, Request::from_parts(head, body)).await
+        }
+    });
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    // Most of them end with an error that was injected.
+    let _ = connection.await;
+}
+
+fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
+    book.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,115 @@
+//! Random histories of calls, replies, faults and clocks, and what must hold after every step.
+//!
+//! `PROPTEST_CASES` sets how many histories are run. One that fails is shrunk and printed, seed
+//! included; kept, it is a test of its own with a name that says what went wrong.
+
+mod action;
+mod clocks;
+mod observer;
+mod promises;
+#[path = "../support/mod.rs"]
+mod support;
+mod world;
+
+use action::{
+    Action::{self, *},
+    Reply::*,
+    any_history,
+};
+use proptest::prelude::*;
+use world::World;
+
+/// Whether the cache asks for tokens that nobody uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Warmth {
+    WhenUsed,
+    Always,
+}
+
+/// The lifetime of the tokens that the calls which are left at the end get, in milliseconds.
+const LASTING: u64 = 1_800_000;
+
+fn run(warmth: Warmth, seed: u64, last_lifetime: u64, history: &[Action]) -> Result<(), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    // All chance is on this thread: the same seed gives the same history.
+    fastrand::seed(seed);
+    runtime.block_on(async {
+        let mut world = World::new(warmth == Warmth::Always);
+        for (number, action) in history.iter().enumerate() {
+            let step = world.step(*action).await;
+            step.map_err(|broken| format!("step {number}, {action:?}: {broken}"))?;
+        }
+        let end = world.finish(last_lifetime).await;
+        end.map_err(|broken| format!("at the end: {broken}"))
+    })
+}
+
+/// So many cases unless the environment says how many.
+fn cases(default: u32) -> ProptestConfig {
+    let config = ProptestConfig::default();
+    let is_set = std::env::var_os("PROPTEST_CASES").is_some();
+    ProptestConfig {
+        cases: if is_set { config.cases } else { default },
+        failure_persistence: None,
+        max_shrink_iters: 20_000,
+        ..config
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(1500))]
+
+    #[test]
+    fn promises_hold_after_every_step(seed: u64, history in any_history()) {
+        run(Warmth::WhenUsed, seed, LASTING, &history).map_err(TestCaseError::fail)?;
+    }
+
+    /// The last tokens live for no time: they serve those who waited for them.
+    #[test]
+    fn promises_hold_when_tokens_end_on_landing(seed: u64, history in any_history()) {
+        run(Warmth::WhenUsed, seed, 0, &history).map_err(TestCaseError::fail)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(1000))]
+
+    #[test]
+    fn promises_hold_while_the_token_is_kept_warm(seed: u64, history in any_history()) {
+        run(Warmth::Always, seed, LASTING, &history).map_err(TestCaseError::fail)?;
+    }
+}
+
+/// What a random history found once.
+fn history(history: &[Action]) {
+    run(Warmth::WhenUsed, 0, LASTING, history).unwrap();
+}
+
+#[test]
+fn waiter_that_is_polled_late_is_not_given_a_token_that_was_rejected_since() {
+    history(&[Ask, Token(New(LASTING)), Reject, Call, PollWoken]);
+}
+
+#[test]
+fn waiter_that_is_polled_late_is_not_given_a_token_that_expired_since() {
+    history(&[Ask, Token(New(9)), Wait(60_000), PollWoken]);
+}
+
+#[test]
+fn token_that_ended_on_landing_serves_no_waiter_once_it_was_rejected() {
+    history(&[Ask, Call, Token(New(0)), Reject, Call, PollWoken]);
+}
+
+#[test]
+fn token_that_ended_on_landing_is_rejected_under_each_of_its_issues() {
+    history(&[Call, Token(New(0)), Call, Token(Same(0)), Reject, Call]);
+}
+
+#[test]
+fn flight_that_stood_still_past_its_deadline_asks_no_more() {
+    history(&[Call, Token(Transient), Freeze(60_000)]);
+}
