@@ -9,6 +9,8 @@
 
 mod buffered;
 mod clone;
+#[cfg(all(test, interleavings))]
+mod interleavings;
 mod never;
 mod replay_body;
 

@@ -5,18 +5,22 @@
 //! with what it brought. One reader at a time has its turn; a replay takes the turn over, and the
 //! reader before it gets an error from then on.
 
+#[cfg(not(all(test, interleavings)))]
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::{
     collections::VecDeque,
     error::Error as StdError,
     fmt,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::PoisonError,
     task::{Context, Poll, Waker, ready},
 };
 
 use bytes::{Buf, Bytes};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
+#[cfg(all(test, interleavings))]
+use loom::sync::{Arc, Mutex, MutexGuard};
 use pin_project_lite::pin_project;
 use tower::BoxError;
 

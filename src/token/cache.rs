@@ -235,7 +235,8 @@ impl TokenCache {
 
     fn unexpired(&self, rejected: Option<Generation>) -> Option<Arc<Held>> {
         let held = self.shared.snapshot.load_full()?;
-        held.may_serve(rejected, &self.shared.now()).then_some(held)
+        held.may_serve(rejected, &self.shared.now())
+            .then(|| held.for_anyone())
     }
 
     /// Nothing can be asked: a rejected token that has not expired is better than none.

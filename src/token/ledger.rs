@@ -78,6 +78,20 @@ impl Held {
         }
     }
 
+    /// The token as it is given to one who did not wait for its landing.
+    ///
+    /// One that had ended on landing only gets here when a clock was set back: it then may be used, but
+    /// not past its end.
+    pub(super) fn for_anyone(self: &Arc<Self>) -> Arc<Self> {
+        if !self.ended_on_landing {
+            return Arc::clone(self);
+        }
+        Arc::new(Self {
+            ended_on_landing: false,
+            ..Self::clone(self)
+        })
+    }
+
     fn refresh_not_before(&self, refresh_at: Instant) -> Arc<Self> {
         Arc::new(Self {
             schedule: self.schedule.refresh_not_before(refresh_at),
@@ -198,7 +212,7 @@ impl Ledger {
     ) -> Join {
         // Looked at again under the lock: a flight may have landed in between.
         if let Some(held) = self.current().filter(|held| held.may_serve(rejected, now)) {
-            return Join::Token(Arc::clone(held));
+            return Join::Token(held.for_anyone());
         }
         if let Some(flight) = self.flight_under_way(now) {
             return Join::Waiting(flight.clone());

@@ -113,3 +113,19 @@ fn token_that_ended_on_landing_is_rejected_under_each_of_its_issues() {
 fn flight_that_stood_still_past_its_deadline_asks_no_more() {
     history(&[Call, Token(Transient), Freeze(60_000)]);
 }
+
+/// The wall clock was set forth while the token was on its way, and back when it was there.
+#[test]
+fn token_that_seemed_to_end_on_landing_is_not_sent_once_it_has_expired() {
+    history(&[
+        Call,
+        SetWall(100),
+        Token(New(3000)),
+        Call,
+        Token(Permanent),
+        SetWall(-36_000),
+        Unready,
+        PollWoken,
+        Wait(2740),
+    ]);
+}
