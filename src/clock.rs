@@ -11,23 +11,39 @@ use std::{
 
 use tokio::time::Instant;
 
+/// How long the system's wall clock is believed to go along with the monotonic one.
+///
+/// A machine takes longer than that to freeze its processes before it is suspended, and the
+/// monotonic clock runs meanwhile.
+const IN_STEP: Duration = Duration::from_millis(1);
+
 /// Where the time comes from: the monotonic clock is tokio's, the wall clock may be replaced.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub(crate) struct Clock {
     wall: Option<Arc<dyn Fn() -> SystemTime + Send + Sync>>,
+    in_step: Duration,
 }
 
+#[allow(
+    clippy::disallowed_methods,
+    reason = "this is the place that the lint sends everybody to"
+)]
 impl Clock {
+    /// A clock whose wall clock is a function, which is asked each time.
     pub(crate) fn with_wall(wall: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         Self {
             wall: Some(Arc::new(wall)),
+            in_step: Duration::ZERO,
         }
     }
 
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "this is the place that the lint sends everybody to"
-    )]
+    /// The same clock, whose wall clock is asked as seldom as the system's.
+    #[cfg(test)]
+    pub(crate) fn asked_seldom(self) -> Self {
+        let in_step = IN_STEP;
+        Self { in_step, ..self }
+    }
+
     pub(crate) fn now(&self) -> Moment {
         Moment {
             monotonic: Instant::now(),
@@ -35,6 +51,26 @@ impl Clock {
                 None => SystemTime::now(),
                 Some(wall) => wall(),
             },
+        }
+    }
+
+    /// What [`now`](Self::now) has beside the wall clock, for less.
+    #[inline]
+    pub(crate) fn monotonic() -> Instant {
+        Instant::now()
+    }
+
+    /// Until when the monotonic clock alone will do, both having been read at `now`.
+    pub(crate) fn in_step_until(&self, now: &Moment) -> Instant {
+        now.monotonic + self.in_step
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self {
+            wall: None,
+            in_step: IN_STEP,
         }
     }
 }

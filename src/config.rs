@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use http::{Request, Response, response::Parts};
+use http::{Response, StatusCode, request, response};
 
 use crate::{
     NoReplay, NotReplayed, Rejection, Replay, TokenCache,
-    send::{Original, Retained, Spare, Unsent, WAITS},
-    token::Generation,
+    send::{Head, NotKept, Original, Retained, Sent, Spare, Unsent, WAITS},
     verdict::Verdict,
 };
 
 /// Decides which responses reject the token.
-pub(crate) type RejectWhen = Arc<dyn Fn(&Parts) -> bool + Send + Sync>;
+pub(crate) type RejectWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 
 /// What all clones of a service share.
 pub(crate) struct Config<R> {
@@ -21,54 +20,47 @@ pub(crate) struct Config<R> {
     pub(crate) reject_when: Option<RejectWhen>,
 }
 
-/// What becomes of a response.
-pub(crate) enum Judged<S, R, B, ResBody>
-where
-    R: Replay<B>,
-{
-    /// The caller gets it.
-    Returned(Response<ResBody>),
-    /// It rejects the token, and the request can be sent again with another.
-    Rejected(Response<ResBody>, Box<Unsent<S, R, B>>),
-}
-
 impl<R> Config<R> {
-    /// Makes the request to send, and what is kept of it for a second send.
-    pub(crate) fn split<B>(&self, request: Request<B>) -> (Request<R::Body>, Retained<R::Kept>)
+    /// Makes the body to send, and what is kept of the request for a second send.
+    #[inline]
+    pub(crate) fn split<B>(&self, head: &request::Parts, body: B) -> (R::Body, Retained<R::Kept>)
     where
         R: Replay<B>,
     {
-        let may_replay = request.extensions().get::<NoReplay>().is_none();
-        let (head, body) = request.into_parts();
         let (body, kept) = self.replay.split(body);
         let retained = match kept {
-            Some(body) if may_replay => Ok(Original {
-                head: head.clone(),
+            Some(_) if head.extensions.get::<NoReplay>().is_some() => Err(NotKept::OptedOut),
+            Some(body) => Ok(Original {
+                head: Head::of(head),
                 body,
             }),
-            Some(_) => Err(NotReplayed::OptedOut),
-            None => Err(NotReplayed::BodyNotKept),
+            None => Err(NotKept::Body),
         };
-        (Request::from_parts(head, body), retained)
+        (body, retained)
     }
 
-    /// Reads the verdict off a response, and prepares the second send if that may help.
+    /// Whether a response may reject the token: what can be said at a glance.
+    #[inline]
+    pub(crate) fn may_reject<B>(&self, response: &Response<B>) -> bool {
+        self.reject_when.is_some() || response.status() == StatusCode::UNAUTHORIZED
+    }
+
+    /// Reads the verdict off a response; also gives what to send again, if that may help.
     pub(crate) fn judge<S, B, ResBody>(
         &self,
         response: Response<ResBody>,
-        generation: Generation,
-        spare: Result<Spare<S, R::Kept>, NotReplayed>,
-    ) -> Judged<S, R, B, ResBody>
+        sent: Sent<S, R::Kept>,
+    ) -> (Response<ResBody>, Option<Unsent<S, R, B>>)
     where
         R: Replay<B>,
     {
         let (verdict, response) = self.verdict(response);
         if verdict == Verdict::Accepted {
-            return Judged::Returned(response);
+            return (response, None);
         }
-        match self.prepare_replay(generation, spare) {
-            Ok(unsent) => Judged::Rejected(response, unsent),
-            Err(reason) => Judged::Returned(reason.explain(response)),
+        match self.prepare_replay(sent) {
+            Ok(unsent) => (response, Some(unsent)),
+            Err(reason) => (reason.explain(response), None),
         }
     }
 
@@ -86,15 +78,12 @@ impl<R> Config<R> {
     }
 
     /// Makes the second request, if its body can be sent again and another token may help.
-    fn prepare_replay<S, B>(
-        &self,
-        generation: Generation,
-        spare: Result<Spare<S, R::Kept>, NotReplayed>,
-    ) -> Result<Box<Unsent<S, R, B>>, NotReplayed>
+    fn prepare_replay<S, B>(&self, sent: Sent<S, R::Kept>) -> Result<Unsent<S, R, B>, NotReplayed>
     where
         R: Replay<B>,
     {
-        let rejection = self.cache.reject_generation(generation);
+        let rejection = self.cache.reject_generation(sent.generation);
+        let spare = sent.reserve.map_err(NotReplayed::from);
         let replay = spare.and_then(|spare| match rejection {
             Rejection::CoolingDown => Err(NotReplayed::CoolingDown),
             Rejection::Failing(ref error) => Err(NotReplayed::RenewalFailed(error.clone())),
@@ -107,7 +96,7 @@ impl<R> Config<R> {
         replay
     }
 
-    fn restore<S, B>(&self, spare: Spare<S, R::Kept>) -> Result<Box<Unsent<S, R, B>>, NotReplayed>
+    fn restore<S, B>(&self, spare: Spare<S, R::Kept>) -> Result<Unsent<S, R, B>, NotReplayed>
     where
         R: Replay<B>,
     {
@@ -116,11 +105,11 @@ impl<R> Config<R> {
             .replay
             .restore(body)
             .ok_or(NotReplayed::BodyNotRestored)?;
-        Ok(Box::new(Unsent {
+        Ok(Unsent {
             inner: spare.inner,
-            request: Request::from_parts(head, body),
-            retained: Err(NotReplayed::RejectedAgain),
+            request: head.with_body(body),
+            retained: Err(NotKept::SentTwice),
             waits_left: WAITS,
-        }))
+        })
     }
 }

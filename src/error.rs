@@ -62,6 +62,8 @@ pub(crate) enum Kind {
     NoRuntime,
     /// The runtimes that a token was asked for on went away, each time.
     RuntimeLost,
+    /// A request has as many headers as it can hold.
+    TooManyHeaders,
     /// No token that was waited for was usable any more when the inner service was ready to send.
     Expired,
 }
@@ -188,7 +190,7 @@ impl Error {
             | Kind::NoRuntime
             | Kind::RuntimeLost
             | Kind::Expired => true,
-            Kind::Configuration(_) | Kind::InvalidToken(..) => false,
+            Kind::Configuration(_) | Kind::InvalidToken(..) | Kind::TooManyHeaders => false,
         }
     }
 
@@ -298,6 +300,9 @@ impl fmt::Display for Error {
             Kind::RuntimeLost => f.write_str(
                 "token requests were lost with the Tokio runtimes that they ran on, several times \
                  in a row",
+            ),
+            Kind::TooManyHeaders => f.write_str(
+                "request has no room for the access token: it holds as many headers as it can",
             ),
             Kind::Expired => f.write_str(
                 "access token was no longer usable when the HTTP client was ready to send the request",

@@ -1,4 +1,4 @@
-//! The way of one request: get a token, send, judge, renew, send again.
+//! The way of one request: send, judge, and wait where one has to.
 
 use std::{
     fmt,
@@ -13,11 +13,10 @@ use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
 use crate::{
-    NotReplayed, Replay,
-    config::{Config, Judged},
-    drain::Drain,
-    send::{Spare, Unsent},
-    token::{Acquiring, Generation, Held, Lease},
+    Replay,
+    config::Config,
+    send::{Sent, Unsent},
+    wait::{Wait, Waited},
 };
 
 pin_project! {
@@ -33,9 +32,11 @@ pin_project! {
         S: Service<Request<R::Body>>,
         R: Replay<B>,
     {
-        config: Arc<Config<R>>,
         #[pin]
         state: State<S, R, B>,
+        // What there is to do when the API rejects the token; none for a request without ours.
+        sent: Option<Sent<S, R::Kept>>,
+        config: Arc<Config<R>>,
     }
 }
 
@@ -46,33 +47,10 @@ pin_project! {
         S: Service<Request<R::Body>>,
         R: Replay<B>,
     {
-        // The request waits for a token.
-        AwaitingToken { token: Acquiring, unsent: Option<Box<Unsent<S, R, B>>> },
-        // The token is there; the service has to be polled ready.
-        Readying { granted: Arc<Held>, unsent: Option<Box<Unsent<S, R, B>>> },
         // The API has the request.
-        Calling {
-            #[pin]
-            response: S::Future,
-            generation: Generation,
-            spare: Option<Result<Spare<S, R::Kept>, NotReplayed>>,
-        },
-        // The API rejected the token; its response is kept until there is another token.
-        Renewing {
-            token: Acquiring,
-            rejection: Option<S::Response>,
-            unsent: Option<Box<Unsent<S, R, B>>>,
-        },
-        // There is another token; the API's response is read, for the sake of its connection.
-        Draining {
-            #[pin]
-            rejection: S::Response,
-            drain: Drain,
-            granted: Arc<Held>,
-            unsent: Option<Box<Unsent<S, R, B>>>,
-        },
-        // The request went out as it came, and so does the response.
-        Forwarding { #[pin] response: S::Future },
+        Calling { #[pin] response: S::Future },
+        // The request has to wait before it is sent, the first time or the second.
+        Waiting { wait: Option<Box<Wait<S, R, B>>> },
     }
 }
 
@@ -81,28 +59,26 @@ where
     S: Service<Request<R::Body>>,
     R: Replay<B>,
 {
-    pub(crate) fn forwarding(config: Arc<Config<R>>, response: S::Future) -> Self {
-        let state = State::Forwarding { response };
-        Self { config, state }
-    }
-
+    #[inline]
     pub(crate) fn calling(
         config: Arc<Config<R>>,
+        sent: Option<Sent<S, R::Kept>>,
         response: S::Future,
-        generation: Generation,
-        spare: Result<Spare<S, R::Kept>, NotReplayed>,
     ) -> Self {
-        let state = State::Calling {
-            response,
-            generation,
-            spare: Some(spare),
-        };
-        Self { config, state }
+        Self {
+            state: State::Calling { response },
+            sent,
+            config,
+        }
     }
 
-    pub(crate) fn awaiting_token(config: Arc<Config<R>>, unsent: Box<Unsent<S, R, B>>) -> Self {
-        let state = State::awaiting_token(&config, unsent);
-        Self { config, state }
+    pub(crate) fn waiting(config: Arc<Config<R>>, unsent: Unsent<S, R, B>) -> Self {
+        let wait = Some(Wait::for_token(&config, unsent));
+        Self {
+            state: State::Waiting { wait },
+            sent: None,
+            config,
+        }
     }
 }
 
@@ -115,132 +91,71 @@ where
 {
     type Output = Result<Response<ResBody>, BoxError>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        loop {
-            let next = match this.state.as_mut().project() {
-                StateProj::AwaitingToken { token, unsent } => {
-                    let granted = ready!(token.as_mut().poll(cx))?;
-                    State::Readying {
-                        granted,
-                        unsent: unsent.take(),
-                    }
-                }
-                StateProj::Readying { granted, unsent } => {
-                    let waiting = unsent.as_mut().expect(POLLED_AFTER_READY);
-                    ready!(waiting.inner.poll_ready(cx)).map_err(Into::into)?;
-                    let unsent = unsent.take().expect(POLLED_AFTER_READY);
-                    match this.config.cache.lease_of(granted) {
-                        Some(lease) => State::calling(*unsent, lease),
-                        // It expired, or was rejected, while the service became ready.
-                        None => State::awaiting_token(this.config, unsent.wait_again()?),
-                    }
-                }
-                StateProj::Calling {
-                    response,
-                    generation,
-                    spare,
-                } => {
-                    let response = ready!(response.poll(cx)).map_err(Into::into)?;
-                    let spare = spare.take().expect(POLLED_AFTER_READY);
-                    match this.config.judge(response, *generation, spare) {
-                        Judged::Returned(response) => return Poll::Ready(Ok(response)),
-                        Judged::Rejected(rejection, unsent) => {
-                            State::renewing(this.config, *generation, rejection, unsent)
-                        }
-                    }
-                }
-                StateProj::Renewing {
-                    token,
-                    rejection,
-                    unsent,
-                } => {
-                    let outcome = ready!(token.as_mut().poll(cx));
-                    let rejection = rejection.take().expect(POLLED_AFTER_READY);
-                    match outcome {
-                        Ok(granted) => State::draining(rejection, granted, unsent.take()),
-                        Err(error) => {
-                            let reason = NotReplayed::RenewalFailed(error);
-                            return Poll::Ready(Ok(reason.explain(rejection)));
-                        }
-                    }
-                }
-                StateProj::Draining {
-                    rejection,
-                    drain,
-                    granted,
-                    unsent,
-                } => {
-                    ready!(drain.poll(rejection, cx));
-                    State::Readying {
-                        granted: Arc::clone(granted),
-                        unsent: unsent.take(),
-                    }
-                }
-                StateProj::Forwarding { response } => {
-                    return response.poll(cx).map_err(Into::into);
-                }
-            };
-            this.state.set(next);
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.as_mut().project();
+        let StateProj::Calling { response } = this.state.project() else {
+            return self.poll_wait(cx);
+        };
+        match response.poll(cx) {
+            Poll::Ready(Ok(response)) if this.config.may_reject(&response) => {
+                self.judge(response, cx)
+            }
+            output => output.map_err(Into::into),
         }
+    }
+}
+
+impl<S, R, B, ResBody> ResponseFuture<S, R, B>
+where
+    S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
+    S::Error: Into<BoxError>,
+    R: Replay<B>,
+    ResBody: Body,
+{
+    /// Gives the response to the caller, or begins to wait for another token.
+    #[cold]
+    fn judge(
+        mut self: Pin<&mut Self>,
+        response: Response<ResBody>,
+        cx: &mut Context<'_>,
+    ) -> Poll<<Self as Future>::Output> {
+        let mut this = self.as_mut().project();
+        let Some(sent) = this.sent.take() else {
+            return Poll::Ready(Ok(response));
+        };
+        let rejected = sent.generation;
+        let (response, unsent) = this.config.judge(response, sent);
+        let Some(unsent) = unsent else {
+            return Poll::Ready(Ok(response));
+        };
+        let wait = Wait::for_renewal(this.config, unsent, rejected, response);
+        this.state.set(State::Waiting { wait: Some(wait) });
+        self.poll_wait(cx)
+    }
+
+    /// Waits until the request can be sent, and sends it.
+    #[cold]
+    fn poll_wait(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
+        let mut this = self.as_mut().project();
+        let StateProj::Waiting { wait } = this.state.as_mut().project() else {
+            return self.poll(cx);
+        };
+        let waiting = wait.as_mut().expect(POLLED_AFTER_READY);
+        let granted = match ready!(waiting.poll(this.config, cx))? {
+            Waited::Granted(granted) => granted,
+            Waited::Returned(rejection) => return Poll::Ready(Ok(rejection)),
+        };
+        let mut unsent = wait.take().expect(POLLED_AFTER_READY).into_unsent();
+        let generation = unsent.authorize(&granted)?;
+        let (sent, response) = unsent.send(generation);
+        *this.sent = Some(sent);
+        this.state.set(State::Calling { response });
+        self.poll(cx)
     }
 }
 
 const POLLED_AFTER_READY: &str = "`ResponseFuture` is not polled after it returned `Ready`";
-
-impl<S, R, B> State<S, R, B>
-where
-    S: Service<Request<R::Body>>,
-    R: Replay<B>,
-{
-    fn awaiting_token(config: &Config<R>, unsent: Box<Unsent<S, R, B>>) -> Self {
-        Self::AwaitingToken {
-            token: config.cache.clone().acquire(None),
-            unsent: Some(unsent),
-        }
-    }
-
-    fn draining(
-        rejection: S::Response,
-        granted: Arc<Held>,
-        unsent: Option<Box<Unsent<S, R, B>>>,
-    ) -> Self {
-        Self::Draining {
-            rejection,
-            drain: Drain::new(),
-            granted,
-            unsent,
-        }
-    }
-
-    fn calling(unsent: Unsent<S, R, B>, lease: Lease) -> Self {
-        let Unsent {
-            mut inner,
-            mut request,
-            retained,
-            ..
-        } = unsent;
-        let generation = lease.authorize(&mut request);
-        Self::Calling {
-            response: inner.call(request),
-            generation,
-            spare: Some(retained.map(|original| Spare { inner, original })),
-        }
-    }
-
-    fn renewing(
-        config: &Config<R>,
-        rejected: Generation,
-        rejection: S::Response,
-        unsent: Box<Unsent<S, R, B>>,
-    ) -> Self {
-        Self::Renewing {
-            token: config.cache.clone().acquire(Some(rejected)),
-            rejection: Some(rejection),
-            unsent: Some(unsent),
-        }
-    }
-}
 
 impl<S, R, B> fmt::Debug for ResponseFuture<S, R, B>
 where
@@ -249,12 +164,8 @@ where
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
-            State::AwaitingToken { .. } => "AwaitingToken",
-            State::Readying { .. } => "Readying",
             State::Calling { .. } => "Calling",
-            State::Renewing { .. } => "Renewing",
-            State::Draining { .. } => "Draining",
-            State::Forwarding { .. } => "Forwarding",
+            State::Waiting { .. } => "Waiting",
         };
         f.debug_struct("ResponseFuture")
             .field("state", &state)

@@ -138,6 +138,7 @@
 
 pub mod replay;
 
+mod authorization;
 mod clock;
 mod config;
 mod drain;
@@ -150,6 +151,7 @@ mod send;
 mod service;
 mod token;
 mod verdict;
+mod wait;
 
 pub use crate::{
     endpoint::{ClientAuth, ClientSecret, TokenEndpoint},

@@ -1,8 +1,18 @@
 //! The two sends of a request: what is sent, and what is kept for the second.
 
-use http::{Request, request::Parts};
+use http::{
+    Extensions, Method, Request, Uri, Version,
+    header::{AUTHORIZATION, HeaderName, HeaderValue},
+    request::Parts,
+};
 
-use crate::{Error, NotReplayed, Replay, error::Kind};
+use tower::Service;
+
+use crate::{
+    Error, NotReplayed, Replay,
+    error::Kind,
+    token::{Generation, Held},
+};
 
 /// How often a request waits again because the token that it was granted expired, or was rejected for
 /// another request, while the service became ready.
@@ -11,8 +21,6 @@ use crate::{Error, NotReplayed, Replay, error::Kind};
 pub(crate) const WAITS: u8 = 10;
 
 /// A request that has not been sent, and the service to send it with, which is not ready.
-///
-/// Boxed, because only calls that wait have one: it does not make the future larger.
 pub(crate) struct Unsent<S, R, B>
 where
     R: Replay<B>,
@@ -25,13 +33,81 @@ where
 }
 
 /// What is kept for a second send, or why there will be none.
-pub(crate) type Retained<K> = Result<Original<K>, NotReplayed>;
+pub(crate) type Retained<K> = Result<Original<K>, NotKept>;
+
+/// Why there will be no second send, whatever the API says.
+#[derive(Clone, Copy)]
+pub(crate) enum NotKept {
+    /// The replay policy kept nothing of the body.
+    Body,
+    /// The request said so.
+    OptedOut,
+    /// This is the second send.
+    SentTwice,
+}
+
+impl From<NotKept> for NotReplayed {
+    fn from(reason: NotKept) -> Self {
+        match reason {
+            NotKept::Body => Self::BodyNotKept,
+            NotKept::OptedOut => Self::OptedOut,
+            NotKept::SentTwice => Self::RejectedAgain,
+        }
+    }
+}
 
 /// What is kept of a request until the verdict.
 pub(crate) struct Original<K> {
-    pub(crate) head: Parts,
+    pub(crate) head: Head,
     pub(crate) body: K,
 }
+
+/// What is kept of a request beside its body.
+///
+/// A list holds the headers, as nothing is looked up in it: that takes one allocation, and in the
+/// future a quarter of the room of a `HeaderMap`.
+pub(crate) struct Head {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    extensions: Extensions,
+}
+
+impl Head {
+    pub(crate) fn of(head: &Parts) -> Self {
+        let headers = head.headers.iter();
+        Self {
+            method: head.method.clone(),
+            uri: head.uri.clone(),
+            version: head.version,
+            headers: headers
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
+            extensions: head.extensions.clone(),
+        }
+    }
+
+    /// The request once more.
+    pub(crate) fn with_body<B>(self, body: B) -> Request<B> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.uri;
+        *request.version_mut() = self.version;
+        *request.headers_mut() = self.headers.into_iter().collect();
+        *request.extensions_mut() = self.extensions;
+        request
+    }
+}
+
+/// A request that was sent with a token.
+pub(crate) struct Sent<S, K> {
+    pub(crate) generation: Generation,
+    pub(crate) reserve: Reserve<S, K>,
+}
+
+/// What a replay is made of, or why there will be none.
+pub(crate) type Reserve<S, K> = Result<Spare<S, K>, NotKept>;
 
 /// What a replay is made of.
 pub(crate) struct Spare<S, K> {
@@ -45,10 +121,40 @@ where
     R: Replay<B>,
 {
     /// Gives up the readiness of the service, which may be what the next token request waits for.
-    pub(crate) fn wait_again(mut self: Box<Self>) -> Result<Box<Self>, Error> {
+    pub(crate) fn wait_again(&mut self) -> Result<(), Error> {
         let waits_left = self.waits_left.checked_sub(1);
         self.waits_left = waits_left.ok_or_else(|| Error::new(Kind::Expired))?;
         self.inner = self.inner.clone();
-        Ok(self)
+        Ok(())
+    }
+}
+
+impl<S, R, B> Unsent<S, R, B>
+where
+    R: Replay<B>,
+{
+    /// Puts the token on the request.
+    pub(crate) fn authorize(&mut self, granted: &Held) -> Result<Generation, Error> {
+        let value = granted.token().header_value().clone();
+        let headers = self.request.headers_mut();
+        match headers.try_insert(AUTHORIZATION, value) {
+            Ok(_none) => Ok(granted.generation()),
+            Err(_full) => Err(Error::new(Kind::TooManyHeaders)),
+        }
+    }
+
+    /// Sends the request; the service has to be ready.
+    pub(crate) fn send(mut self, generation: Generation) -> (Sent<S, R::Kept>, S::Future)
+    where
+        S: Service<Request<R::Body>>,
+    {
+        let response = self.inner.call(self.request);
+        let inner = self.inner;
+        let reserve = self.retained.map(|original| Spare { inner, original });
+        let sent = Sent {
+            generation,
+            reserve,
+        };
+        (sent, response)
     }
 }

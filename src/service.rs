@@ -4,15 +4,17 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response, header::AUTHORIZATION};
+use http::{Request, Response};
 use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::{
     CloneBody, Replay, TokenCache,
+    authorization::Authorization,
     config::Config,
     future::ResponseFuture,
-    send::{Spare, Unsent, WAITS},
+    send::{Sent, Spare, Unsent, WAITS},
+    token::View,
 };
 
 /// A service whose requests carry an access token; see the [crate docs](crate).
@@ -30,6 +32,7 @@ use crate::{
 /// See [`ResponseFuture`].
 pub struct ClientCredentials<S, R = CloneBody> {
     inner: S,
+    view: View,
     config: Arc<Config<R>>,
 }
 
@@ -37,6 +40,7 @@ impl<S, R> ClientCredentials<S, R> {
     pub(crate) fn new(inner: S, config: Config<R>) -> Self {
         Self {
             inner,
+            view: View::new(),
             config: Arc::new(config),
         }
     }
@@ -77,36 +81,42 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
+    #[inline]
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let config = Arc::clone(&self.config);
-        if request.headers().contains_key(AUTHORIZATION) {
-            let request = request.map(|body| config.replay.split(body).0);
-            return ResponseFuture::forwarding(config, self.inner.call(request));
-        }
-
-        let (mut request, retained) = config.split(request);
-        match config.cache.lease() {
-            Some(lease) => {
+        let (mut head, body) = request.into_parts();
+        let (body, retained) = self.config.split(&head, body);
+        let token = self.view.token(&self.config.cache);
+        match Authorization::put(&mut head.headers, token) {
+            Authorization::Ours(generation) => {
                 // The readied service sends; its clone is for the replay and not ready yet.
-                let spare = retained.map(|original| Spare {
+                let reserve = retained.map(|original| Spare {
                     inner: self.inner.clone(),
                     original,
                 });
-                let generation = lease.authorize(&mut request);
-                let response = self.inner.call(request);
-                ResponseFuture::calling(config, response, generation, spare)
+                let sent = Some(Sent {
+                    generation,
+                    reserve,
+                });
+                let config = Arc::clone(&self.config);
+                let request = Request::from_parts(head, body);
+                ResponseFuture::calling(config, sent, self.inner.call(request))
             }
-            None => {
+            Authorization::Callers => {
+                let config = Arc::clone(&self.config);
+                let request = Request::from_parts(head, body);
+                ResponseFuture::calling(config, None, self.inner.call(request))
+            }
+            Authorization::Missing => {
                 // The readied service may hold the very permit that the token request needs, so it
                 // goes. Its clones have to be polled ready, here and in the future.
                 self.inner = self.inner.clone();
                 let unsent = Unsent {
                     inner: self.inner.clone(),
-                    request,
+                    request: Request::from_parts(head, body),
                     retained,
                     waits_left: WAITS,
                 };
-                ResponseFuture::awaiting_token(config, Box::new(unsent))
+                ResponseFuture::waiting(Arc::clone(&self.config), unsent)
             }
         }
     }
@@ -116,6 +126,7 @@ impl<S: Clone, R> Clone for ClientCredentials<S, R> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
+            view: self.view.clone(),
             config: Arc::clone(&self.config),
         }
     }

@@ -2,10 +2,15 @@
 
 mod support;
 
-use http::{Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{
+    Request, Response, StatusCode,
+    header::{AUTHORIZATION, HeaderName},
+};
 use support::{Issuer, rejection, request, stack};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
-use tower_client_credentials::{AccessToken, ClientCredentialsLayer, NotReplayed, TokenRequest};
+use tower_client_credentials::{
+    AccessToken, ClientCredentialsLayer, Error, NotReplayed, TokenRequest,
+};
 use tower_test::{assert_request_eq, mock};
 
 /// An API that answers with the request that it got.
@@ -55,6 +60,57 @@ async fn a_callers_own_authorization_header_wins() {
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
     assert!(response.extensions().get::<NotReplayed>().is_none());
     assert_eq!(issuer.requests(), 0);
+}
+
+/// With a token at hand or without: nothing of the request changes, the order neither.
+#[tokio::test(start_paused = true)]
+async fn a_callers_own_authorization_headers_win_in_their_order() {
+    let issuer = Issuer::new();
+    let mut service = stack(&issuer, mirror());
+    let own = [
+        ("x-a", "1"),
+        ("authorization", "Bearer token-1"),
+        ("x-b", "2"),
+        ("authorization", "Basic b3du"),
+        ("x-a", "3"),
+    ];
+
+    for has_token in [false, true] {
+        let mut request = request();
+        for (name, value) in own {
+            request.headers_mut().append(name, value.parse().unwrap());
+        }
+        let given = request.headers().clone();
+        let response = service.ready().await.unwrap().call(request).await.unwrap();
+
+        let sent: Vec<_> = response.headers().iter().collect();
+        assert_eq!(sent, given.iter().collect::<Vec<_>>(), "token: {has_token}");
+        assert_eq!(issuer.requests(), usize::from(has_token));
+        service.cache().token().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_without_room_for_the_token_is_an_error() {
+    let issuer = Issuer::new();
+    let mut service = stack(&issuer, mirror());
+
+    for has_token in [false, true] {
+        let mut full = request();
+        // `HeaderMap` takes no more.
+        for number in 0.. {
+            let name: HeaderName = format!("x-{number}").parse().unwrap();
+            if full.headers_mut().try_append(name, number.into()).is_err() {
+                break;
+            }
+        }
+        let error = service.ready().await.unwrap().call(full).await.unwrap_err();
+
+        let error = error.downcast::<Error>().unwrap();
+        assert!(error.to_string().contains("as many headers as it can"));
+        assert!(!error.is_transient(), "token: {has_token}");
+        service.cache().token().await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -58,7 +58,8 @@ impl AccessToken {
             .expect("visible ASCII characters and a space are a valid header value");
         header_value.set_sensitive(true);
         Ok(Self {
-            header_value,
+            // The clone is cheaper to clone: its text is counted, which the first one's is not yet.
+            header_value: header_value.clone(),
             token_type_len: token_type.len(),
             lifetime: None,
             scope: None,

@@ -141,6 +141,9 @@ impl TokenCacheBuilder {
     /// stands still while a machine is suspended, the second jumps when somebody sets it. In tests,
     /// `tokio::time::pause` drives the first, and this the second.
     ///
+    /// A function that is set here is asked at each call. The system's wall clock is asked once in a
+    /// millisecond of the monotonic clock at most.
+    ///
     /// # Examples
     ///
     /// A test that shows a machine which slept longer than the token lives:

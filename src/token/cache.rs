@@ -2,7 +2,10 @@ use std::{
     fmt,
     panic::catch_unwind,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +21,7 @@ use tower::{BoxError, Service};
 use super::{
     AccessToken, Rejection, TokenCacheBuilder, TokenRequest,
     flight::{Pilot, SharedTokenService},
-    ledger::{Departure, Generation, Held, Join, Lease, Ledger, Outcome},
+    ledger::{Departure, Generation, Held, Join, Ledger, Outcome},
     schedule::Freshness,
     settings::{Settings, Warmth},
 };
@@ -67,6 +70,8 @@ pub struct TokenCache {
 struct Shared {
     /// What calls use without a lock: the ledger's current token, as it was last published.
     snapshot: ArcSwapOption<Held>,
+    /// Counts what was published, so that a service sees at a glance that nothing was.
+    edition: AtomicU64,
     /// Locked for one transition at a time; nothing is polled, woken, spawned or dropped meanwhile
     /// that could call back.
     ledger: Mutex<Ledger>,
@@ -110,8 +115,8 @@ impl TokenCache {
     ///
     /// Dropping this future neither ends nor delays the flight it waits for.
     pub async fn token(&self) -> Result<AccessToken, Error> {
-        if let Some(token) = self.with_current(|held| held.token().clone()) {
-            return Ok(token);
+        if let Some(held) = self.current(&self.shared.now()) {
+            return Ok(held.token().clone());
         }
         let held = self.clone().acquire(None).await?;
         Ok(held.token().clone())
@@ -140,6 +145,7 @@ impl TokenCache {
         Self {
             shared: Arc::new(Shared {
                 snapshot: ArcSwapOption::empty(),
+                edition: AtomicU64::new(0),
                 ledger: Mutex::default(),
                 token_service: SharedTokenService::new(token_service),
                 settings,
@@ -148,16 +154,28 @@ impl TokenCache {
         }
     }
 
-    /// The hot path: what a request needs of the current token, if that may be used.
-    pub(crate) fn lease(&self) -> Option<Lease> {
-        self.with_current(Held::lease)
+    /// How often another token, or none, became current.
+    #[inline]
+    pub(super) fn edition(&self) -> u64 {
+        self.shared.edition.load(Ordering::Acquire)
     }
 
-    /// The same for a token that was granted a while ago, to a call that waited for it.
-    pub(crate) fn lease_of(&self, granted: &Held) -> Option<Lease> {
-        self.lease().or_else(|| {
+    /// The current token, if it may be used, and until when it needs no other look.
+    pub(super) fn look(&self) -> (Option<Arc<Held>>, Instant) {
+        let now = self.shared.now();
+        let held = self.current(&now);
+        let in_step_until = self.shared.settings.clock.in_step_until(&now);
+        let quiet_until = held
+            .as_ref()
+            .map_or(now.monotonic, |held| held.fresh_until().min(in_step_until));
+        (held, quiet_until)
+    }
+
+    /// A token to send now, in place of one that was granted a while ago to a call that waited for it.
+    pub(crate) fn still_usable(&self, granted: &Arc<Held>) -> Option<Arc<Held>> {
+        self.current(&self.shared.now()).or_else(|| {
             let may_serve = self.shared.lock().may_still_serve(granted);
-            may_serve.then(|| granted.lease())
+            may_serve.then(|| Arc::clone(granted))
         })
     }
 
@@ -222,15 +240,15 @@ impl TokenCache {
         })
     }
 
-    fn with_current<T>(&self, read: impl FnOnce(&Held) -> T) -> Option<T> {
-        let snapshot = self.shared.snapshot.load();
-        let held = snapshot.as_deref()?;
-        match held.freshness(&self.shared.now()) {
+    /// The current token, if it may be used; a stale one is refreshed behind.
+    fn current(&self, now: &Moment) -> Option<Arc<Held>> {
+        let held = self.shared.snapshot.load_full()?;
+        match held.freshness(now) {
             Freshness::Fresh => {}
             Freshness::Stale => self.shared.refresh_behind(),
             Freshness::Expired => return None,
         }
-        Some(read(held))
+        Some(held)
     }
 
     fn unexpired(&self, rejected: Option<Generation>) -> Option<Arc<Held>> {
@@ -288,6 +306,8 @@ impl Shared {
         };
         if !is_published {
             self.snapshot.store(current.cloned());
+            // Counted after the snapshot is there: whoever sees this edition finds it, or a later one.
+            self.edition.fetch_add(1, Ordering::Release);
         }
     }
 

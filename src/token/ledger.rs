@@ -6,7 +6,6 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, header::AUTHORIZATION};
 use tokio::time::Instant;
 
 use super::{
@@ -41,25 +40,18 @@ pub(crate) struct Held {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Generation(u64);
 
-/// What a request needs of a token: the header, and what to name when the API rejects it.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    header_value: HeaderValue,
-    generation: Generation,
-}
+impl Held {
+    pub(crate) fn token(&self) -> &AccessToken {
+        &self.token
+    }
 
-impl Lease {
-    /// Puts the token on a request; returns what to name when the API rejects it.
-    pub(crate) fn authorize<B>(self, request: &mut Request<B>) -> Generation {
-        let headers = request.headers_mut();
-        headers.insert(AUTHORIZATION, self.header_value);
+    /// What to name when the API rejects the token.
+    pub(crate) fn generation(&self) -> Generation {
         self.generation
     }
-}
 
-impl Held {
-    pub(super) fn token(&self) -> &AccessToken {
-        &self.token
+    pub(super) fn fresh_until(&self) -> Instant {
+        self.schedule.fresh_until()
     }
 
     pub(super) fn freshness(&self, now: &Moment) -> Freshness {
@@ -69,13 +61,6 @@ impl Held {
     /// Whether the token may go to a call whose last token was of generation `rejected`.
     pub(super) fn may_serve(&self, rejected: Option<Generation>, now: &Moment) -> bool {
         rejected != Some(self.generation) && self.freshness(now) != Freshness::Expired
-    }
-
-    pub(crate) fn lease(&self) -> Lease {
-        Lease {
-            header_value: self.token.header_value().clone(),
-            generation: self.generation,
-        }
     }
 
     /// The token as it is given to one who did not wait for its landing.

@@ -10,6 +10,7 @@ mod ledger;
 mod request;
 mod schedule;
 mod settings;
+mod view;
 
 pub use self::{
     access_token::AccessToken,
@@ -20,5 +21,6 @@ pub use self::{
 };
 pub(crate) use self::{
     cache::Acquiring,
-    ledger::{Generation, Held, Lease},
+    ledger::{Generation, Held},
+    view::View,
 };

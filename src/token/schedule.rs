@@ -85,6 +85,11 @@ impl Schedule {
         self.refresh_at
     }
 
+    /// Until when a token that is fresh stays so, by the monotonic clock.
+    pub(super) fn fresh_until(&self) -> Instant {
+        self.refresh_at.min(self.expires_at.monotonic)
+    }
+
     /// The same end, but no refresh before `refresh_at`.
     pub(super) fn refresh_not_before(self, refresh_at: Instant) -> Self {
         Self { refresh_at, ..self }

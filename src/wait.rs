@@ -1,0 +1,150 @@
+//! The way of a request to a send that cannot be made at once: get a token, read a rejection to its
+//! end, get the service ready.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use http::{Request, Response};
+use http_body::Body;
+use tower::{BoxError, Service};
+
+use crate::{
+    NotReplayed, Replay,
+    config::Config,
+    drain::Drain,
+    send::Unsent,
+    token::{Acquiring, Generation, Held},
+};
+
+/// A request that waits, and what it waits for.
+///
+/// Boxed, because only calls that wait have one: it does not make the future larger.
+pub(crate) struct Wait<S, R, B>
+where
+    S: Service<Request<R::Body>>,
+    R: Replay<B>,
+{
+    unsent: Unsent<S, R, B>,
+    stage: Stage<S::Response>,
+}
+
+enum Stage<Res> {
+    // The request waits for a token.
+    AwaitingToken {
+        token: Acquiring,
+    },
+    // The API rejected the token; its response is kept until there is another token.
+    Renewing {
+        token: Acquiring,
+        rejection: Option<Res>,
+    },
+    // There is another token; the API's response is read, for the sake of its connection.
+    Draining {
+        rejection: Pin<Box<Res>>,
+        drain: Drain,
+        granted: Arc<Held>,
+    },
+    // The token is there; the service has to be polled ready.
+    Readying {
+        granted: Arc<Held>,
+    },
+}
+
+/// What a wait ends with.
+pub(crate) enum Waited<Res> {
+    /// The service is ready, and the token may be used now.
+    Granted(Arc<Held>),
+    /// There is no other token: the caller gets the rejection.
+    Returned(Res),
+}
+
+impl<S, R, B> Wait<S, R, B>
+where
+    S: Service<Request<R::Body>>,
+    R: Replay<B>,
+{
+    pub(crate) fn for_token(config: &Config<R>, unsent: Unsent<S, R, B>) -> Box<Self> {
+        let token = config.cache.clone().acquire(None);
+        let stage = Stage::AwaitingToken { token };
+        Box::new(Self { unsent, stage })
+    }
+
+    pub(crate) fn for_renewal(
+        config: &Config<R>,
+        unsent: Unsent<S, R, B>,
+        rejected: Generation,
+        rejection: S::Response,
+    ) -> Box<Self> {
+        let stage = Stage::Renewing {
+            token: config.cache.clone().acquire(Some(rejected)),
+            rejection: Some(rejection),
+        };
+        Box::new(Self { unsent, stage })
+    }
+
+    pub(crate) fn into_unsent(self) -> Unsent<S, R, B> {
+        self.unsent
+    }
+}
+
+impl<S, R, B, ResBody> Wait<S, R, B>
+where
+    S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
+    S::Error: Into<BoxError>,
+    R: Replay<B>,
+    ResBody: Body,
+{
+    pub(crate) fn poll(
+        &mut self,
+        config: &Config<R>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Waited<S::Response>, BoxError>> {
+        loop {
+            self.stage = match &mut self.stage {
+                Stage::AwaitingToken { token } => {
+                    let granted = ready!(token.as_mut().poll(cx))?;
+                    Stage::Readying { granted }
+                }
+                Stage::Renewing { token, rejection } => {
+                    let outcome = ready!(token.as_mut().poll(cx));
+                    let rejection = rejection.take().expect("a renewal ends once");
+                    match outcome {
+                        Ok(granted) => Stage::Draining {
+                            rejection: Box::pin(rejection),
+                            drain: Drain::new(),
+                            granted,
+                        },
+                        Err(error) => {
+                            let rejection = NotReplayed::RenewalFailed(error).explain(rejection);
+                            return Poll::Ready(Ok(Waited::Returned(rejection)));
+                        }
+                    }
+                }
+                Stage::Draining {
+                    rejection,
+                    drain,
+                    granted,
+                } => {
+                    ready!(drain.poll(rejection.as_mut(), cx));
+                    let granted = Arc::clone(granted);
+                    Stage::Readying { granted }
+                }
+                Stage::Readying { granted } => {
+                    ready!(self.unsent.inner.poll_ready(cx)).map_err(Into::into)?;
+                    match config.cache.still_usable(granted) {
+                        Some(granted) => return Poll::Ready(Ok(Waited::Granted(granted))),
+                        // It expired, or was rejected, while the service became ready.
+                        None => {
+                            self.unsent.wait_again()?;
+                            let token = config.cache.clone().acquire(None);
+                            Stage::AwaitingToken { token }
+                        }
+                    }
+                }
+            };
+        }
+    }
+}
