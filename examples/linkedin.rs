@@ -23,7 +23,7 @@ use hyper_util::{
 use tokio::time::timeout;
 use tower::{ServiceBuilder, ServiceExt};
 use tower_client_credentials::{
-    BoxError, ClientCredentialsLayer, NotReplayed, TokenCache, TokenEndpoint,
+    BoxError, ClientCredentialsLayer, Outcome, TokenCache, TokenEndpoint,
 };
 
 /// One course of the catalogue.
@@ -109,7 +109,11 @@ fn https_client() -> HttpClient {
 fn report(response: &Response<Incoming>) -> Result<(), BoxError> {
     let status = response.status();
     println!("reply: {status}");
-    if let Some(reason) = response.extensions().get::<NotReplayed>() {
+    if let Some(reason) = response
+        .extensions()
+        .get::<Outcome>()
+        .and_then(Outcome::not_replayed)
+    {
         println!("why not sent again: {reason}");
     }
     match status {

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use http::{Response, StatusCode, request, response};
 
 use crate::{
-    NoReplay, NotReplayed, Rejection, Replay, TokenCache,
+    NoReplay, NotReplayed, Outcome, Rejection, Replay, TokenCache,
+    origin::Destinations,
     send::{Head, NotKept, Original, Retained, Sent, Spare, Unsent, WAITS},
+    telemetry,
     verdict::Verdict,
 };
 
@@ -18,6 +20,7 @@ pub(crate) struct Config<R> {
     pub(crate) cache: TokenCache,
     pub(crate) replay: R,
     pub(crate) reject_when: Option<RejectWhen>,
+    pub(crate) destinations: Destinations,
 }
 
 impl<R> Config<R> {
@@ -50,17 +53,19 @@ impl<R> Config<R> {
         &self,
         response: Response<ResBody>,
         sent: Sent<S, R::Kept>,
+        outcome: Option<Box<Outcome>>,
     ) -> (Response<ResBody>, Option<Unsent<S, R, B>>)
     where
         R: Replay<B>,
     {
         let (verdict, response) = self.verdict(response);
         if verdict == Verdict::Accepted {
-            return (response, None);
+            return (Outcome::attach(outcome, response), None);
         }
+        let outcome = outcome.unwrap_or_default();
         match self.prepare_replay(sent) {
-            Ok(unsent) => (response, Some(unsent)),
-            Err(reason) => (reason.explain(response), None),
+            Ok(unsent) => (response, Some(Unsent { outcome, ..unsent })),
+            Err(reason) => (outcome.explain(reason, response), None),
         }
     }
 
@@ -83,7 +88,14 @@ impl<R> Config<R> {
         R: Replay<B>,
     {
         let rejection = self.cache.reject_generation(sent.generation);
-        let spare = sent.reserve.map_err(NotReplayed::from);
+        let spare = sent.reserve.map_err(|reason| match reason {
+            NotKept::Body => self.replay.not_kept(),
+            NotKept::OptedOut => NotReplayed::OptedOut,
+            NotKept::SentTwice => {
+                telemetry::rejected_again();
+                NotReplayed::RejectedAgain
+            }
+        });
         let replay = spare.and_then(|spare| match rejection {
             Rejection::CoolingDown => Err(NotReplayed::CoolingDown),
             Rejection::Failing(ref error) => Err(NotReplayed::RenewalFailed(error.clone())),
@@ -104,12 +116,13 @@ impl<R> Config<R> {
         let body = self
             .replay
             .restore(body)
-            .ok_or(NotReplayed::BodyNotRestored)?;
+            .ok_or_else(|| self.replay.not_restored())?;
         Ok(Unsent {
             inner: spare.inner,
             request: head.with_body(body),
             retained: Err(NotKept::SentTwice),
             waits_left: WAITS,
+            outcome: Box::default(),
         })
     }
 }

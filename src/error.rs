@@ -30,6 +30,7 @@ use tower::BoxError;
 pub struct Error {
     inner: Arc<Inner>,
     retry_after: Option<Duration>,
+    waited: Option<Duration>,
 }
 
 struct Inner {
@@ -202,6 +203,14 @@ impl Error {
         self.retry_after
     }
 
+    /// How long the call that failed with this error had waited for tokens, if it had.
+    ///
+    /// Each call has its own; an error that comes from [`TokenCache::token`](crate::TokenCache::token)
+    /// has none.
+    pub fn waited(&self) -> Option<Duration> {
+        self.waited
+    }
+
     /// The status of the token endpoint's reply, if there was one.
     pub fn status(&self) -> Option<StatusCode> {
         match &self.inner.kind {
@@ -229,6 +238,25 @@ impl Error {
     /// What to do about it, where the provider documents the error; `Display` ends with it.
     pub fn advice(&self) -> Option<&'static str> {
         self.refusal()?.advice
+    }
+
+    /// The kind in one word, for metrics and traces.
+    pub(crate) fn type_name(&self) -> &'static str {
+        match &self.inner.kind {
+            Kind::Configuration(_) => "configuration",
+            Kind::InvalidToken(..) => "invalid_token",
+            Kind::Refused(_) => "refused",
+            Kind::InvalidReply(..) => "invalid_reply",
+            Kind::Transport => "transport",
+            Kind::ClientAuth { .. } => "client_auth",
+            Kind::TokenService { .. } => "token_service",
+            Kind::Panicked => "panicked",
+            Kind::TimedOut(_) => "timeout",
+            Kind::NoRuntime => "no_runtime",
+            Kind::RuntimeLost => "runtime_lost",
+            Kind::TooManyHeaders => "too_many_headers",
+            Kind::Expired => "expired",
+        }
     }
 
     pub(crate) fn new(kind: Kind) -> Self {
@@ -264,10 +292,17 @@ impl Error {
         self
     }
 
+    /// The error of a call that has waited so long.
+    pub(crate) fn after(mut self, waited: Option<Duration>) -> Self {
+        self.waited = waited;
+        self
+    }
+
     fn from_parts(kind: Kind, source: Option<BoxError>) -> Self {
         Self {
             inner: Arc::new(Inner { kind, source }),
             retry_after: None,
+            waited: None,
         }
     }
 
@@ -320,6 +355,7 @@ impl fmt::Debug for Error {
         f.debug_struct("Error")
             .field("kind", &self.inner.kind)
             .field("retry_after", &self.retry_after)
+            .field("waited", &self.waited)
             // Its text is not ours: the URL of a request may stand in it.
             .field("has_source", &self.inner.source.is_some())
             .finish()

@@ -13,9 +13,10 @@ use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
 use crate::{
-    Replay,
+    Outcome, Replay, Withheld,
     config::Config,
-    send::{Sent, Unsent},
+    send::{Sent, Underway, Unsent},
+    telemetry,
     wait::{Wait, Waited},
 };
 
@@ -49,6 +50,12 @@ pin_project! {
     {
         // The API has the request.
         Calling { #[pin] response: S::Future },
+        // The same, and there is something to tell with the response.
+        Reporting {
+            #[pin]
+            response: S::Future,
+            outcome: Option<Box<Outcome>>,
+        },
         // The request has to wait before it is sent, the first time or the second.
         Waiting { wait: Option<Box<Wait<S, R, B>>> },
     }
@@ -68,6 +75,18 @@ where
         Self {
             state: State::Calling { response },
             sent,
+            config,
+        }
+    }
+
+    /// A request that must not carry the token.
+    #[cold]
+    pub(crate) fn withheld(config: Arc<Config<R>>, reason: Withheld, response: S::Future) -> Self {
+        telemetry::withheld(reason);
+        let outcome = Some(Box::new(Outcome::without_token(reason)));
+        Self {
+            state: State::Reporting { response, outcome },
+            sent: None,
             config,
         }
     }
@@ -95,11 +114,11 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
         let StateProj::Calling { response } = this.state.project() else {
-            return self.poll_wait(cx);
+            return self.poll_on(cx);
         };
         match response.poll(cx) {
             Poll::Ready(Ok(response)) if this.config.may_reject(&response) => {
-                self.judge(response, cx)
+                self.judge(response, None, cx)
             }
             output => output.map_err(Into::into),
         }
@@ -118,40 +137,54 @@ where
     fn judge(
         mut self: Pin<&mut Self>,
         response: Response<ResBody>,
+        outcome: Option<Box<Outcome>>,
         cx: &mut Context<'_>,
     ) -> Poll<<Self as Future>::Output> {
         let mut this = self.as_mut().project();
         let Some(sent) = this.sent.take() else {
-            return Poll::Ready(Ok(response));
+            return Poll::Ready(Ok(Outcome::attach(outcome, response)));
         };
         let rejected = sent.generation;
-        let (response, unsent) = this.config.judge(response, sent);
+        let (response, unsent) = this.config.judge(response, sent, outcome);
         let Some(unsent) = unsent else {
             return Poll::Ready(Ok(response));
         };
         let wait = Wait::for_renewal(this.config, unsent, rejected, response);
         this.state.set(State::Waiting { wait: Some(wait) });
-        self.poll_wait(cx)
+        self.poll_on(cx)
     }
 
-    /// Waits until the request can be sent, and sends it.
+    /// Goes on with a call that had to wait, or still has to.
     #[cold]
-    fn poll_wait(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
-        let mut this = self.as_mut().project();
-        let StateProj::Waiting { wait } = this.state.as_mut().project() else {
-            return self.poll(cx);
-        };
-        let waiting = wait.as_mut().expect(POLLED_AFTER_READY);
-        let granted = match ready!(waiting.poll(this.config, cx))? {
-            Waited::Granted(granted) => granted,
-            Waited::Returned(rejection) => return Poll::Ready(Ok(rejection)),
-        };
-        let mut unsent = wait.take().expect(POLLED_AFTER_READY).into_unsent();
-        let generation = unsent.authorize(&granted)?;
-        let (sent, response) = unsent.send(generation);
-        *this.sent = Some(sent);
-        this.state.set(State::Calling { response });
-        self.poll(cx)
+    fn poll_on(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
+        loop {
+            let mut this = self.as_mut().project();
+            match this.state.as_mut().project() {
+                StateProj::Waiting { wait } => {
+                    let waiting = wait.as_mut().expect(POLLED_AFTER_READY);
+                    let granted = match ready!(waiting.poll(this.config, cx))? {
+                        Waited::Granted(granted) => granted,
+                        Waited::Returned(rejection) => return Poll::Ready(Ok(rejection)),
+                    };
+                    let mut unsent = wait.take().expect(POLLED_AFTER_READY).into_unsent();
+                    let generation = unsent.authorize(&granted)?;
+                    let Underway {
+                        response,
+                        sent,
+                        outcome,
+                    } = unsent.send(generation);
+                    *this.sent = Some(sent);
+                    let outcome = Some(outcome);
+                    this.state.set(State::Reporting { response, outcome });
+                }
+                StateProj::Reporting { response, outcome } => {
+                    let response = ready!(response.poll(cx)).map_err(Into::into)?;
+                    let outcome = outcome.take();
+                    return self.judge(response, outcome, cx);
+                }
+                StateProj::Calling { .. } => return self.poll(cx),
+            }
+        }
     }
 }
 
@@ -165,6 +198,7 @@ where
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
             State::Calling { .. } => "Calling",
+            State::Reporting { .. } => "Reporting",
             State::Waiting { .. } => "Waiting",
         };
         f.debug_struct("ResponseFuture")

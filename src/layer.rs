@@ -1,19 +1,20 @@
 use std::{fmt, sync::Arc};
 
-use http::response::Parts;
+use http::{Uri, response::Parts};
 use tower::{BoxError, Layer, Service};
 
 use crate::{
-    AccessToken, ClientCredentials, CloneBody, Never, TokenCache, TokenRequest,
+    AccessToken, ClientCredentials, CloneBody, Error, Never, TokenCache, TokenRequest,
     config::{Config, RejectWhen},
+    origin::{Destinations, Origin},
 };
 
 /// Gives every request of a service an access token; see the [crate docs](crate).
 ///
-/// Every request that goes through the layer gets the token, whatever host it is for and whether it
-/// goes over https or plain http, unless it carries an `Authorization` header of its own. So put the
-/// layer around a client for the API alone, and a redirect follower below it: above, it would carry
-/// the token to another host.
+/// A request that carries an `Authorization` header of its own passes untouched. So does one that must
+/// not carry the token: over plain http to another host, unless [`allow_http`](Self::allow_http) is
+/// set, or to another origin than those of [`origins`](Self::origins). Without these, a request gets
+/// the token whatever host it is for; a redirect follower above the layer would carry it to another.
 ///
 /// # Examples
 ///
@@ -56,6 +57,7 @@ pub struct ClientCredentialsLayer<R = CloneBody> {
     cache: TokenCache,
     replay: R,
     reject_when: Option<RejectWhen>,
+    destinations: Destinations,
 }
 
 impl ClientCredentialsLayer {
@@ -75,6 +77,7 @@ impl ClientCredentialsLayer {
             cache,
             replay: CloneBody,
             reject_when: None,
+            destinations: Destinations::default(),
         }
     }
 }
@@ -87,6 +90,7 @@ impl<R> ClientCredentialsLayer<R> {
             cache: self.cache,
             replay: policy,
             reject_when: self.reject_when,
+            destinations: self.destinations,
         }
     }
 
@@ -110,6 +114,57 @@ impl<R> ClientCredentialsLayer<R> {
         self
     }
 
+    /// Sets the only origins that tokens may go to. Default: every origin.
+    ///
+    /// An origin is a scheme, a host and a port, as in `https://api.example` or
+    /// `https://api.example:8443`: without a port it is the scheme's own. Requests to other origins
+    /// pass untouched, and their responses say so ([`Outcome::withheld`](crate::Outcome::withheld)).
+    ///
+    /// A request whose URI is a path alone is taken by its `Host` header; what its scheme is, it does
+    /// not say. Without `Host`, as tonic's and kube's requests are where the layer sees them, it goes
+    /// to no known origin and gets no token. When URI and `Host` name two hosts, both have to be of
+    /// these origins.
+    ///
+    /// # Errors
+    ///
+    /// Fails if an origin is no absolute URL, or has user information, a path or a query.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, Error, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # fn main() -> Result<(), Error> {
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::ClientCredentialsLayer;
+    ///
+    /// let layer = ClientCredentialsLayer::new(token_service)
+    ///     .origins(["https://api.linkedin.com", "https://www.linkedin.com"])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn origins<O>(mut self, origins: impl IntoIterator<Item = O>) -> Result<Self, Error>
+    where
+        O: TryInto<Uri, Error: Into<BoxError>>,
+    {
+        let origins = origins.into_iter().map(Origin::new);
+        self.destinations
+            .restrict_to(origins.collect::<Result<_, _>>()?);
+        Ok(self)
+    }
+
+    /// Lets tokens go over plain http, where everybody on the way can read and use them.
+    ///
+    /// Without this, a request over plain http to another host than this machine's loopback passes
+    /// untouched, and its response says so ([`Outcome::withheld`](crate::Outcome::withheld)). A
+    /// request whose URI is a path alone does not say how it goes, and gets the token.
+    pub fn allow_http(mut self) -> Self {
+        self.destinations.allow_http();
+        self
+    }
+
     /// The cache that the layer's services take their tokens from.
     pub fn cache(&self) -> &TokenCache {
         &self.cache
@@ -124,6 +179,7 @@ impl<S, R: Clone> Layer<S> for ClientCredentialsLayer<R> {
             cache: self.cache.clone(),
             replay: self.replay.clone(),
             reject_when: self.reject_when.clone(),
+            destinations: self.destinations.clone(),
         };
         ClientCredentials::new(inner, config)
     }
@@ -134,6 +190,7 @@ impl<R: fmt::Debug> fmt::Debug for ClientCredentialsLayer<R> {
         f.debug_struct("ClientCredentialsLayer")
             .field("cache", &self.cache)
             .field("replay", &self.replay)
+            .field("destinations", &self.destinations)
             .finish_non_exhaustive()
     }
 }

@@ -66,7 +66,7 @@
 //! | Which options are there? | [`ClientCredentialsLayer`], [`TokenCacheBuilder`], [`TokenEndpoint`] |
 //! | How is a client authenticated? | [`ClientAuth`] |
 //! | How is a request sent a second time? | [`replay`] |
-//! | When does a 401 not lead to a second send? | [`NotReplayed`] |
+//! | What happened to a call? Why was a 401 not followed by a second send? | [`Outcome`] |
 //! | What can fail? | [`Error`] |
 //! | How do I use a token without the layer? | [`TokenCache`] |
 //! | What does my HTTP client need? Which layers go above, which below? | [`clients`] |
@@ -146,9 +146,11 @@ mod endpoint;
 mod error;
 mod future;
 mod layer;
+mod origin;
 mod outcome;
 mod send;
 mod service;
+mod telemetry;
 mod token;
 mod verdict;
 mod wait;
@@ -158,7 +160,7 @@ pub use crate::{
     error::Error,
     future::ResponseFuture,
     layer::ClientCredentialsLayer,
-    outcome::NotReplayed,
+    outcome::{NotReplayed, Outcome, Withheld},
     replay::{Buffered, CloneBody, CloneWith, Never, NoReplay, Replay, ReplayBody},
     service::ClientCredentials,
     token::{AccessToken, Rejection, TokenCache, TokenCacheBuilder, TokenParameters, TokenRequest},

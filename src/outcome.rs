@@ -1,23 +1,125 @@
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use http::Response;
 
 use crate::Error;
 
-/// Why a response that rejected the token came back without another send.
+/// What happened to a call beside a plain send with a token that was there.
 ///
-/// An extension of the response: found with `response.extensions().get::<NotReplayed>()`.
+/// An extension of the response: found with `response.extensions().get::<Outcome>()`. A response
+/// without it is that of a request that carried a token which was there already, or an
+/// `Authorization` of its own.
 ///
 /// # Examples
 ///
 /// ```
-/// use tower_client_credentials::NotReplayed;
+/// use tower_client_credentials::Outcome;
 ///
 /// # let response = http::Response::new(());
-/// if let Some(reason) = response.extensions().get::<NotReplayed>() {
-///     eprintln!("the API refused the token: {reason}");
+/// if let Some(outcome) = response.extensions().get::<Outcome>() {
+///     eprintln!("{}: {outcome}", response.status());
+///     if let Some(reason) = outcome.not_replayed() {
+///         eprintln!("the API rejected the token, and that was not mended: {reason}");
+///     }
 /// }
 /// ```
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    waited: Option<Duration>,
+    is_renewed: bool,
+    is_replayed: bool,
+    not_replayed: Option<NotReplayed>,
+    withheld: Option<Withheld>,
+}
+
+impl Outcome {
+    /// How long the call waited for tokens, if it did.
+    pub fn waited(&self) -> Option<Duration> {
+        self.waited
+    }
+
+    /// Whether the call waited for a renewal after the API had rejected its token.
+    ///
+    /// A [replay](Self::is_replayed) without one used a newer token that was there already.
+    pub fn is_renewed(&self) -> bool {
+        self.is_renewed
+    }
+
+    /// Whether the request was sent twice; this is the response to the second send.
+    pub fn is_replayed(&self) -> bool {
+        self.is_replayed
+    }
+
+    /// Why a response that rejects the token came back.
+    pub fn not_replayed(&self) -> Option<&NotReplayed> {
+        self.not_replayed.as_ref()
+    }
+
+    /// Why the request was sent without a token.
+    pub fn withheld(&self) -> Option<Withheld> {
+        self.withheld
+    }
+
+    pub(crate) fn note_wait(&mut self, waited: Option<Duration>) {
+        self.waited = self
+            .waited
+            .into_iter()
+            .chain(waited)
+            .reduce(|all, more| all + more);
+    }
+
+    /// The request is sent again, after a renewal or with a token that was there.
+    pub(crate) fn note_replay(&mut self, is_renewed: bool) {
+        self.is_replayed = true;
+        self.is_renewed = is_renewed;
+    }
+
+    pub(crate) fn without_token(reason: Withheld) -> Self {
+        Self {
+            withheld: Some(reason),
+            ..Self::default()
+        }
+    }
+
+    /// Attaches the outcome to a rejection that the caller gets, and why it does.
+    pub(crate) fn explain<B>(
+        mut self: Box<Self>,
+        reason: NotReplayed,
+        response: Response<B>,
+    ) -> Response<B> {
+        self.not_replayed = Some(reason);
+        Self::attach(Some(self), response)
+    }
+
+    /// Attaches the outcome, if there is one, to the response that the caller gets.
+    pub(crate) fn attach<B>(outcome: Option<Box<Self>>, mut response: Response<B>) -> Response<B> {
+        if let Some(outcome) = outcome {
+            response.extensions_mut().insert(*outcome);
+        }
+        response
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let waited = self
+            .waited
+            .map(|waited| format!("waited {waited:?} for a token"));
+        let renewed = self.is_renewed.then(|| "the token was renewed".to_owned());
+        let replayed = self.is_replayed.then(|| "sent twice".to_owned());
+        let not_replayed = self.not_replayed.as_ref().map(NotReplayed::to_string);
+        let withheld = self.withheld.as_ref().map(Withheld::to_string);
+        let parts: Vec<_> = [waited, renewed, replayed, not_replayed, withheld]
+            .into_iter()
+            .flatten()
+            .collect();
+        f.write_str(&parts.join("; "))
+    }
+}
+
+/// Why a response that rejected the token came back without another send.
+///
+/// Found with [`Outcome::not_replayed`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum NotReplayed {
@@ -28,8 +130,11 @@ pub enum NotReplayed {
     RenewalFailed(Error),
     /// The replay policy kept nothing of the body.
     BodyNotKept,
-    /// What was kept of the body could not be made into one: a clone that shares its data with the
-    /// body that was sent, for example.
+    /// More of the body was sent than [`Buffered`](crate::Buffered) may keep, or reading it failed.
+    BodyOverLimit,
+    /// The clone of the body shares its data with the body that was sent: it is shallow.
+    BodyShared,
+    /// What was kept of the body could not be made into one.
     BodyNotRestored,
     /// The request carried [`NoReplay`](crate::NoReplay).
     OptedOut,
@@ -37,31 +142,51 @@ pub enum NotReplayed {
     RejectedAgain,
 }
 
-impl NotReplayed {
-    /// Attaches the reason to the response that the caller gets.
-    pub(crate) fn explain<B>(self, mut response: Response<B>) -> Response<B> {
-        response.extensions_mut().insert(self);
-        response
+impl fmt::Display for NotReplayed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = match self {
+            Self::RenewalFailed(error) => {
+                return write!(f, "not sent again, as no other token could be had: {error}");
+            }
+            Self::RejectedAgain => {
+                return f.write_str("a second send with another token was rejected, too");
+            }
+            Self::CoolingDown => "a renewal was tried a moment ago",
+            Self::BodyNotKept => "nothing was kept of the request's body",
+            Self::BodyOverLimit => {
+                "more of the request's body was sent than may be kept, or reading it failed"
+            }
+            Self::BodyShared => "the clone of the request's body shares its data with the body",
+            Self::BodyNotRestored => "the request's body could not be made a second time",
+            Self::OptedOut => "the request carried `NoReplay`",
+        };
+        write!(f, "not sent again, as {reason}")
     }
 }
 
-impl fmt::Display for NotReplayed {
+/// Why a request was sent without a token.
+///
+/// Found with [`Outcome::withheld`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Withheld {
+    /// It goes to another origin than those of
+    /// [`origins`](crate::ClientCredentialsLayer::origins), or asks a proxy for a tunnel.
+    OtherOrigin,
+    /// It goes over plain http to another host than this one; see
+    /// [`allow_http`](crate::ClientCredentialsLayer::allow_http).
+    PlainHttp,
+}
+
+impl fmt::Display for Withheld {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::CoolingDown => f.write_str("not sent again, as a renewal was tried a moment ago"),
-            Self::RenewalFailed(error) => {
-                write!(f, "not sent again, as no other token could be had: {error}")
-            }
-            Self::BodyNotKept => {
-                f.write_str("not sent again, as nothing was kept of the request's body")
-            }
-            Self::BodyNotRestored => {
-                f.write_str("not sent again, as the request's body could not be made a second time")
-            }
-            Self::RejectedAgain => {
-                f.write_str("a second send with another token was rejected, too")
-            }
-            Self::OptedOut => f.write_str("not sent again, as the request carried `NoReplay`"),
-        }
+        let destination = match self {
+            Self::OtherOrigin => "another origin than those that the token is for",
+            Self::PlainHttp => "another host over plain http, where it could be read on the way",
+        };
+        write!(
+            f,
+            "sent without a token, as the request goes to {destination}"
+        )
     }
 }

@@ -9,7 +9,7 @@ use http::{
 use tower::Service;
 
 use crate::{
-    Error, NotReplayed, Replay,
+    Error, Outcome, Replay,
     error::Kind,
     token::{Generation, Held},
 };
@@ -30,6 +30,8 @@ where
     pub(crate) retained: Retained<R::Kept>,
     /// How often the request may still wait for another token.
     pub(crate) waits_left: u8,
+    /// What the response will tell.
+    pub(crate) outcome: Box<Outcome>,
 }
 
 /// What is kept for a second send, or why there will be none.
@@ -44,16 +46,6 @@ pub(crate) enum NotKept {
     OptedOut,
     /// This is the second send.
     SentTwice,
-}
-
-impl From<NotKept> for NotReplayed {
-    fn from(reason: NotKept) -> Self {
-        match reason {
-            NotKept::Body => Self::BodyNotKept,
-            NotKept::OptedOut => Self::OptedOut,
-            NotKept::SentTwice => Self::RejectedAgain,
-        }
-    }
 }
 
 /// What is kept of a request until the verdict.
@@ -106,6 +98,17 @@ pub(crate) struct Sent<S, K> {
     pub(crate) reserve: Reserve<S, K>,
 }
 
+/// A request that was sent after a wait.
+pub(crate) struct Underway<S, R, B>
+where
+    S: Service<Request<R::Body>>,
+    R: Replay<B>,
+{
+    pub(crate) response: S::Future,
+    pub(crate) sent: Sent<S, R::Kept>,
+    pub(crate) outcome: Box<Outcome>,
+}
+
 /// What a replay is made of, or why there will be none.
 pub(crate) type Reserve<S, K> = Result<Spare<S, K>, NotKept>;
 
@@ -144,17 +147,20 @@ where
     }
 
     /// Sends the request; the service has to be ready.
-    pub(crate) fn send(mut self, generation: Generation) -> (Sent<S, R::Kept>, S::Future)
+    pub(crate) fn send(mut self, generation: Generation) -> Underway<S, R, B>
     where
         S: Service<Request<R::Body>>,
     {
         let response = self.inner.call(self.request);
         let inner = self.inner;
         let reserve = self.retained.map(|original| Spare { inner, original });
-        let sent = Sent {
-            generation,
-            reserve,
-        };
-        (sent, response)
+        Underway {
+            response,
+            sent: Sent {
+                generation,
+                reserve,
+            },
+            outcome: self.outcome,
+        }
     }
 }

@@ -4,12 +4,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, header::AUTHORIZATION, request::Parts};
 use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::{
-    CloneBody, Replay, TokenCache,
+    CloneBody, Replay, TokenCache, Withheld,
     authorization::Authorization,
     config::Config,
     future::ResponseFuture,
@@ -24,8 +24,8 @@ use crate::{
 /// # Errors
 ///
 /// A call fails with an [`Error`](crate::Error) if no token can be had, and else with the inner
-/// service's own error. A rejection that comes back carries
-/// [`NotReplayed`](crate::NotReplayed), which says why it was not mended.
+/// service's own error. A rejection that comes back carries an
+/// [`Outcome`](crate::Outcome) that says why it was not mended.
 ///
 /// # Cancel safety
 ///
@@ -84,6 +84,9 @@ where
     #[inline]
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut head, body) = request.into_parts();
+        if let Some(reason) = self.config.destinations.withholds_from(&head) {
+            return self.send_without_token(reason, head, body);
+        }
         let (body, retained) = self.config.split(&head, body);
         let token = self.view.token(&self.config.cache);
         match Authorization::put(&mut head.headers, token) {
@@ -115,9 +118,35 @@ where
                     request: Request::from_parts(head, body),
                     retained,
                     waits_left: WAITS,
+                    outcome: Box::default(),
                 };
                 ResponseFuture::waiting(Arc::clone(&self.config), unsent)
             }
+        }
+    }
+}
+
+impl<S, R> ClientCredentials<S, R> {
+    /// The request must not carry the token; one that brings its own `Authorization` needs none.
+    #[cold]
+    fn send_without_token<B>(
+        &mut self,
+        reason: Withheld,
+        head: Parts,
+        body: B,
+    ) -> ResponseFuture<S, R, B>
+    where
+        S: Service<Request<R::Body>>,
+        R: Replay<B>,
+    {
+        let config = Arc::clone(&self.config);
+        let brings_its_own = head.headers.contains_key(AUTHORIZATION);
+        let (body, _kept) = config.replay.split(body);
+        let response = self.inner.call(Request::from_parts(head, body));
+        if brings_its_own {
+            ResponseFuture::calling(config, None, response)
+        } else {
+            ResponseFuture::withheld(config, reason, response)
         }
     }
 }

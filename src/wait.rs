@@ -2,6 +2,7 @@
 //! end, get the service ready.
 
 use std::{
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -16,7 +17,8 @@ use crate::{
     config::Config,
     drain::Drain,
     send::Unsent,
-    token::{Acquiring, Generation, Held},
+    telemetry,
+    token::{Acquired, Acquiring, Generation, Held},
 };
 
 /// A request that waits, and what it waits for.
@@ -105,20 +107,30 @@ where
         loop {
             self.stage = match &mut self.stage {
                 Stage::AwaitingToken { token } => {
-                    let granted = ready!(token.as_mut().poll(cx))?;
+                    let Acquired { landed, waited } = ready!(token.as_mut().poll(cx));
+                    self.unsent.outcome.note_wait(waited);
+                    let granted =
+                        landed.map_err(|error| error.after(self.unsent.outcome.waited()))?;
                     Stage::Readying { granted }
                 }
                 Stage::Renewing { token, rejection } => {
-                    let outcome = ready!(token.as_mut().poll(cx));
+                    let Acquired { landed, waited } = ready!(token.as_mut().poll(cx));
                     let rejection = rejection.take().expect("a renewal ends once");
-                    match outcome {
-                        Ok(granted) => Stage::Draining {
-                            rejection: Box::pin(rejection),
-                            drain: Drain::new(),
-                            granted,
-                        },
+                    self.unsent.outcome.note_wait(waited);
+                    match landed {
+                        Ok(granted) => {
+                            self.unsent.outcome.note_replay(waited.is_some());
+                            telemetry::replayed(waited.is_some());
+                            Stage::Draining {
+                                rejection: Box::pin(rejection),
+                                drain: Drain::new(),
+                                granted,
+                            }
+                        }
                         Err(error) => {
-                            let rejection = NotReplayed::RenewalFailed(error).explain(rejection);
+                            let outcome = mem::take(&mut self.unsent.outcome);
+                            let reason = NotReplayed::RenewalFailed(error);
+                            let rejection = outcome.explain(reason, rejection);
                             return Poll::Ready(Ok(Waited::Returned(rejection)));
                         }
                     }

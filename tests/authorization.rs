@@ -8,9 +8,7 @@ use http::{
 };
 use support::{Issuer, rejection, request, stack};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
-use tower_client_credentials::{
-    AccessToken, ClientCredentialsLayer, Error, NotReplayed, TokenRequest,
-};
+use tower_client_credentials::{AccessToken, ClientCredentialsLayer, Error, Outcome, TokenRequest};
 use tower_test::{assert_request_eq, mock};
 
 /// An API that answers with the request that it got.
@@ -58,7 +56,13 @@ async fn a_callers_own_authorization_header_wins() {
     assert_eq!(sent.headers()[AUTHORIZATION], "Basic b3du");
     assert_eq!(sent.body(), "name=Ada");
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
-    assert!(response.extensions().get::<NotReplayed>().is_none());
+    assert!(
+        response
+            .extensions()
+            .get::<Outcome>()
+            .and_then(Outcome::not_replayed)
+            .is_none()
+    );
     assert_eq!(issuer.requests(), 0);
 }
 

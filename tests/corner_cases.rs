@@ -23,7 +23,7 @@ use tokio::{
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, Buffered, ClientCredentialsLayer, Error, NotReplayed, Rejection, Replay,
+    AccessToken, Buffered, ClientCredentialsLayer, Error, NotReplayed, Outcome, Rejection, Replay,
     TokenCache, TokenRequest,
 };
 
@@ -44,7 +44,10 @@ async fn rejection_while_the_token_service_fails_comes_back_and_the_token_stays_
     let response = call(&service).await.unwrap();
 
     assert!(matches!(
-        response.extensions().get(),
+        response
+            .extensions()
+            .get::<Outcome>()
+            .and_then(Outcome::not_replayed),
         Some(NotReplayed::RenewalFailed(_))
     ));
     assert_eq!(cache.token().await.unwrap().expose(), "token-1");

@@ -24,7 +24,7 @@ use tokio::{
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, ClientCredentialsLayer, Error, NotReplayed, Rejection, Replay, TokenCache,
+    AccessToken, ClientCredentialsLayer, Error, Outcome, Rejection, Replay, TokenCache,
     TokenRequest, replay::Buffered,
 };
 
@@ -606,7 +606,10 @@ async fn rejection_during_a_refresh_is_told_to_the_token_service() {
         StatusCode::OK,
         "sent with {:?}, named as rejected: {named:?}, {:?}",
         api.tokens(),
-        response.extensions().get::<NotReplayed>()
+        response
+            .extensions()
+            .get::<Outcome>()
+            .and_then(Outcome::not_replayed)
     );
 }
 
@@ -651,7 +654,10 @@ async fn ordinary_refresh_starts_no_cool_down() {
         response.status(),
         StatusCode::OK,
         "{:?}",
-        response.extensions().get::<NotReplayed>()
+        response
+            .extensions()
+            .get::<Outcome>()
+            .and_then(Outcome::not_replayed)
     );
 }
 

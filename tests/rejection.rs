@@ -10,7 +10,7 @@ use support::{Api, Failure, Issuer, call, rejection, request, settle, stack};
 use tokio::time::{Instant, advance};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 use tower_client_credentials::{
-    ClientCredentialsLayer, NoReplay, NotReplayed, Rejection, TokenCache,
+    ClientCredentialsLayer, NoReplay, NotReplayed, Outcome, Rejection, TokenCache,
 };
 
 const COOL_DOWN: Duration = Duration::from_secs(30);
@@ -20,7 +20,10 @@ fn accepting_only(token: &'static str) -> Api {
 }
 
 fn reason(response: &Response<String>) -> &NotReplayed {
-    response.extensions().get().expect("a reason is attached")
+    let outcome = response.extensions().get::<Outcome>();
+    outcome
+        .and_then(Outcome::not_replayed)
+        .expect("a reason is attached")
 }
 
 #[tokio::test(start_paused = true)]
@@ -32,7 +35,13 @@ async fn rejected_request_is_sent_again_with_another_token() {
     let response = call(&service).await.unwrap();
 
     assert_eq!(response.status(), StatusCode::OK);
-    assert!(response.extensions().get::<NotReplayed>().is_none());
+    assert!(
+        response
+            .extensions()
+            .get::<Outcome>()
+            .and_then(Outcome::not_replayed)
+            .is_none()
+    );
     assert_eq!(api.tokens(), ["token-1", "token-2"]);
     assert_eq!(api.received()[0].body, api.received()[1].body);
     assert_eq!(issuer.rejected(), [None, Some("token-1".to_owned())]);

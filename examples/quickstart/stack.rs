@@ -12,7 +12,7 @@ use hyper_util::{
 use tokio::task::JoinSet;
 use tower::{Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimit};
 use tower_client_credentials::{
-    BoxError, ClientCredentials, ClientCredentialsLayer, NotReplayed, TokenCache,
+    BoxError, ClientCredentials, ClientCredentialsLayer, NotReplayed, Outcome, TokenCache,
     TokenCacheBuilder, TokenEndpoint,
 };
 
@@ -108,7 +108,11 @@ impl Stack {
             token,
             waited: token > issued_tokens,
             took: started.elapsed(),
-            not_replayed: head.extensions.get().cloned(),
+            not_replayed: head
+                .extensions
+                .get::<Outcome>()
+                .and_then(Outcome::not_replayed)
+                .cloned(),
         })
     }
 }

@@ -1,14 +1,11 @@
 //! Pure: which URLs may be a token URL.
 
-use std::{
-    fmt,
-    net::{Ipv4Addr, Ipv6Addr},
-};
+use std::fmt;
 
 use http::{Uri, uri::Scheme};
 use tower::BoxError;
 
-use crate::{Error, error::Kind};
+use crate::{Error, error::Kind, origin::is_loopback};
 
 /// An absolute http or https URL without user information or fragment.
 ///
@@ -105,46 +102,9 @@ fn shown(uri: &Uri) -> Option<String> {
     })
 }
 
-/// What other names, such as `*.localhost` and `127.1`, lead to, the resolver decides.
-fn is_loopback(host: &str) -> bool {
-    let name = host.strip_suffix('.').unwrap_or(host);
-    let v6 = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    name.eq_ignore_ascii_case("localhost")
-        || host.parse().is_ok_and(|v4: Ipv4Addr| v4.is_loopback())
-        || v6.is_some_and(|v6| v6.parse().is_ok_and(|v6: Ipv6Addr| v6.is_loopback()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_machine_itself_is_loopback() {
-        for host in [
-            "localhost",
-            "LocalHost.",
-            "127.0.0.1",
-            "127.255.0.9",
-            "[::1]",
-        ] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in [
-            "localhost.example",
-            "a.localhost",
-            "128.0.0.1",
-            "127.0.0.1.example",
-            "127.0.0.1.",
-            "::1",
-            "[::2]",
-            "127.1",
-            "",
-        ] {
-            assert!(!is_loopback(host), "{host}");
-        }
-    }
 
     #[test]
     fn a_location_is_a_url_or_a_path_and_loses_what_may_be_secret() {

@@ -7,6 +7,7 @@ use super::{
     Replay,
     replay_body::{Memory, ReplayBody, Start, Whole},
 };
+use crate::NotReplayed;
 
 /// Remembers the frames of a body while they are sent, trailers too, up to a limit of bytes: for
 /// every streaming body.
@@ -86,6 +87,14 @@ where
             Kept::Frames(memory) => memory.replay().map(ReplayBody::recorded),
         }
     }
+
+    fn not_kept(&self) -> NotReplayed {
+        NotReplayed::BodyOverLimit
+    }
+
+    fn not_restored(&self) -> NotReplayed {
+        NotReplayed::BodyOverLimit
+    }
 }
 
 /// What [`Buffered`] keeps of a body: its frames so far, and the rest of it.
@@ -126,6 +135,14 @@ where
 
     fn restore(&self, kept: KeptFrames<B>) -> Option<T> {
         self.buffered.restore(kept).map(&self.into_body)
+    }
+
+    fn not_kept(&self) -> NotReplayed {
+        NotReplayed::BodyOverLimit
+    }
+
+    fn not_restored(&self) -> NotReplayed {
+        NotReplayed::BodyOverLimit
     }
 }
 

@@ -3,6 +3,7 @@ use std::fmt;
 use http_body::{Body, SizeHint};
 
 use super::Replay;
+use crate::NotReplayed;
 
 /// Keeps a clone of the body: for `Full<Bytes>`, `Empty`, `String` and every other body whose clone
 /// is a second body.
@@ -58,6 +59,10 @@ impl<B: Body + Clone> Replay<B> for CloneBody {
     fn restore(&self, kept: Kept<B>) -> Option<B> {
         kept.into_body()
     }
+
+    fn not_restored(&self) -> NotReplayed {
+        NotReplayed::BodyShared
+    }
 }
 
 /// Keeps what a function makes of the body: for bodies with a copying function of their own, such
@@ -109,6 +114,10 @@ where
 
     fn restore(&self, kept: Kept<B>) -> Option<B> {
         kept.into_body()
+    }
+
+    fn not_restored(&self) -> NotReplayed {
+        NotReplayed::BodyShared
     }
 }
 

@@ -14,6 +14,8 @@ mod interleavings;
 mod never;
 mod replay_body;
 
+use crate::NotReplayed;
+
 pub use self::{
     buffered::{Buffered, KeptFrames, Map},
     clone::{CloneBody, CloneWith, Kept},
@@ -74,6 +76,18 @@ pub trait Replay<B> {
     ///
     /// `None` means that it cannot be made; the caller then gets the response to the first send.
     fn restore(&self, kept: Self::Kept) -> Option<Self::Body>;
+
+    /// Called when the API rejected the token and [`split`](Self::split) had kept nothing: the reason
+    /// that the caller is given. By default [`NotReplayed::BodyNotKept`].
+    fn not_kept(&self) -> NotReplayed {
+        NotReplayed::BodyNotKept
+    }
+
+    /// Called when [`restore`](Self::restore) made no body: the reason that the caller is given. By
+    /// default [`NotReplayed::BodyNotRestored`].
+    fn not_restored(&self) -> NotReplayed {
+        NotReplayed::BodyNotRestored
+    }
 }
 
 /// An extension of a request that must not be sent a second time.

@@ -21,11 +21,16 @@ use tower::{BoxError, Service};
 use super::{
     AccessToken, Rejection, TokenCacheBuilder, TokenRequest,
     flight::{Pilot, SharedTokenService},
-    ledger::{Departure, Generation, Held, Join, Ledger, Outcome},
+    ledger::{Departure, Generation, Held, Join, Landed, Ledger},
     schedule::Freshness,
     settings::{Settings, Warmth},
 };
-use crate::{Error, clock::Moment, error::Kind};
+use crate::{
+    Error,
+    clock::{Clock, Moment},
+    error::Kind,
+    telemetry,
+};
 
 /// How often one waiter starts anew after the flight it waited for was lost.
 const RELAUNCHES: u32 = 3;
@@ -35,7 +40,13 @@ const RELAUNCHES: u32 = 3;
 const MISSES: u32 = 10;
 
 /// A future that waits for a token; boxed because only a miss needs one.
-pub(crate) type Acquiring = Pin<Box<dyn Future<Output = Result<Arc<Held>, Error>> + Send>>;
+pub(crate) type Acquiring = Pin<Box<dyn Future<Output = Acquired> + Send>>;
+
+/// A token or an error, and how long it took if it had to be waited for.
+pub(crate) struct Acquired {
+    pub(crate) landed: Landed,
+    pub(crate) waited: Option<Duration>,
+}
 
 /// Keeps one access token and replaces it in time.
 ///
@@ -118,7 +129,7 @@ impl TokenCache {
         if let Some(held) = self.current(&self.shared.now()) {
             return Ok(held.token().clone());
         }
-        let held = self.clone().acquire(None).await?;
+        let held = self.clone().acquire(None).await.landed?;
         Ok(held.token().clone())
     }
 
@@ -128,12 +139,11 @@ impl TokenCache {
     /// token than `token` is left alone, and a rejection that comes soon after a renewal changes
     /// nothing: [`Rejection`] says which.
     pub fn reject(&self, token: &AccessToken) -> Rejection {
-        let now = self.shared.now();
-        self.shared
-            .update(|ledger| match ledger.generation_of(token) {
-                Some(generation) => ledger.reject(generation, &now, &self.shared.settings),
-                None => Rejection::Replaced,
-            })
+        let generation = self.shared.lock().generation_of(token);
+        match generation {
+            Some(generation) => self.reject_generation(generation),
+            None => Rejection::Replaced,
+        }
     }
 
     pub(super) fn with_settings<T>(token_service: T, settings: Settings) -> Self
@@ -182,8 +192,11 @@ impl TokenCache {
     /// Says that the API rejected the token of this generation.
     pub(crate) fn reject_generation(&self, generation: Generation) -> Rejection {
         let now = self.shared.now();
-        self.shared
-            .update(|ledger| ledger.reject(generation, &now, &self.shared.settings))
+        let rejection = self
+            .shared
+            .update(|ledger| ledger.reject(generation, &now, &self.shared.settings));
+        telemetry::rejected(&rejection);
+        rejection
     }
 
     /// Renews a rejected token for those who come next; nobody waits for it.
@@ -199,45 +212,65 @@ impl TokenCache {
     /// The cold path: waits for a token that may be used, and that is not the `rejected` one.
     pub(crate) fn acquire(self, rejected: Option<Generation>) -> Acquiring {
         Box::pin(async move {
-            let Some(runtime) = runtime_with_timers() else {
-                return self.without_runtime(rejected, Kind::NoRuntime);
-            };
-            let (mut lost, mut missed) = (0, 0);
-            while lost <= RELAUNCHES && missed <= MISSES {
-                let flight = match self.shared.join(rejected) {
-                    Join::Token(held) => return Ok(held),
-                    Join::Failing(error) => return Err(error),
-                    Join::Waiting(flight) => flight,
-                    Join::Departing(departure) => {
-                        let flight = departure.flight.clone();
-                        self.shared.launch(departure, &runtime);
-                        flight
-                    }
-                };
-                match flight.landed().await {
-                    Some(Ok(landed)) => {
-                        // This waiter may be polled long after the landing: what landed may have
-                        // expired by now, or been rejected.
-                        if let Some(held) = self.unexpired(rejected) {
-                            return Ok(held);
-                        }
-                        if self.shared.lock().may_still_serve(&landed) {
-                            return Ok(landed);
-                        }
-                        missed += 1;
-                    }
-                    Some(Err(error)) => return self.unexpired(rejected).ok_or(error),
-                    // The flight was lost with its runtime: whoever notices starts anew.
-                    None => lost += 1,
-                }
-            }
-            let reason = if missed > MISSES {
-                Kind::Expired
-            } else {
-                Kind::RuntimeLost
-            };
-            self.without_runtime(rejected, reason)
+            let mut since = None;
+            let landed = self.wait_for_token(rejected, &mut since).await;
+            let waited = since.map(|(since, waiter): (Instant, telemetry::Waiter)| {
+                let waited = Clock::monotonic().duration_since(since);
+                waiter.end(waited, landed.as_ref());
+                waited
+            });
+            Acquired { landed, waited }
         })
+    }
+
+    /// Notes since when it waits, if it has to.
+    async fn wait_for_token(
+        &self,
+        rejected: Option<Generation>,
+        since: &mut Option<(Instant, telemetry::Waiter)>,
+    ) -> Landed {
+        let Some(runtime) = runtime_with_timers() else {
+            return self.without_runtime(rejected, Kind::NoRuntime);
+        };
+        let (mut lost, mut missed) = (0, 0);
+        while lost <= RELAUNCHES && missed <= MISSES {
+            let flight = match self.shared.join(rejected) {
+                Join::Token(held) => return Ok(held),
+                Join::Failing(error) => {
+                    telemetry::failed_fast(&error);
+                    return Err(error);
+                }
+                Join::Waiting(flight) => flight,
+                Join::Departing(departure) => {
+                    let flight = departure.flight.clone();
+                    self.shared.launch(departure, &runtime);
+                    flight
+                }
+            };
+            since.get_or_insert_with(|| (Clock::monotonic(), telemetry::Waiter::begin()));
+            match flight.landed().await {
+                Some(Ok(landed)) => {
+                    // This waiter may be polled long after the landing: what landed may have
+                    // expired by now, or been rejected.
+                    if let Some(held) = self.unexpired(rejected) {
+                        return Ok(held);
+                    }
+                    if self.shared.lock().may_still_serve(&landed) {
+                        return Ok(landed);
+                    }
+                    missed += 1;
+                }
+                Some(Err(error)) => return self.unexpired(rejected).ok_or(error),
+                // The flight was lost with its runtime: whoever notices starts anew.
+                None => lost += 1,
+            }
+        }
+        let reason = if missed > MISSES {
+            Kind::Expired
+        } else {
+            Kind::RuntimeLost
+        };
+        self.without_runtime(rejected, reason)
     }
 
     /// The current token, if it may be used; a stale one is refreshed behind.
@@ -258,7 +291,7 @@ impl TokenCache {
     }
 
     /// Nothing can be asked: a rejected token that has not expired is better than none.
-    fn without_runtime(&self, rejected: Option<Generation>, reason: Kind) -> Outcome {
+    fn without_runtime(&self, rejected: Option<Generation>, reason: Kind) -> Landed {
         let now = self.shared.now();
         self.shared.update(|ledger| ledger.reinstate(&now));
         self.unexpired(rejected).ok_or_else(|| Error::new(reason))
@@ -334,7 +367,18 @@ impl Shared {
             land_by: departure.flight.land_by(),
             pilot: Some(departure.pilot),
         };
-        runtime.spawn(task.run(self.token_service.clone(), self.settings.clone(), request));
+        let telemetry = telemetry::Flight::depart(departure.cause);
+        #[cfg(feature = "tracing")]
+        let span = telemetry.span();
+        let flight = task.run(
+            self.token_service.clone(),
+            self.settings.clone(),
+            request,
+            telemetry,
+        );
+        #[cfg(feature = "tracing")]
+        let flight = tracing::Instrument::instrument(flight, span);
+        runtime.spawn(flight);
     }
 }
 
@@ -344,7 +388,7 @@ struct FlightTask {
     generation: Generation,
     land_by: Instant,
     /// Gone once the flight has landed.
-    pilot: Option<Pilot<Outcome>>,
+    pilot: Option<Pilot<Landed>>,
 }
 
 impl FlightTask {
@@ -353,12 +397,16 @@ impl FlightTask {
         token_service: SharedTokenService,
         settings: Settings,
         request: TokenRequest,
+        mut telemetry: telemetry::Flight,
     ) {
         let Some(pilot) = &self.pilot else { return };
-        let acquisition =
-            settings
-                .limits
-                .acquire(&token_service, &request, self.land_by, &settings.clock);
+        let acquisition = settings.limits.acquire(
+            &token_service,
+            &request,
+            self.land_by,
+            &settings.clock,
+            &mut telemetry,
+        );
         let Some(result) = pilot.fly(acquisition).await else {
             return;
         };
@@ -373,6 +421,8 @@ impl FlightTask {
         let (Some(outcome), Some(pilot)) = (outcome, self.pilot.take()) else {
             return;
         };
+        let landed = outcome.as_ref().map(|held| held.expires_at());
+        telemetry.landed(landed, pilot.waiters());
         pilot.land(outcome);
 
         if settings.warmth == Warmth::Always {

@@ -25,6 +25,7 @@ use crate::{
     Error,
     clock::{Clock, Moment},
     error::Kind,
+    telemetry,
 };
 
 /// The token service of a cache: erased once, because every use of it is on a cold path.
@@ -134,6 +135,11 @@ impl<T> Pilot<T> {
         }
     }
 
+    /// How many wait.
+    pub(super) fn waiters(&self) -> usize {
+        self.landing.receiver_count()
+    }
+
     /// Tells all waiters.
     pub(super) fn land(self, outcome: T) {
         self.landing.send_replace(Some(outcome));
@@ -157,16 +163,27 @@ impl Limits {
         request: &TokenRequest,
         land_by: Instant,
         clock: &Clock,
+        telemetry: &mut telemetry::Flight,
     ) -> Result<(AccessToken, Moment), Error> {
         let mut failed_attempts = 0;
         let mut last_error = None;
         loop {
             let asked_at = clock.now();
-            let error = match service.attempt(request, land_by).await {
-                Some(Ok(token)) => return Ok((token, asked_at)),
-                Some(Err(error)) => error,
-                None => return Err(Error::timed_out(self.deadline, last_error)),
+            let (is_late, answer) = match service.attempt(request, land_by).await {
+                Some(answer) => (false, answer),
+                None => (
+                    true,
+                    Err(Error::timed_out(self.deadline, last_error.take())),
+                ),
             };
+            telemetry.attempted(asked_at.monotonic, answer.as_ref());
+            let error = match answer {
+                Ok(token) => return Ok((token, asked_at)),
+                Err(error) => error,
+            };
+            if is_late {
+                return Err(error);
+            }
 
             failed_attempts += 1;
             let pause = self.pause_before_retry(failed_attempts, &error);

@@ -14,7 +14,7 @@ use super::{
     schedule::{Freshness, Schedule},
     settings::Settings,
 };
-use crate::{Error, clock::Moment};
+use crate::{Error, clock::Moment, telemetry::Cause};
 
 /// How long a stale token is used before a refresh that was lost is started again.
 const RELAUNCH_AFTER: Duration = Duration::from_secs(1);
@@ -24,7 +24,7 @@ const RELAUNCH_AFTER: Duration = Duration::from_secs(1);
 const SHORTEST_WARMTH: Duration = Duration::from_secs(1);
 
 /// What all waiters of a flight are told.
-pub(crate) type Outcome = Result<Arc<Held>, Error>;
+pub(crate) type Landed = Result<Arc<Held>, Error>;
 
 /// A token with its schedule.
 #[derive(Clone)]
@@ -52,6 +52,10 @@ impl Held {
 
     pub(super) fn fresh_until(&self) -> Instant {
         self.schedule.fresh_until()
+    }
+
+    pub(super) fn expires_at(&self) -> &Moment {
+        self.schedule.expires_at()
     }
 
     pub(super) fn freshness(&self, now: &Moment) -> Freshness {
@@ -100,7 +104,7 @@ pub(super) enum Join {
     /// A token that may be used.
     Token(Arc<Held>),
     /// Somebody asked for a token already.
-    Waiting(Flight<Outcome>),
+    Waiting(Flight<Landed>),
     /// This call has to ask.
     Departing(Departure),
     /// The last flight failed a moment ago.
@@ -109,19 +113,20 @@ pub(super) enum Join {
 
 /// A flight that has been entered and has to be started.
 pub(super) struct Departure {
-    pub(super) flight: Flight<Outcome>,
-    pub(super) pilot: Pilot<Outcome>,
+    pub(super) flight: Flight<Landed>,
+    pub(super) pilot: Pilot<Landed>,
     pub(super) generation: Generation,
+    pub(super) cause: Cause,
     /// The token that the API rejected, if that is the reason.
     pub(super) rejected: Option<AccessToken>,
-    _replaced: Option<Flight<Outcome>>,
+    _replaced: Option<Flight<Landed>>,
 }
 
 /// What a transition leaves behind, to be dropped without the lock.
 #[must_use = "to be dropped after unlocking"]
 #[derive(Default)]
 pub(super) struct Leftovers {
-    _flight: Option<Flight<Outcome>>,
+    _flight: Option<Flight<Landed>>,
     _failure: Option<Failure>,
 }
 
@@ -153,7 +158,7 @@ pub(super) struct Ledger {
 /// A flight that has not landed.
 struct Underway {
     generation: Generation,
-    flight: Flight<Outcome>,
+    flight: Flight<Landed>,
     purpose: Purpose,
 }
 
@@ -205,7 +210,11 @@ impl Ledger {
         if let Some(error) = self.failing(now) {
             return Join::Failing(error);
         }
-        Join::Departing(self.depart(now, settings))
+        let cause = match self.held {
+            None => Cause::First,
+            Some(_) => Cause::Expired,
+        };
+        Join::Departing(self.depart(cause, now, settings))
     }
 
     /// A call found the current token stale.
@@ -213,7 +222,7 @@ impl Ledger {
         let held = self.current()?;
         // Not stale any more if somebody was faster: a flight puts the next refresh off.
         let is_stale = held.freshness(now) == Freshness::Stale;
-        is_stale.then(|| self.depart(now, settings))
+        is_stale.then(|| self.depart(Cause::Stale, now, settings))
     }
 
     /// When a token that is kept warm has to be refreshed; `None` if a later flight sees to that.
@@ -236,7 +245,7 @@ impl Ledger {
         now: &Moment,
         settings: &Settings,
     ) -> Option<Departure> {
-        (self.last_departure == landed).then(|| self.depart(now, settings))
+        (self.last_departure == landed).then(|| self.depart(Cause::KeepWarm, now, settings))
     }
 
     /// The API rejected the token of this generation.
@@ -275,7 +284,7 @@ impl Ledger {
         result: Result<(AccessToken, Moment), Error>,
         now: &Moment,
         settings: &Settings,
-    ) -> (Option<Outcome>, Leftovers) {
+    ) -> (Option<Landed>, Leftovers) {
         let Some(Underway {
             flight, purpose, ..
         }) = self.remove_flight(generation)
@@ -358,7 +367,7 @@ impl Ledger {
         landed.ended_on_landing && !is_withheld
     }
 
-    fn flight_under_way(&self, now: &Moment) -> Option<&Flight<Outcome>> {
+    fn flight_under_way(&self, now: &Moment) -> Option<&Flight<Landed>> {
         let flight = &self.flight.as_ref()?.flight;
         (now.monotonic < flight.overdue_at()).then_some(flight)
     }
@@ -375,7 +384,7 @@ impl Ledger {
         })
     }
 
-    fn depart(&mut self, now: &Moment, settings: &Settings) -> Departure {
+    fn depart(&mut self, cause: Cause, now: &Moment, settings: &Settings) -> Departure {
         let generation = Generation(self.last_departure.0 + 1);
         self.last_departure = generation;
         let (flight, pilot) = Flight::prepare(now, settings.limits.deadline);
@@ -397,6 +406,10 @@ impl Ledger {
             flight,
             pilot,
             generation,
+            cause: match rejected {
+                None => cause,
+                Some(_) => Cause::Rejected,
+            },
             rejected,
             _replaced: replaced.map(|underway| underway.flight),
         }

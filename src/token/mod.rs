@@ -20,7 +20,7 @@ pub use self::{
     request::{TokenParameters, TokenRequest},
 };
 pub(crate) use self::{
-    cache::Acquiring,
+    cache::{Acquired, Acquiring},
     ledger::{Generation, Held},
     view::View,
 };

@@ -85,6 +85,10 @@ impl Schedule {
         self.refresh_at
     }
 
+    pub(super) fn expires_at(&self) -> &Moment {
+        &self.expires_at
+    }
+
     /// Until when a token that is fresh stays so, by the monotonic clock.
     pub(super) fn fresh_until(&self) -> Instant {
         self.refresh_at.min(self.expires_at.monotonic)

@@ -16,7 +16,7 @@ use support::{Loopback, Protocol, Servers, Upload, hash, hyper_client, in_time};
 use tokio::sync::Notify;
 use tower::{Layer, ServiceExt};
 use tower_client_credentials::{
-    BoxError, Buffered, ClientCredentials, ClientCredentialsLayer, NotReplayed, ReplayBody,
+    BoxError, Buffered, ClientCredentials, ClientCredentialsLayer, NotReplayed, Outcome, ReplayBody,
 };
 
 const MIB: usize = 1024 * 1024;
@@ -310,8 +310,11 @@ async fn upload_over_the_limit_is_sent_once_and_whole() {
 
             assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
             assert!(matches!(
-                response.extensions().get(),
-                Some(NotReplayed::BodyNotKept | NotReplayed::BodyNotRestored)
+                response
+                    .extensions()
+                    .get::<Outcome>()
+                    .and_then(Outcome::not_replayed),
+                Some(NotReplayed::BodyOverLimit)
             ));
             let received = servers.received();
             assert_eq!(received.len(), 1);

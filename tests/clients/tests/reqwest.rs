@@ -7,7 +7,7 @@ use reqwest::{Body, Client};
 use support::{Protocol, Servers, Upload, hash, in_time};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt};
 use tower_client_credentials::{
-    BoxError, Buffered, ClientCredentialsLayer, CloneWith, NotReplayed, ReplayBody,
+    BoxError, Buffered, ClientCredentialsLayer, CloneWith, NotReplayed, Outcome, ReplayBody,
 };
 use tower_reqwest::HttpClientLayer;
 
@@ -130,7 +130,10 @@ async fn streamed_body_cannot_be_copied_and_is_sent_once() {
 
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
     assert!(matches!(
-        response.extensions().get(),
+        response
+            .extensions()
+            .get::<Outcome>()
+            .and_then(Outcome::not_replayed),
         Some(NotReplayed::BodyNotKept)
     ));
     assert_eq!(servers.received()[0].hash.as_ref(), Some(&expected));

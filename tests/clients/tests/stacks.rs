@@ -20,7 +20,7 @@ use tower::{
     retry::{Policy, RetryLayer},
     timeout::TimeoutLayer,
 };
-use tower_client_credentials::{BoxError, ClientCredentialsLayer};
+use tower_client_credentials::{BoxError, ClientCredentialsLayer, Outcome, Withheld};
 use tower_http::{
     decompression::DecompressionLayer, follow_redirect::FollowRedirectLayer, trace::TraceLayer,
 };
@@ -300,6 +300,26 @@ async fn redirect_follower_above_carries_the_token_to_another_host() {
     in_time(service.oneshot(request)).await.unwrap();
 
     assert_eq!(tokens(&seen), ["Bearer token-1"]);
+}
+
+/// With the origins named, the follower may stand above.
+#[tokio::test]
+async fn tokens_go_to_no_other_origin_with_a_redirect_follower_above() {
+    let (other, seen) = other_host().await;
+    let servers = moved_to(&other).await;
+    let request = Request::get(servers.url("/"))
+        .body(Full::default())
+        .unwrap();
+
+    let service = ServiceBuilder::new()
+        .layer(FollowRedirectLayer::new())
+        .layer(credentials(&servers).origins([servers.url("/")]).unwrap())
+        .service(http());
+    let response = in_time(service.oneshot(request)).await.unwrap();
+
+    assert_eq!(tokens(&seen), [""]);
+    let outcome = response.extensions().get::<Outcome>().unwrap();
+    assert_eq!(outcome.withheld(), Some(Withheld::OtherOrigin));
 }
 
 /// "compressed", with gzip.

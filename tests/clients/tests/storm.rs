@@ -7,7 +7,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use support::{Protocol, Servers, Upload, cache_without_cool_down, hyper_client, in_time};
 use tower::{Layer, Service, ServiceExt};
-use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer, NotReplayed};
+use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer, Outcome};
 
 const CALLS: usize = 1000;
 const AT_ONCE: usize = 32;
@@ -31,13 +31,13 @@ fn upload(number: usize) -> Upload {
 
 /// How a call ended.
 #[derive(Debug, PartialEq)]
-enum Outcome {
+enum Fate {
     Answered,
     /// The server closed the connection with its answer unread.
     Lost,
 }
 
-async fn call<S, ResBody>(service: S, servers: &Servers, number: usize) -> Outcome
+async fn call<S, ResBody>(service: S, servers: &Servers, number: usize) -> Fate
 where
     S: Service<Request<Upload>, Response = http::Response<ResBody>, Error = BoxError>,
     ResBody: http_body::Body<Error: std::fmt::Debug>,
@@ -52,15 +52,18 @@ where
         Ok(response) => response,
         Err(error) => {
             assert!(is_clients_own(&*error), "{error:?}");
-            return Outcome::Lost;
+            return Fate::Lost;
         }
     };
-    let reason = response.extensions().get::<NotReplayed>();
+    let reason = response
+        .extensions()
+        .get::<Outcome>()
+        .and_then(Outcome::not_replayed);
     assert_eq!(response.status(), StatusCode::OK, "{path}: {reason:?}");
     let got = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(got, meant, "call {number}");
     assert_refused_at_first(servers, &path).await;
-    Outcome::Answered
+    Fate::Answered
 }
 
 /// The API got the call at least twice: with a token that it refused, and then with others.
@@ -115,7 +118,7 @@ async fn storm(protocol: Protocol) -> usize {
     in_time(servers.issuer_connections().closed()).await;
     let lost = outcomes
         .iter()
-        .filter(|outcome| **outcome == Outcome::Lost)
+        .filter(|outcome| **outcome == Fate::Lost)
         .count();
     println!("{protocol:?}: {lost} of {CALLS} calls were lost to resets");
     lost

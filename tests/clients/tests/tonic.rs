@@ -22,7 +22,7 @@ use tower::{
     Layer, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer,
     limit::GlobalConcurrencyLimitLayer, timeout::TimeoutLayer,
 };
-use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer, NotReplayed};
+use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer, NotReplayed, Outcome};
 use tower_http::{
     decompression::DecompressionLayer, follow_redirect::FollowRedirectLayer, trace::TraceLayer,
 };
@@ -180,7 +180,11 @@ async fn client_streaming_call_over_the_limit_is_sent_once() {
     let stack = stack.map_response({
         let reason = std::sync::Arc::clone(&reason);
         move |response| {
-            *reason.lock().unwrap() = response.extensions().get::<NotReplayed>().cloned();
+            *reason.lock().unwrap() = response
+                .extensions()
+                .get::<Outcome>()
+                .and_then(Outcome::not_replayed)
+                .cloned();
             response
         }
     });
@@ -193,7 +197,7 @@ async fn client_streaming_call_over_the_limit_is_sent_once() {
     assert_eq!(status.message(), "token expired");
     assert!(matches!(
         *reason.lock().unwrap(),
-        Some(NotReplayed::BodyNotRestored)
+        Some(NotReplayed::BodyOverLimit)
     ));
 }
 

@@ -1,0 +1,269 @@
+//! Tokens go where they belong.
+
+mod support;
+
+use http::{Method, Request, Response, StatusCode, header::AUTHORIZATION};
+use support::{Issuer, rejection};
+use tower::{BoxError, Layer, ServiceExt, service_fn};
+use tower_client_credentials::{ClientCredentialsLayer, CloneBody, Error, Outcome, Withheld};
+
+const API: &str = "https://api.example";
+
+/// What becomes of a request: carried the token, or the reason why not.
+type Fate = Result<(), Withheld>;
+
+const OTHER: Fate = Err(Withheld::OtherOrigin);
+const PLAIN: Fate = Err(Withheld::PlainHttp);
+
+#[tokio::test(start_paused = true)]
+async fn tokens_go_over_plain_http_to_this_machine_only() {
+    for (uri, fate) in [
+        ("https://api.example/v2/people", Ok(())),
+        ("HTTPS://api.example/", Ok(())),
+        ("https://api.example:80/", Ok(())),
+        ("http://api.example/", PLAIN),
+        ("HTTP://api.example/", PLAIN),
+        ("http://api.example:443/", PLAIN),
+        ("ws://api.example/", PLAIN),
+        ("WS://api.example/", PLAIN),
+        ("wss://api.example/", Ok(())),
+        ("http://localhost/", Ok(())),
+        ("http://LOCALHOST.:8080/", Ok(())),
+        ("http://127.0.0.1:8080/", Ok(())),
+        ("http://127.9.9.9/", Ok(())),
+        ("http://[::1]:8080/", Ok(())),
+        ("http://[0:0:0:0:0:0:0:1]/", Ok(())),
+        // Look like loopback, and are none or need not be.
+        ("http://localhost.example/", PLAIN),
+        ("http://127.0.0.1.example/", PLAIN),
+        ("http://localhost@api.example/", PLAIN),
+        ("http://127.0.0.1:80@api.example/", PLAIN),
+        ("http://[::2]/", PLAIN),
+        ("http://[::ffff:8.8.8.8]/", PLAIN),
+        ("http://0.0.0.0/", PLAIN),
+        ("http://2130706433/", PLAIN),
+        ("http://10.0.0.1/", PLAIN),
+        // Says nothing of how it goes.
+        ("/v2/people", Ok(())),
+        // The proxy of a tunnel would read it.
+        ("CONNECT api.example:443", OTHER),
+    ] {
+        assert_eq!(
+            fate_of(ClientCredentialsLayer::with_cache, uri, &[]).await,
+            fate,
+            "{uri}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_go_over_plain_http_anywhere_if_that_is_allowed() {
+    let allowing = |cache| ClientCredentialsLayer::with_cache(cache).allow_http();
+
+    assert_eq!(fate_of(allowing, "http://api.example/", &[]).await, Ok(()));
+    assert_eq!(
+        fate_of(allowing, "CONNECT api.example:443", &[]).await,
+        OTHER
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_go_to_the_origins_that_were_named_only() {
+    let origins = [
+        API,
+        "https://127.0.0.1:8443",
+        "https://[2001:db8::1]",
+        "http://localhost:8080",
+    ];
+    let layer = |cache| {
+        ClientCredentialsLayer::with_cache(cache)
+            .origins(origins)
+            .unwrap()
+    };
+
+    for (uri, fate) in [
+        (
+            "https://api.example/v2/people?x=https://evil.example/",
+            Ok(()),
+        ),
+        ("https://API.Example/", Ok(())),
+        ("https://api.example./", Ok(())),
+        ("https://api.example:443/", Ok(())),
+        ("https://api.example:/", Ok(())),
+        ("https://127.0.0.1:8443/", Ok(())),
+        ("https://[2001:db8::1]/", Ok(())),
+        ("https://[2001:0DB8:0:0::1]:443/", Ok(())),
+        ("http://localhost:8080/", Ok(())),
+        ("https://ada:secret@api.example/", Ok(())),
+        // Another port, another scheme.
+        ("https://api.example:8443/", OTHER),
+        ("https://api.example:80/", OTHER),
+        ("https://127.0.0.1/", OTHER),
+        ("http://localhost/", OTHER),
+        ("https://localhost:8080/", OTHER),
+        ("wss://api.example/", OTHER),
+        ("http://api.example/", PLAIN),
+        ("http://api.example:443/", PLAIN),
+        // Look-alikes.
+        ("https://api.example@evil.example/", OTHER),
+        ("https://api.example:443@evil.example/", OTHER),
+        ("https://api.example.evil.example/", OTHER),
+        ("https://evil.example/api.example", OTHER),
+        ("https://evil-api.example/", OTHER),
+        ("https://xapi.example/", OTHER),
+        ("https://example/", OTHER),
+        ("https://api.example../", OTHER),
+        ("https://api.exampl\u{65}x/", OTHER),
+        ("https://xn--pi-7kc.example/", OTHER),
+        ("https://api.example:99999/", OTHER),
+        ("https://[2001:db8::2]/", OTHER),
+        ("https://[::ffff:127.0.0.1]:8443/", OTHER),
+        // Names nothing.
+        ("/v2/people", OTHER),
+        ("CONNECT api.example:443", OTHER),
+    ] {
+        assert_eq!(fate_of(layer, uri, &[]).await, fate, "{uri}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_in_origin_form_is_taken_by_its_host() {
+    let layer = |cache| {
+        let layer = ClientCredentialsLayer::with_cache(cache);
+        layer.origins([API, "http://localhost:8080"]).unwrap()
+    };
+
+    for (uri, hosts, fate) in [
+        ("/v2/people", &["api.example"][..], Ok(())),
+        ("/v2/people", &["API.example:443"], Ok(())),
+        ("/v2/people", &["api.example."], Ok(())),
+        ("/v2/people", &["localhost:8080"], Ok(())),
+        ("/v2/people", &["localhost"], OTHER),
+        ("/v2/people", &["api.example:80"], OTHER),
+        ("/v2/people", &["evil.example"], OTHER),
+        ("/v2/people", &["api.example@evil.example"], OTHER),
+        ("/v2/people", &["evil.example:443#@api.example"], OTHER),
+        ("/v2/people", &[""], OTHER),
+        ("/v2/people", &["api.example", "evil.example"], OTHER),
+        ("*", &["api.example"], Ok(())),
+        // A server of many hosts answers for the one that `Host` names.
+        ("https://api.example/", &["evil.example"], OTHER),
+        ("https://evil.example/", &["api.example"], OTHER),
+        ("https://api.example/", &["api.example"], Ok(())),
+    ] {
+        assert_eq!(fate_of(layer, uri, hosts).await, fate, "{uri} {hosts:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_origin_means_no_token() {
+    let none: [&str; 0] = [];
+    let layer = |cache| {
+        ClientCredentialsLayer::with_cache(cache)
+            .origins(none)
+            .unwrap()
+    };
+
+    assert_eq!(fate_of(layer, "https://api.example/", &[]).await, OTHER);
+}
+
+/// Neither is a token asked for, nor does a rejection by such a host touch the one that is there.
+#[tokio::test(start_paused = true)]
+async fn request_to_another_origin_passes_untouched() {
+    let issuer = Issuer::new();
+    let echo = service_fn(async |request: Request<String>| {
+        let mut response = rejection();
+        *response.headers_mut() = request.headers().clone();
+        *response.body_mut() = request.into_body();
+        Ok::<_, BoxError>(response)
+    });
+    let layer = ClientCredentialsLayer::new(issuer.service())
+        .origins([API])
+        .unwrap();
+    let service = layer.layer(echo);
+    let request = || Request::post("https://evil.example/").header("x-a", "1");
+
+    let response = service
+        .clone()
+        .oneshot(request().body("Ada".into()).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(
+        (response.headers().len(), &response.headers()["x-a"]),
+        (1, &"1".parse().unwrap())
+    );
+    assert_eq!(response.body(), "Ada");
+    let outcome = response.extensions().get::<Outcome>().unwrap();
+    assert_eq!(outcome.withheld(), Some(Withheld::OtherOrigin));
+    assert!(outcome.to_string().contains("another origin"));
+
+    let own = request()
+        .header(AUTHORIZATION, "Basic b3du")
+        .body("Ada".into())
+        .unwrap();
+    let response = service.oneshot(own).await.unwrap();
+    assert_eq!(response.headers()[AUTHORIZATION], "Basic b3du");
+    assert!(response.extensions().is_empty());
+    assert_eq!(issuer.requests(), 0);
+}
+
+#[test]
+fn origins_that_cannot_work_are_refused() {
+    for (origin, fact) in [
+        ("api.example", "has to be absolute"),
+        ("/v2", "has to be absolute"),
+        ("", "is not a valid URL"),
+        ("https://", "is not a valid URL"),
+        ("https://a b/", "is not a valid URL"),
+        ("https://api.example/v2", "has a path or a query"),
+        ("https://api.example/?a", "has a path or a query"),
+        ("https://ada:geheim@api.example", "carries user information"),
+        ("https://api.example:99999", "a port that is no port number"),
+        ("ftp://api.example", "a port that is no port number"),
+        ("https://:443", "names no host"),
+    ] {
+        let cache = Issuer::new().cache();
+        let refused = ClientCredentialsLayer::with_cache(cache).origins([API, origin]);
+        let error: Error = refused.err().unwrap_or_else(|| panic!("{origin} is taken"));
+        assert!(error.is_configuration(), "{origin}");
+        assert!(error.to_string().contains(fact), "{origin}: {error}");
+        assert!(!format!("{error} {error:?}").contains("geheim"));
+    }
+}
+
+/// Sends one request, "CONNECT host:port" too; says whether it carried the token.
+async fn fate_of(
+    layer: impl Fn(tower_client_credentials::TokenCache) -> ClientCredentialsLayer<CloneBody>,
+    uri: &str,
+    hosts: &[&str],
+) -> Fate {
+    let has_token = service_fn(async |request: Request<String>| {
+        let has_token = request.headers().contains_key(AUTHORIZATION);
+        Ok::<_, BoxError>(Response::new(has_token.to_string()))
+    });
+    let mut request = Request::new(String::new());
+    let target = uri.strip_prefix("CONNECT ");
+    if target.is_some() {
+        *request.method_mut() = Method::CONNECT;
+    }
+    *request.uri_mut() = target.unwrap_or(uri).parse().unwrap();
+    for host in hosts {
+        request.headers_mut().append("host", host.parse().unwrap());
+    }
+    let cache = Issuer::new().cache();
+    cache.token().await.unwrap();
+
+    let response = layer(cache)
+        .layer(has_token)
+        .oneshot(request)
+        .await
+        .unwrap();
+
+    let outcome = response.extensions().get::<Outcome>();
+    match outcome.and_then(Outcome::withheld) {
+        None => assert_eq!(response.body(), "true", "{uri}"),
+        Some(_) => assert_eq!(response.body(), "false", "{uri}"),
+    }
+    outcome.and_then(Outcome::withheld).map_or(Ok(()), Err)
+}

@@ -1,0 +1,208 @@
+//! What a response, or an error, says of its call.
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use support::{Api, Failure, Issuer, call, rejection, request, stack};
+use tokio::time::sleep;
+use tower::{BoxError, Layer, ServiceExt, service_fn};
+use tower_client_credentials::{
+    Buffered, ClientCredentialsLayer, CloneWith, Error, NoReplay, NotReplayed, Outcome, Replay,
+};
+
+const LATENCY: Duration = Duration::from_millis(80);
+
+#[tokio::test(start_paused = true)]
+async fn plain_hit_says_nothing() {
+    let service = stack(&Issuer::new(), Api::accepting_all().service());
+    service.cache().token().await.unwrap();
+
+    let response = call(&service).await.unwrap();
+
+    assert!(response.extensions().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn call_that_waited_says_how_long() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let service = stack(&issuer, Api::accepting_all().service());
+    let late = async {
+        sleep(LATENCY / 4).await;
+        call(&service).await
+    };
+
+    let (first, second) = tokio::join!(call(&service), late);
+
+    for (response, waited) in [(first, LATENCY), (second, LATENCY * 3 / 4)] {
+        let outcome = outcome(&response.unwrap());
+        assert_eq!(outcome.waited(), Some(waited));
+        assert_eq!(
+            outcome.to_string(),
+            format!("waited {waited:?} for a token")
+        );
+        assert!(!outcome.is_renewed() && !outcome.is_replayed());
+        assert!(outcome.not_replayed().is_none() && outcome.withheld().is_none());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn call_that_failed_says_how_long_it_had_waited() {
+    let issuer = Issuer::new().latency(LATENCY);
+    issuer.fail(Failure::Permanent);
+    let service = stack(&issuer, Api::accepting_all().service());
+    let failure = async || {
+        let error = call(&service).await.unwrap_err();
+        error.downcast::<Error>().unwrap()
+    };
+
+    assert_eq!(failure().await.waited(), Some(LATENCY));
+    // Told what the first one was told, at once.
+    assert_eq!(failure().await.waited(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn replay_says_whether_it_waited_for_a_renewal() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let api = Api::accepting(|token| token == "token-2").latency(LATENCY / 2);
+    let service = stack(&issuer, api.service());
+    service.cache().token().await.unwrap();
+    // Sent with the first token, too, and told so when the second one is there.
+    let late_api = Api::accepting(|token| token == "token-2").latency(LATENCY * 2);
+    let late =
+        ClientCredentialsLayer::with_cache(service.cache().clone()).layer(late_api.service());
+
+    let (renewed, replaced) = tokio::join!(call(&service), call(&late));
+
+    let renewed = outcome(&renewed.unwrap());
+    assert!(renewed.is_replayed() && renewed.is_renewed());
+    assert_eq!(renewed.waited(), Some(LATENCY));
+    assert_eq!(
+        renewed.to_string(),
+        "waited 80ms for a token; the token was renewed; sent twice"
+    );
+    let replaced = outcome(&replaced.unwrap());
+    assert!(replaced.is_replayed() && !replaced.is_renewed());
+    assert_eq!(replaced.waited(), None);
+    assert_eq!(issuer.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejection_that_comes_back_says_why_and_what_was_tried() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let service = stack(&issuer, Api::accepting_none().service());
+
+    let again = outcome(&call(&service).await.unwrap());
+    assert!(matches!(
+        again.not_replayed(),
+        Some(NotReplayed::RejectedAgain)
+    ));
+    assert!(again.is_replayed() && again.is_renewed());
+    assert_eq!(
+        again.waited(),
+        Some(2 * LATENCY),
+        "for a token, and for another"
+    );
+
+    let cooling = outcome(&call(&service).await.unwrap());
+    assert!(matches!(
+        cooling.not_replayed(),
+        Some(NotReplayed::CoolingDown)
+    ));
+    assert!(!cooling.is_replayed() && !cooling.is_renewed());
+    assert_eq!(cooling.waited(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejection_says_for_how_long_a_renewal_was_waited_for_in_vain() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let service = stack(&issuer, Api::accepting_none().service());
+    service.cache().token().await.unwrap();
+    issuer.fail(Failure::Permanent);
+
+    let outcome = outcome(&call(&service).await.unwrap());
+
+    assert!(matches!(
+        outcome.not_replayed(),
+        Some(NotReplayed::RenewalFailed(_))
+    ));
+    assert_eq!(outcome.waited(), Some(LATENCY));
+    assert!(!outcome.is_replayed() && !outcome.is_renewed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejection_says_why_its_body_was_not_sent_again() {
+    let mut opted_out = request();
+    opted_out.extensions_mut().insert(NoReplay);
+    let layer = || ClientCredentialsLayer::new(Issuer::new().service());
+
+    let reason = why_not(layer(), opted_out).await;
+    assert!(matches!(reason, NotReplayed::OptedOut));
+    let reason = why_not(layer().never_retry(), request()).await;
+    assert!(matches!(reason, NotReplayed::BodyNotKept));
+    let reason = why_not(layer().replay(CloneWith(|_: &String| None)), request()).await;
+    assert!(matches!(reason, NotReplayed::BodyNotKept));
+    let reason = why_not(layer().replay(Buffered::new(4)), request()).await;
+    assert!(
+        matches!(reason, NotReplayed::BodyOverLimit),
+        "it says so at once"
+    );
+    let frames = ["na", "me=", "Ada"].map(|data| Ok::<_, BoxError>(Frame::data(Bytes::from(data))));
+    let streamed = StreamBody::new(futures_util::stream::iter(frames));
+    let reason = why_not(layer().replay(Buffered::new(4)), Request::new(streamed)).await;
+    assert!(
+        matches!(reason, NotReplayed::BodyOverLimit),
+        "found out on the way"
+    );
+}
+
+/// A policy of a user's own, which gives reasons of its own.
+#[tokio::test(start_paused = true)]
+async fn policy_of_ones_own_gives_its_own_reasons() {
+    #[derive(Clone)]
+    struct Once;
+    impl Replay<String> for Once {
+        type Body = String;
+        type Kept = ();
+        fn split(&self, body: String) -> (String, Option<()>) {
+            let is_kept = body.len() < 10;
+            (body, is_kept.then_some(()))
+        }
+        fn restore(&self, (): ()) -> Option<String> {
+            None
+        }
+        fn not_kept(&self) -> NotReplayed {
+            NotReplayed::BodyOverLimit
+        }
+    }
+    let layer = || ClientCredentialsLayer::new(Issuer::new().service()).replay(Once);
+
+    let reason = why_not(layer(), request()).await;
+    assert!(matches!(reason, NotReplayed::BodyNotRestored));
+    let reason = why_not(layer(), request().map(|body| body + " Lovelace")).await;
+    assert!(matches!(reason, NotReplayed::BodyOverLimit));
+}
+
+fn outcome<B>(response: &Response<B>) -> Outcome {
+    let outcome = response.extensions().get::<Outcome>();
+    outcome.expect("there is an outcome").clone()
+}
+
+/// Sends one request to an API that reads it to its end and rejects every token.
+async fn why_not<R, B>(layer: ClientCredentialsLayer<R>, request: Request<B>) -> NotReplayed
+where
+    R: Replay<B> + Clone,
+    R::Body: http_body::Body<Error: Into<BoxError>>,
+{
+    let api = service_fn(async |request: Request<R::Body>| {
+        let read = http_body_util::BodyExt::collect(request.into_body()).await;
+        read.map_err(Into::<BoxError>::into)?;
+        Ok::<_, BoxError>(rejection())
+    });
+    let response = layer.layer(api).oneshot(request).await.unwrap();
+    outcome(&response).not_replayed().unwrap().clone()
+}
