@@ -1,0 +1,70 @@
+//! What most applications have: a lock around a token and its end, checked again once it is held for
+//! writing.
+//!
+//! Cannot: be told of a rejected token; most have no such thing.
+
+use std::{sync::Arc, time::Instant};
+
+use tokio::sync::RwLock;
+use tower::BoxError;
+
+use super::plain_fetch::PlainFetch;
+use crate::{
+    endpoint::Endpoint,
+    peer::{ApiRequest, ApiResponse, ByHand, Client, Leaf, Peer, send, set_bearer},
+};
+
+#[derive(Clone)]
+pub(crate) struct HomeMade {
+    cached: Arc<RwLock<Option<(String, Instant)>>>,
+    fetch: PlainFetch,
+}
+
+impl HomeMade {
+    async fn token(&self) -> Result<String, BoxError> {
+        if let Some((token, ends)) = &*self.cached.read().await
+            && Instant::now() < *ends
+        {
+            return Ok(token.clone());
+        }
+        let mut cached = self.cached.write().await;
+        // Another caller may have fetched one while this one waited for the lock.
+        if let Some((token, ends)) = &*cached
+            && Instant::now() < *ends
+        {
+            return Ok(token.clone());
+        }
+        let fetched = self.fetch.token().await?;
+        let ends = Instant::now() + fetched.lifetime();
+        *cached = Some((fetched.access_token.clone(), ends));
+        Ok(fetched.access_token)
+    }
+}
+
+impl Peer for HomeMade {
+    const NAME: &'static str = "home-made RwLock";
+    const DEAF: Option<&'static str> = Some("it uses a token until that ends, as most of its kind");
+
+    type Client<L: Leaf> = ByHand<Self, L>;
+
+    async fn start(endpoint: &Endpoint) -> Result<Self, BoxError> {
+        Ok(Self {
+            cached: Arc::default(),
+            fetch: PlainFetch::new(endpoint),
+        })
+    }
+
+    fn client<L: Leaf>(&self, leaf: L) -> Self::Client<L> {
+        ByHand {
+            tokens: self.clone(),
+            leaf,
+        }
+    }
+}
+
+impl<L: Leaf> Client for ByHand<HomeMade, L> {
+    async fn send(&mut self, mut request: ApiRequest) -> Result<ApiResponse, BoxError> {
+        set_bearer(&mut request, &self.tokens.token().await?)?;
+        send(&mut self.leaf, request).await
+    }
+}
