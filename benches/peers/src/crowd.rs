@@ -19,16 +19,16 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// How long an impatient caller waits, how often it tries, and how long a token takes it.
-const PATIENCE: Duration = Duration::from_millis(50);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
 const TRIES: usize = 4;
-const SLOW: Duration = Duration::from_millis(80);
+pub(crate) const SLOW: Duration = Duration::from_millis(80);
 
 /// In all other works, until there is a token, or none.
 const TOKEN_DELAY: Duration = Duration::from_millis(50);
 const REFUSAL_DELAY: Duration = Duration::from_millis(10);
 
 /// Several times as long as a token takes, so that calls are rejected before, during and after that.
-const SPREAD: Duration = Duration::from_millis(200);
+pub(crate) const SPREAD: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Work {

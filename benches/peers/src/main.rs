@@ -1,6 +1,6 @@
 //! The layer beside what people would use instead: the same work for each.
 //!
-//! Prints what was measured, and ends with an exit code other than zero where
+//! Prints what was measured, draws `docs/peers.svg`, and ends with an exit code other than zero where
 //! this crate has to be ahead of every peer and is not. Needs no network but loopback, and less than
 //! a minute:
 //!
@@ -17,9 +17,10 @@ mod endpoint;
 mod hot;
 mod peer;
 mod peers;
+mod picture;
 mod report;
 
-use std::{env, process::ExitCode};
+use std::{env, path::Path, process::ExitCode};
 
 use tower::BoxError;
 
@@ -49,6 +50,9 @@ fn compare() -> Result<ExitCode, BoxError> {
 
     report::print(&results);
     let all_hold = report::check(&results);
+    let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/peers.svg");
+    picture::draw(&picture, &results)?;
+    println!("\nDrawn: docs/peers.svg");
 
     if all_hold {
         println!("All of it held.");
