@@ -94,6 +94,11 @@ fn history(history: &[Action]) {
     run(Warmth::WhenUsed, 0, LASTING, history).unwrap();
 }
 
+/// The same, with last tokens that live for no time.
+fn history_without_life(history: &[Action]) {
+    run(Warmth::WhenUsed, 0, 0, history).unwrap();
+}
+
 #[test]
 fn waiter_that_is_polled_late_is_not_given_a_token_that_was_rejected_since() {
     history(&[Ask, Token(New(LASTING)), Reject, Call, PollWoken]);
@@ -132,5 +137,26 @@ fn token_that_seemed_to_end_on_landing_is_not_sent_once_it_has_expired() {
         Unready,
         PollWoken,
         Wait(2740),
+    ]);
+}
+
+/// The newest token is stale and rejected; the token without life is older, and was never refused.
+#[test]
+fn waiter_that_is_polled_late_is_sent_with_the_token_without_life_that_it_waited_for() {
+    history_without_life(&[
+        Call,
+        PollWoken,
+        Drop(0),
+        Call,
+        Call,
+        Token(New(0)),
+        Call,
+        Drop(0),
+        Wait(101),
+        Token(New(1000)),
+        Wait(699),
+        Reject,
+        Drop(1),
+        PollWoken,
     ]);
 }

@@ -255,6 +255,10 @@ impl Observer {
     /// The API is sent a request.
     pub(crate) fn sent(&mut self, call: CallId, token: String, answer: oneshot::Sender<Answer>) {
         self.handed_out(call, &token);
+        // A waiter that is polled late may be sent with the token without life that it waited for,
+        // which says nothing of the newest.
+        let is_newest = self.newest.as_ref().is_some_and(|newest| newest.text == token);
+        self.is_refresh_due |= is_newest && self.newest_is_stale();
         let seen = &mut self.calls[call.0];
         seen.sends += 1;
         seen.is_sending = true;
@@ -262,7 +266,6 @@ impl Observer {
         seen.landings_before = self.landings;
         self.two_sends_at_most(call);
         self.sends.push(Send { call, answer });
-        self.is_refresh_due |= self.newest_is_stale();
     }
 
     /// The call has the API's answer.
