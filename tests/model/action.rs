@@ -4,12 +4,18 @@ use std::time::Duration;
 
 use proptest::{collection, prelude::*};
 
+use crate::{bodies::Policy, runtimes::Home};
+
 /// One step of a history. Printed as it is written, so that a history which failed can be kept as a
 /// test. Calls and sends are numbered from the oldest one that is left, and round again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Action {
-    /// A new call, polled once.
+    /// A new call, polled once; its request is one of the plain ones.
     Call,
+    /// A call with another request, or on another runtime.
+    CallWith(Policy, Home),
+    /// The body of one call streams, and its next frame is there.
+    Frame(usize),
     /// Somebody asks the cache for a token, without the layer.
     Ask,
     /// Every call is polled that was woken.
@@ -30,6 +36,8 @@ pub(crate) enum Action {
     Freeze(u64),
     /// The wall clock is set forth or back, by seconds.
     SetWall(i64),
+    /// The second runtime goes away, with the calls and the flight that are on it.
+    Lose,
     /// The inner service has no room for another call.
     Unready,
     Ready,
@@ -54,7 +62,15 @@ pub(crate) enum Reply {
 pub(crate) enum Answer {
     Accepted,
     Rejected,
+    /// The same, and what is left of the request's body is read on.
+    RejectedEarly,
     Failed,
+}
+
+impl Answer {
+    pub(crate) fn is_rejection(self) -> bool {
+        matches!(self, Self::Rejected | Self::RejectedEarly)
+    }
 }
 
 /// Hundreds of steps, most of them ordinary.
@@ -74,19 +90,40 @@ const STEPS: u8 = 100;
 fn action(step: u8, detail: u16) -> Action {
     let index = usize::from(detail % 8);
     match step {
-        0..14 => Action::Call,
-        14..32 => Action::PollWoken,
-        32..48 => Action::Token(reply(detail)),
-        48..66 => Action::Api(index, answer(detail)),
-        66..80 => Action::Wait(pause(detail)),
-        80..83 => Action::Ask,
-        83..88 => Action::Poll(index),
-        88..92 => Action::Drop(index),
-        92..95 => Action::Ready,
-        95 => Action::Unready,
-        96 => Action::Reject,
-        97 => Action::SetWall(jump(detail)),
+        0..8 => Action::Call,
+        8..18 => Action::CallWith(policy(detail), home(detail)),
+        18..34 => Action::PollWoken,
+        34..49 => Action::Token(reply(detail)),
+        49..65 => Action::Api(index, answer(detail)),
+        65..77 => Action::Wait(pause(detail)),
+        77..80 => Action::Ask,
+        80..84 => Action::Frame(index),
+        84..87 => Action::Poll(index),
+        87..90 => Action::Drop(index),
+        90..93 => Action::Ready,
+        93 => Action::Unready,
+        94 => Action::Reject,
+        95 => Action::SetWall(jump(detail)),
+        96 | 97 => Action::Lose,
         _ => Action::Freeze(pause(detail)),
+    }
+}
+
+fn policy(detail: u16) -> Policy {
+    match detail % 8 {
+        0..2 => Policy::Cloned,
+        2..5 => Policy::Buffered,
+        5 => Policy::Overflowing,
+        6 => Policy::Never,
+        _ => Policy::OptedOut,
+    }
+}
+
+fn home(detail: u16) -> Home {
+    if detail < 600 {
+        Home::First
+    } else {
+        Home::Second
     }
 }
 
@@ -105,7 +142,8 @@ fn reply(detail: u16) -> Reply {
 fn answer(detail: u16) -> Answer {
     match detail / 100 {
         0..4 => Answer::Accepted,
-        4..9 => Answer::Rejected,
+        4..7 => Answer::Rejected,
+        7..9 => Answer::RejectedEarly,
         _ => Answer::Failed,
     }
 }

@@ -9,7 +9,9 @@ use tokio::sync::oneshot;
 
 use crate::{
     action::{Answer, Reply, milliseconds},
+    bodies::{Belt, Policy},
     clocks::{Clocks, Moment},
+    runtimes::{Driven, Home},
     world::Outcome,
 };
 
@@ -21,6 +23,8 @@ pub(crate) const MOST_JITTER: f64 = 0.5;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 /// How much later than that a flight without an outcome counts as lost.
 const OVERDUE_AFTER: Duration = Duration::from_secs(1);
+/// How long a stale token is used before a refresh that was lost is started again.
+const RELAUNCH_AFTER: Duration = Duration::from_secs(1);
 pub(crate) const COOL_DOWN: Duration = Duration::from_secs(30);
 pub(crate) const ATTEMPTS: u32 = 3;
 /// How many flights one waiter waits for, if one after the other is of no use to it.
@@ -35,6 +39,7 @@ pub(crate) struct CallId(pub(crate) usize);
 
 pub(crate) struct Observer {
     pub(crate) clocks: Clocks,
+    driven: Driven,
     /// Whether the cache keeps its token warm, and so asks without being asked.
     pub(crate) is_kept_warm: bool,
     pub(crate) flight: Option<Flight>,
@@ -56,10 +61,14 @@ pub(crate) struct Observer {
     pub(crate) failure: Option<Failure>,
     /// Also of a failure that a token has made good.
     pub(crate) last_failure_at: Option<Duration>,
+    /// When a flight was lost: who waited for it then may be told so.
+    pub(crate) last_lost_at: Option<Duration>,
     pub(crate) calls: Vec<CallSeen>,
     pub(crate) sends: Vec<Send>,
     /// Whether a stale token was used in this step.
     pub(crate) is_refresh_due: bool,
+    /// Whether a token was refused in this step to a call that is sent once.
+    pub(crate) is_renewal_due: bool,
     pub(crate) polls: usize,
     /// Whether handles are left; without any, a flight may be given up.
     pub(crate) has_handles: bool,
@@ -74,6 +83,8 @@ pub(crate) struct Flight {
     pub(crate) asked_at: Moment,
     /// The token that its requests name as rejected.
     pub(crate) renews: Option<String>,
+    /// The runtime that its task is on.
+    home: Home,
     pub(crate) phase: Phase,
 }
 
@@ -111,6 +122,9 @@ pub(crate) struct Failure {
 pub(crate) struct CallSeen {
     /// Whether it needs a token only, and so no service that is ready.
     pub(crate) is_ask: bool,
+    pub(crate) policy: Policy,
+    /// Where its body comes from, if that streams.
+    pub(crate) belt: Belt,
     /// When it was first polled with a service that was ready, and so began to want a token.
     pub(crate) began_at: Option<Duration>,
     /// How many flights had ended by then.
@@ -121,10 +135,14 @@ pub(crate) struct CallSeen {
     pub(crate) last_answer: Option<Answer>,
     /// How many flights had ended by then.
     pub(crate) ended_flights_when_answered: usize,
+    /// Whether it was seen to wait since.
+    pub(crate) waits_for_a_renewal: bool,
     /// How many tokens had landed when it was last sent.
     pub(crate) landings_before: usize,
     /// Tokens that ended on landing, which it waited for.
     pub(crate) entitled_to: Vec<String>,
+    /// Whether it is over without a second send, for a reason that its request has.
+    pub(crate) is_sent_once: bool,
     pub(crate) is_over: bool,
 }
 
@@ -135,9 +153,10 @@ pub(crate) struct Send {
 }
 
 impl Observer {
-    pub(crate) fn new(clocks: Clocks, is_kept_warm: bool) -> Self {
+    pub(crate) fn new(clocks: Clocks, driven: Driven, is_kept_warm: bool) -> Self {
         Self {
             clocks,
+            driven,
             is_kept_warm,
             flight: None,
             flights: 0,
@@ -153,9 +172,11 @@ impl Observer {
             renewed_at: None,
             failure: None,
             last_failure_at: None,
+            last_lost_at: None,
             calls: Vec::new(),
             sends: Vec::new(),
             is_refresh_due: false,
+            is_renewal_due: false,
             polls: 0,
             has_handles: true,
             broken: Vec::new(),
@@ -212,6 +233,7 @@ impl Observer {
                     attempts: 1,
                     asked_at: now,
                     renews: rejected,
+                    home: self.driven.home(),
                     phase: Phase::Asking(Some(answer)),
                 });
             }
@@ -252,12 +274,26 @@ impl Observer {
         }
     }
 
+    /// The second runtime is about to go away, and with it the flight, if that is its home.
+    pub(crate) fn second_runtime_goes_away(&mut self) {
+        if self
+            .flight
+            .as_ref()
+            .is_some_and(|flight| flight.home == Home::Second)
+        {
+            self.flight_lost();
+        }
+    }
+
     /// The API is sent a request.
     pub(crate) fn sent(&mut self, call: CallId, token: String, answer: oneshot::Sender<Answer>) {
         self.handed_out(call, &token);
         // A waiter that is polled late may be sent with the token without life that it waited for,
         // which says nothing of the newest.
-        let is_newest = self.newest.as_ref().is_some_and(|newest| newest.text == token);
+        let is_newest = self
+            .newest
+            .as_ref()
+            .is_some_and(|newest| newest.text == token);
         self.is_refresh_due |= is_newest && self.newest_is_stale();
         let seen = &mut self.calls[call.0];
         seen.sends += 1;
@@ -282,6 +318,21 @@ impl Observer {
         self.sends.retain(|send| send.call != call);
     }
 
+    /// An API has read the body of a send to its end, or to an error.
+    pub(crate) fn upload_ended(
+        &mut self,
+        call: CallId,
+        send: usize,
+        is_failed: bool,
+        received: &[u8],
+    ) {
+        if is_failed {
+            self.upload_fails_for_a_replay_only(call, send);
+        } else {
+            self.request_is_sent_whole(call, send, received);
+        }
+    }
+
     /// A token was given to a call.
     pub(crate) fn handed_out(&mut self, call: CallId, token: &str) {
         self.no_expired_token_is_handed_out(call, token);
@@ -301,7 +352,7 @@ impl Observer {
         if seen.is_sending {
             return;
         }
-        if seen.last_answer == Some(Answer::Rejected) {
+        if seen.last_answer.is_some_and(Answer::is_rejection) {
             self.waits_for_a_renewal(call, is_ready);
         }
         if !is_ready {
@@ -314,13 +365,16 @@ impl Observer {
 
     /// Refused, not sent again, and not told so; or it has the renewed token, but no room to send it.
     /// Once a flight has ended, the token may be in use again, and the call be one that was polled so
-    /// late that it asks anew.
+    /// late that it asks anew; and one that began to wait while the token had expired goes on waiting
+    /// when a clock is set back.
     fn waits_for_a_renewal(&mut self, call: CallId, is_ready: bool) {
         let refused = self.calls[call.0].last_token.clone();
         if self.newest.as_ref().map(|newest| &newest.text) != refused.as_ref() {
             return;
         }
-        let has_waited = self.calls[call.0].ended_flights_when_answered < self.ended_flights;
+        let seen = &mut self.calls[call.0];
+        let has_waited = std::mem::replace(&mut seen.waits_for_a_renewal, true)
+            || seen.ended_flights_when_answered < self.ended_flights;
         if is_ready && !has_waited && self.newest_is_usable_and(|_| true) {
             self.withheld = refused;
         } else {
@@ -332,10 +386,15 @@ impl Observer {
     /// that is the renewal, unless the cache is cooling down, which cannot be seen.
     pub(crate) fn over_with(&mut self, call: CallId, outcome: &Outcome) {
         self.outcome_is_honest(call, outcome);
+        if let Outcome::Status(status, reason) = outcome {
+            self.reason_is_right(call, *status, reason.as_ref());
+        }
+        self.calls[call.0].is_sent_once = outcome.is_sent_once();
+        self.is_renewal_due |= self.renewal_is_due(call);
         self.calls[call.0].is_over = true;
         let refused = &self.calls[call.0].last_token;
         let is_newest = self.newest.as_ref().map(|newest| &newest.text) == refused.as_ref();
-        if is_newest && matches!(outcome, Outcome::Status(401)) {
+        if is_newest && matches!(outcome, Outcome::Status(401, _)) {
             self.may_be_withheld = refused.clone();
         }
     }
@@ -352,6 +411,7 @@ impl Observer {
             self.flight_failed(Duration::ZERO);
         }
         self.stale_token_is_refreshed();
+        self.refused_token_is_renewed();
         if self.flight.is_none() {
             self.may_be_withheld = None;
         }
@@ -372,12 +432,34 @@ impl Observer {
     /// came back unchanged, or could not be had lately, is left alone for a while.
     fn newest_is_stale(&self) -> bool {
         let now = self.now();
+        let is_left_alone = self
+            .last_lost_at
+            .is_some_and(|lost_at| now.monotonic < lost_at + RELAUNCH_AFTER);
         self.failure.is_none()
+            && !is_left_alone
             && self.newest.as_ref().is_some_and(|newest| {
                 !newest.is_unchanged
                     && now.monotonic >= newest.stale_at + newest.window.mul_f64(MOST_JITTER)
                     && !now.has_reached(&newest.ends_at)
             })
+    }
+
+    /// Whether a call that is sent once was refused with the newest token, and nothing tells against
+    /// its renewal. Of a token that was handed out again, an earlier issue may have been refused.
+    fn renewal_is_due(&self, call: CallId) -> bool {
+        let seen = &self.calls[call.0];
+        let is_newest = self.newest.as_ref().is_some_and(|newest| {
+            Some(&newest.text) == seen.last_token.as_ref()
+                && !newest.is_unchanged
+                && seen.landings_before == self.landings
+        });
+        let is_possible = self.failure.is_none() && !self.is_cooling_down(self.now().monotonic);
+        seen.is_sent_once && is_newest && is_possible
+    }
+
+    pub(crate) fn is_cooling_down(&self, now: Duration) -> bool {
+        self.renewed_at
+            .is_some_and(|renewed_at| now < renewed_at + COOL_DOWN)
     }
 
     /// Whether a token is there that may be given to anyone.
@@ -450,23 +532,20 @@ impl Observer {
         let Some(flight) = self.flight.take() else {
             return;
         };
-        self.ended_flights += 1;
         let now = self.now().monotonic;
         if now >= flight.started_at.monotonic + DEADLINE + OVERDUE_AFTER {
-            // The process stood still: the flight is lost, which says nothing of the token service.
-            if let Some(newest) = &mut self.newest {
-                newest.is_to_be_replaced = true;
-            }
-            self.renewal_may_be_due();
+            // The process stood still.
+            self.flight = Some(flight);
+            self.flight_lost();
             return;
         }
+        self.ended_flights += 1;
         let in_a_row = self.failure.as_ref().map_or(0, |last| last.in_a_row) + 1;
         let doubled = Duration::from_secs(1 << (in_a_row - 1).min(10)).min(LONGEST_BACKOFF);
         let asked_for = retry_after.min(LONGEST_RETRY_AFTER);
         self.last_failure_at = Some(now);
         self.failure = Some(Failure {
             in_a_row,
-
             at_least_until: now + doubled.mul_f64(0.8).max(asked_for),
             at_most_until: now + doubled.mul_f64(1.2).max(asked_for.mul_f64(1.5)),
         });
@@ -474,6 +553,17 @@ impl Observer {
             newest.is_to_be_replaced = true;
         }
         self.over(&flight);
+    }
+
+    /// Without an outcome, which says nothing of the token service.
+    fn flight_lost(&mut self) {
+        self.flight = None;
+        self.ended_flights += 1;
+        self.last_lost_at = Some(self.now().monotonic);
+        if let Some(newest) = &mut self.newest {
+            newest.is_to_be_replaced = true;
+        }
+        self.renewal_may_be_due();
     }
 
     /// A flight that was no renewal, or none that ended, leaves the refused token as it was.

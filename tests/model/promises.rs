@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use tower_client_credentials::{Error, NotReplayed};
+
 use crate::{
     action::Answer,
+    bodies::{Policy, TEXT},
     clocks::Moment,
     observer::{ATTEMPTS, COOL_DOWN, CallId, CallSeen, DEADLINE, Flight, Observer, Phase, WAITS},
     world::Outcome,
@@ -25,9 +28,32 @@ impl Observer {
     }
 
     pub(crate) fn two_sends_at_most(&mut self, call: CallId) {
-        let sends = self.calls[call.0].sends;
-        self.expect(sends <= 2, || {
-            format!("two sends at most: {call:?} was sent {sends} times")
+        let seen = &self.calls[call.0];
+        let (sends, policy) = (seen.sends, seen.policy);
+        let most = match policy {
+            Policy::Cloned | Policy::Buffered => 2,
+            Policy::Overflowing if !seen.belt.is_read() => 2,
+            Policy::Overflowing | Policy::Never | Policy::OptedOut => 1,
+        };
+        self.expect(sends <= most, || {
+            format!("two sends at most: {call:?} was sent {sends} times, {policy:?}")
+        });
+    }
+
+    /// A first send that was refused, and whose body the second send takes over, is told so.
+    pub(crate) fn upload_fails_for_a_replay_only(&mut self, call: CallId, send: usize) {
+        let seen = &self.calls[call.0];
+        let is_refused = seen.last_answer.is_some_and(Answer::is_rejection);
+        let is_taken_over = send < seen.sends || (is_refused && !seen.is_sent_once);
+        self.expect(is_taken_over, || {
+            format!("nothing is lost of a body: send {send} of {call:?} fails")
+        });
+    }
+
+    pub(crate) fn request_is_sent_whole(&mut self, call: CallId, send: usize, received: &[u8]) {
+        self.expect(received == TEXT.as_bytes(), || {
+            let received = String::from_utf8_lossy(received);
+            format!("nothing is lost of a body: send {send} of {call:?} ends with {received:?}")
         });
     }
 
@@ -165,6 +191,40 @@ impl Observer {
         });
     }
 
+    /// A call that is sent once has no use for another token, but the next one has.
+    pub(crate) fn refused_token_is_renewed(&mut self) {
+        let is_due = std::mem::take(&mut self.is_renewal_due);
+        let is_under_way = self.flight.is_some();
+        self.expect(!is_due || is_under_way, || {
+            "a rejected token is renewed for the next call: nothing is under way".to_owned()
+        });
+    }
+
+    /// An upload that was not woken has read all that there is, or waits for its turn to be over.
+    pub(crate) fn no_upload_waits_for_what_is_there(&mut self, call: CallId, is_woken: bool) {
+        let seen = &self.calls[call.0];
+        let is_waiting = seen.is_sending && !is_woken;
+        let is_read = !seen.policy.streams() || seen.belt.is_empty();
+        self.expect(!is_waiting || is_read, || {
+            format!("nothing is lost of a body: {call:?} is not woken for its next frame")
+        });
+    }
+
+    /// The same for what is read on after the answer, until a replay takes over.
+    pub(crate) fn no_left_upload_waits_for_nothing(
+        &mut self,
+        call: CallId,
+        send: usize,
+        is_woken: bool,
+    ) {
+        let seen = &self.calls[call.0];
+        let is_taken_over = send < seen.sends;
+        let has_reason = is_woken || (seen.belt.is_empty() && !is_taken_over);
+        self.expect(has_reason, || {
+            format!("nothing is lost of a body: send {send} of {call:?} is told nothing")
+        });
+    }
+
     /// A flight that neither asks nor pauses would never land.
     pub(crate) fn flight_goes_on(&mut self) {
         let now = self.now().monotonic;
@@ -185,8 +245,8 @@ impl Observer {
     pub(crate) fn outcome_is_honest(&mut self, call: CallId, outcome: &Outcome) {
         let seen = &self.calls[call.0];
         let is_honest = match outcome {
-            Outcome::Status(200) => seen.last_answer == Some(Answer::Accepted),
-            Outcome::Status(_) => seen.last_answer == Some(Answer::Rejected),
+            Outcome::Status(200, _) => seen.last_answer == Some(Answer::Accepted),
+            Outcome::Status(..) => seen.last_answer.is_some_and(Answer::is_rejection),
             Outcome::Token(token) => self.ends.contains_key(token),
             Outcome::ApiError => seen.last_answer == Some(Answer::Failed),
             // Once it was sent there is an answer to show, unless that was read and dropped for a replay
@@ -206,6 +266,49 @@ impl Observer {
         });
     }
 
+    /// A rejection comes back with the reason why it was not mended, everything else without one.
+    pub(crate) fn reason_is_right(
+        &mut self,
+        call: CallId,
+        status: u16,
+        reason: Option<&NotReplayed>,
+    ) {
+        let now = self.now().monotonic;
+        let seen = &self.calls[call.0];
+        let (sends, policy) = (seen.sends, seen.policy);
+        let may_replay = sends == 1 && !matches!(policy, Policy::Never | Policy::OptedOut);
+        let is_right = match reason {
+            None => status != 401,
+            Some(_) if status != 401 => false,
+            Some(NotReplayed::RejectedAgain) => sends == 2,
+            Some(NotReplayed::BodyNotKept) => policy == Policy::Never,
+            Some(NotReplayed::OptedOut) => policy == Policy::OptedOut,
+            Some(NotReplayed::BodyNotRestored) => {
+                may_replay && policy == Policy::Overflowing && seen.belt.is_read()
+            }
+            Some(NotReplayed::CoolingDown) => may_replay && self.is_cooling_down(now),
+            Some(NotReplayed::RenewalFailed(error)) => {
+                may_replay && (self.failed_lately(call) || self.is_without_token(call, error))
+            }
+            Some(_) => false,
+        };
+        self.expect(is_right, || {
+            let reason = reason.map(ToString::to_string);
+            format!(
+                "the caller sees what the API said: {call:?}, {policy:?}, sent {sends} times, \
+                 got {status} because of {reason:?}"
+            )
+        });
+    }
+
+    /// Whether a replay got nothing although no flight failed: one after the other was lost, or
+    /// brought what ended before the call was polled.
+    fn is_without_token(&self, call: CallId, error: &Error) -> bool {
+        let ended_before = self.calls[call.0].ended_flights_when_answered;
+        let waits = self.ended_flights - ended_before;
+        (error.is_expired() || error.is_no_runtime()) && waits >= WAITS
+    }
+
     /// Whether the call had its last token and could not use it: a first send waits for a second one,
     /// a replay has its answer to thank a renewal for.
     fn has_waited_in_vain(&self, call: &CallSeen) -> bool {
@@ -213,7 +316,7 @@ impl Observer {
         let is_renewed = self.landings > call.landings_before || newest != call.last_token.as_ref();
         match call.sends {
             0 => !call.is_ask && self.ended_flights >= call.ended_flights_before + 2,
-            1 => call.last_answer == Some(Answer::Rejected) && is_renewed,
+            1 => call.last_answer.is_some_and(Answer::is_rejection) && is_renewed,
             _ => false,
         }
     }

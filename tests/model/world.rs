@@ -1,31 +1,33 @@
 //! The layer between a token service and an API that do as a history says.
 
 use std::{
+    cell::RefCell,
+    future::poll_fn,
     panic::resume_unwind,
     pin::Pin,
+    rc::Rc,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
 use http::{Request, Response, header::AUTHORIZATION};
-use tokio::{
-    runtime::Handle,
-    sync::oneshot,
-    time::{advance, sleep},
-};
+use http_body::Body;
+use tokio::sync::oneshot;
 use tokio_test::task::{Spawn, spawn};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, ClientCredentials, ClientCredentialsLayer, Error, Rejection, TokenCache,
-    TokenRequest,
+    AccessToken, ClientCredentials, ClientCredentialsLayer, Error, NoReplay, NotReplayed,
+    Rejection, TokenCache, TokenRequest,
+    replay::{Buffered, CloneBody, Never},
 };
 
 use crate::{
     action::{Action, Answer, Reply, milliseconds},
+    bodies::{Belt, Policy, SHORT_LIMIT, TEXT, Upload},
     clocks::Clocks,
     observer::{CallId, CallSeen, Observer, Phase},
-    support::settle_briefly,
+    runtimes::{Home, Runtimes},
 };
 
 /// So many calls at once show what more would show.
@@ -36,14 +38,81 @@ pub(crate) struct World {
     observer: SharedObserver,
     gate: Gate,
     cache: TokenCache,
-    service: ClientCredentials<Api>,
+    services: Services,
     calls: Vec<PendingCall>,
+    uploads: Vec<PendingUpload>,
+    left_uploads: LeftUploads,
+    runtimes: Runtimes,
+}
+
+/// One cache behind several replay policies.
+struct Services {
+    cloned: ClientCredentials<Api, CloneBody>,
+    buffered: ClientCredentials<Api, Buffered>,
+    overflowing: ClientCredentials<Api, Buffered>,
+    never: ClientCredentials<Api, Never>,
+}
+
+impl Services {
+    fn new(cache: &TokenCache, api: &Api) -> Self {
+        let layer = || ClientCredentialsLayer::with_cache(cache.clone());
+        let buffered = |limit| layer().replay(Buffered::new(limit)).layer(api.clone());
+        Self {
+            cloned: layer().layer(api.clone()),
+            buffered: buffered(TEXT.len()),
+            overflowing: buffered(SHORT_LIMIT),
+            never: layer().never_retry().layer(api.clone()),
+        }
+    }
+
+    fn call(&self, policy: Policy, id: CallId, belt: &Belt) -> Outcoming {
+        let text = || request(id, TEXT.to_owned());
+        match policy {
+            Policy::Cloned => outcome(&self.cloned, text()),
+            Policy::Buffered => outcome(&self.buffered, request(id, belt.body())),
+            Policy::Overflowing => outcome(&self.overflowing, request(id, belt.body())),
+            Policy::Never => outcome(&self.never, text()),
+            Policy::OptedOut => {
+                let mut request = text();
+                request.extensions_mut().insert(NoReplay);
+                outcome(&self.cloned, request)
+            }
+        }
+    }
+}
+
+fn request<B>(id: CallId, body: B) -> Request<B> {
+    let request = Request::post("https://api.example/people").extension(id);
+    request.body(body).unwrap()
+}
+
+/// A call on its way to what it comes to.
+type Outcoming = Pin<Box<dyn Future<Output = Outcome>>>;
+
+fn outcome<S, B>(service: &S, request: Request<B>) -> Outcoming
+where
+    S: Service<Request<B>, Response = Response<String>, Error = BoxError, Future: 'static>,
+    S: Clone + 'static,
+    B: 'static,
+{
+    let response = service.clone().oneshot(request);
+    Box::pin(async move {
+        match response.await {
+            Ok(response) => {
+                let reason = response.extensions().get::<NotReplayed>();
+                Outcome::Status(response.status().as_u16(), reason.cloned())
+            }
+            Err(error) => error
+                .downcast_ref()
+                .map_or(Outcome::ApiError, Outcome::without_token),
+        }
+    })
 }
 
 /// What a call came to.
 #[derive(Debug)]
 pub(crate) enum Outcome {
-    Status(u16),
+    Status(u16, Option<NotReplayed>),
     Token(String),
     ApiError,
     /// The token service failed.
@@ -64,17 +133,45 @@ impl Outcome {
             Self::TokenError
         }
     }
+
+    /// Whether the request is why there was no second send, whatever the cache thinks.
+    pub(crate) fn is_sent_once(&self) -> bool {
+        let Self::Status(_, Some(reason)) = self else {
+            return false;
+        };
+        matches!(
+            reason,
+            NotReplayed::BodyNotKept | NotReplayed::OptedOut | NotReplayed::BodyNotRestored
+        )
+    }
 }
 
 struct PendingCall {
     id: CallId,
-    task: Spawn<Pin<Box<dyn Future<Output = Outcome>>>>,
+    home: Home,
+    task: Spawn<Outcoming>,
 }
+
+/// A body that is read on after its request was answered.
+struct PendingUpload {
+    call: CallId,
+    send: usize,
+    task: Spawn<Uploading>,
+}
+
+type Uploading = Pin<Box<dyn Future<Output = ()>>>;
+
+/// What an API leaves behind when it answers early.
+type LeftUploads = Rc<RefCell<Vec<(CallId, usize, Uploading)>>>;
 
 impl World {
     pub(crate) fn new(is_kept_warm: bool) -> Self {
+        let runtimes = Runtimes::start();
+        let first = runtimes.handle(Home::First);
+        let _context = first.enter();
         let clocks = Clocks::start();
-        let observer = SharedObserver::new(Observer::new(clocks.clone(), is_kept_warm));
+        let observer = Observer::new(clocks.clone(), runtimes.driven(), is_kept_warm);
+        let observer = SharedObserver::new(observer);
         let wall = clocks.clone();
         let mut builder = TokenCache::builder().wall_clock(move || wall.system_time());
         if is_kept_warm {
@@ -83,101 +180,110 @@ impl World {
         let issuer = observer.clone();
         let cache = builder.build(service_fn(move |request| issue(issuer.clone(), request)));
         let gate = Gate::default();
+        let left_uploads = LeftUploads::default();
         let api = Api {
             observer: observer.clone(),
             gate: gate.clone(),
+            left_uploads: left_uploads.clone(),
             is_ready: false,
         };
-        let service = ClientCredentialsLayer::with_cache(cache.clone()).layer(api);
+        let services = Services::new(&cache, &api);
         Self {
             clocks,
             observer,
             gate,
             cache,
-            service,
+            services,
             calls: Vec::new(),
+            uploads: Vec::new(),
+            left_uploads,
+            runtimes,
         }
     }
 
     /// Takes one step, lets all tasks run, and looks at every promise.
-    pub(crate) async fn step(&mut self, action: Action) -> Result<(), String> {
-        self.act(action).await;
-        settle_briefly().await;
+    pub(crate) fn step(&mut self, action: Action) -> Result<(), String> {
+        let first = self.runtimes.handle(Home::First);
+        let _context = first.enter();
+        self.act(action);
+        self.runtimes.settle();
         self.look()
     }
 
     /// Lets everything end well, and looks at what is left behind.
-    pub(crate) async fn finish(mut self, last_lifetime: u64) -> Result<(), String> {
-        self.step(Action::Ready).await?;
+    pub(crate) fn finish(mut self, last_lifetime: u64) -> Result<(), String> {
+        self.step(Action::Ready)?;
         // A call waits for two flights and two sends at most.
         for _ in 0..8 {
-            self.step(Action::PollWoken).await?;
-            self.step(Action::Token(Reply::New(last_lifetime))).await?;
+            for call in 0..self.calls.len() {
+                self.step(Action::Frame(call))?;
+            }
+            self.step(Action::PollWoken)?;
+            self.step(Action::Token(Reply::New(last_lifetime)))?;
             while !self.observer.lock().sends.is_empty() {
-                self.step(Action::Api(0, Answer::Accepted)).await?;
+                self.step(Action::Api(0, Answer::Accepted))?;
             }
             // A pause before a retry may be all that they wait for: five seconds and half of that.
-            self.step(Action::Wait(8000)).await?;
+            self.step(Action::Wait(8000))?;
         }
         if let Some(call) = self.calls.first() {
             return Err(format!("every call completes: {:?} does not", call.id));
         }
-        self.leave_nothing().await
+        self.leave_nothing()
     }
 
-    async fn leave_nothing(self) -> Result<(), String> {
+    fn leave_nothing(self) -> Result<(), String> {
+        let first = self.runtimes.handle(Home::First);
+        let _context = first.enter();
         self.observer.lock().has_handles = false;
-        drop((self.cache, self.service, self.calls));
-        settle_briefly().await;
-        match Handle::current().metrics().num_alive_tasks() {
+        drop((self.cache, self.services, self.calls, self.uploads));
+        self.runtimes.settle();
+        match self.runtimes.alive_tasks() {
             0 => self.observer.lock().verdict(),
             tasks => Err(format!("no task outlives the last handle: {tasks} do")),
         }
     }
 
-    async fn act(&mut self, action: Action) {
+    fn act(&mut self, action: Action) {
         match action {
-            Action::Call => self.call(),
+            Action::Call => self.call(Policy::Cloned, Home::First),
+            Action::CallWith(policy, home) => self.call(policy, home),
             Action::Ask => self.ask(),
             Action::PollWoken => self.poll_woken(),
             Action::Poll(call) if !self.calls.is_empty() => self.poll(call % self.calls.len()),
             Action::Drop(call) if !self.calls.is_empty() => self.drop_call(call),
-            Action::Poll(_) | Action::Drop(_) => {}
+            Action::Frame(call) if !self.calls.is_empty() => self.bring_frame(call),
+            Action::Poll(_) | Action::Drop(_) | Action::Frame(_) => {}
             Action::Token(reply) => self.answer_token_request(reply),
             Action::Api(send, answer) => self.answer_send(send, answer),
             Action::Reject => self.reject(),
-            Action::Wait(time) => sleep(milliseconds(time)).await,
-            Action::Freeze(time) => advance(milliseconds(time)).await,
+            Action::Wait(time) => self.runtimes.wait(milliseconds(time)),
+            Action::Freeze(time) => self.runtimes.freeze(milliseconds(time)),
             Action::SetWall(seconds) => self.clocks.set_wall(seconds),
+            Action::Lose => self.lose_second_runtime(),
             Action::Unready => self.gate.close(),
             Action::Ready => self.gate.open(),
         }
     }
 
-    fn call(&mut self) {
-        let service = self.service.clone();
-        self.start(CallSeen::default(), move |id| {
-            let request = Request::post("https://api.example/people").extension(id);
-            let request = request.body("name=Ada".to_owned()).unwrap();
-            let response = service.oneshot(request);
-            Box::pin(async move {
-                match response.await {
-                    Ok(response) => Outcome::Status(response.status().as_u16()),
-                    Err(error) => error
-                        .downcast_ref()
-                        .map_or(Outcome::ApiError, Outcome::without_token),
-                }
-            })
+    fn call(&mut self, policy: Policy, home: Home) {
+        let seen = CallSeen {
+            policy,
+            ..CallSeen::default()
+        };
+        let belt = seen.belt.clone();
+        self.start(seen, home, move |world, id| {
+            world.services.call(policy, id, &belt)
         });
     }
 
     fn ask(&mut self) {
-        let cache = self.cache.clone();
         let seen = CallSeen {
             is_ask: true,
             ..CallSeen::default()
         };
-        self.start(seen, move |_| {
+        self.start(seen, Home::First, |world, _| {
+            let cache = world.cache.clone();
             Box::pin(async move {
                 match cache.token().await {
                     Ok(token) => Outcome::Token(token.expose().to_owned()),
@@ -187,11 +293,7 @@ impl World {
         });
     }
 
-    fn start(
-        &mut self,
-        seen: CallSeen,
-        call: impl FnOnce(CallId) -> Pin<Box<dyn Future<Output = Outcome>>>,
-    ) {
+    fn start(&mut self, seen: CallSeen, home: Home, call: impl FnOnce(&Self, CallId) -> Outcoming) {
         if self.calls.len() == MOST_CALLS {
             return;
         }
@@ -200,8 +302,8 @@ impl World {
             calls.push(seen);
             CallId(calls.len() - 1)
         };
-        let task = spawn(call(id));
-        self.calls.push(PendingCall { id, task });
+        let task = spawn(call(self, id));
+        self.calls.push(PendingCall { id, home, task });
         self.poll(self.calls.len() - 1);
     }
 
@@ -212,13 +314,25 @@ impl World {
                 self.poll(index);
             }
         }
+        self.uploads
+            .retain_mut(|upload| !upload.task.is_woken() || upload.task.poll().is_pending());
     }
 
     fn poll(&mut self, index: usize) {
         let call = &mut self.calls[index];
         let id = call.id;
         self.observer.lock().polls += 1;
-        let polled = call.task.poll();
+        let polled = {
+            let home = self.runtimes.handle(call.home);
+            let _context = home.enter();
+            call.task.poll()
+        };
+        for (call, send, upload) in self.left_uploads.take() {
+            let mut task = spawn(upload);
+            if task.poll().is_pending() {
+                self.uploads.push(PendingUpload { call, send, task });
+            }
+        }
         let mut observer = self.observer.lock();
         match polled {
             Poll::Pending => observer.still_pending(id, self.gate.is_open()),
@@ -236,6 +350,21 @@ impl World {
     fn drop_call(&mut self, call: usize) {
         let call = self.calls.remove(call % self.calls.len());
         self.observer.lock().calls[call.id.0].is_over = true;
+    }
+
+    fn bring_frame(&mut self, call: usize) {
+        let call = self.calls[call % self.calls.len()].id;
+        let belt = self.observer.lock().calls[call.0].belt.clone();
+        belt.bring();
+    }
+
+    fn lose_second_runtime(&mut self) {
+        // Calls are tasks of a runtime, too.
+        while let Some(call) = self.calls.iter().position(|call| call.home == Home::Second) {
+            self.drop_call(call);
+        }
+        self.observer.lock().second_runtime_goes_away();
+        self.runtimes.lose_second();
     }
 
     fn answer_token_request(&mut self, reply: Reply) {
@@ -290,20 +419,25 @@ impl World {
         for call in &self.calls {
             let is_woken = call.task.is_woken();
             observer.no_call_is_pending_without_a_reason(call.id, is_woken, is_ready);
+            observer.no_upload_waits_for_what_is_there(call.id, is_woken);
+        }
+        for upload in &self.uploads {
+            let is_woken = upload.task.is_woken();
+            observer.no_left_upload_waits_for_nothing(upload.call, upload.send, is_woken);
         }
         observer.verdict()
     }
 }
 
 #[derive(Clone)]
-struct SharedObserver(Arc<Mutex<Observer>>);
+pub(crate) struct SharedObserver(Arc<Mutex<Observer>>);
 
 impl SharedObserver {
     fn new(observer: Observer) -> Self {
         Self(Arc::new(Mutex::new(observer)))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Observer> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Observer> {
         self.0.lock().unwrap()
     }
 }
@@ -356,6 +490,7 @@ impl Drop for InProgress {
 struct Api {
     observer: SharedObserver,
     gate: Gate,
+    left_uploads: LeftUploads,
     is_ready: bool,
 }
 
@@ -364,12 +499,16 @@ impl Clone for Api {
         Self {
             observer: self.observer.clone(),
             gate: self.gate.clone(),
+            left_uploads: self.left_uploads.clone(),
             is_ready: false,
         }
     }
 }
 
-impl Service<Request<String>> for Api {
+impl<B> Service<Request<B>> for Api
+where
+    B: Body<Error: Into<BoxError>> + 'static,
+{
     type Response = Response<String>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Response<String>, BoxError>>>>;
@@ -383,26 +522,37 @@ impl Service<Request<String>> for Api {
         }
     }
 
-    fn call(&mut self, request: Request<String>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let id = *request.extensions().get::<CallId>().unwrap();
         let header = request.headers()[AUTHORIZATION].to_str().unwrap();
         let token = header.strip_prefix("Bearer ").unwrap().to_owned();
-        let (answer, answered) = oneshot::channel();
-        {
+        let (answer, mut answered) = oneshot::channel();
+        let send = {
             let mut observer = self.observer.lock();
             let was_ready = std::mem::take(&mut self.is_ready);
             observer.expect(was_ready, || {
                 format!("readiness: {id:?} is sent by a service that was not ready")
             });
             observer.sent(id, token, answer);
-        }
+            observer.calls[id.0].sends
+        };
         let sending = Sending(Some((self.observer.clone(), id)));
+        let mut upload = Upload::new(request.into_body(), id, send, self.observer.clone());
+        let left_uploads = self.left_uploads.clone();
         Box::pin(async move {
-            let answer = answered.await?;
+            let answer = poll_fn(|cx| {
+                let _ = upload.poll(cx);
+                Pin::new(&mut answered).poll(cx)
+            });
+            let answer = answer.await?;
             sending.end(answer);
+            if answer == Answer::RejectedEarly && !upload.has_ended() {
+                let uploading = Box::pin(poll_fn(move |cx| upload.poll(cx)));
+                left_uploads.borrow_mut().push((id, send, uploading));
+            }
             match answer {
                 Answer::Accepted => Ok(Response::default()),
-                Answer::Rejected => Ok(crate::support::rejection()),
+                Answer::Rejected | Answer::RejectedEarly => Ok(crate::support::rejection()),
                 Answer::Failed => Err("connection reset".into()),
             }
         })
