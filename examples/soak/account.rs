@@ -105,8 +105,10 @@ impl fmt::Display for Deed {
             Self::Answer => "an answer",
             Self::Unavailable => "503",
             Self::Refuse => "401",
-            Self::Reset => "connection closed without an answer",
-            Self::Truncate => "connection closed in mid-answer",
+            Self::Close => "connection closed without an answer",
+            Self::Reset => "connection reset without an answer",
+            Self::CloseHalfway => "connection closed in mid-answer",
+            Self::ResetHalfway => "connection reset in mid-answer",
         })
     }
 }

@@ -18,7 +18,7 @@ use tower_client_credentials::{
 
 use crate::{
     account::{Account, End},
-    servers::{CALL, Deed, Servers},
+    servers::{CALL, Deed, Servers, is_reset},
 };
 
 /// Longer than two flights and two sends can take.
@@ -101,27 +101,25 @@ fn explain_answer(status: StatusCode, is_whole: bool, deed: Option<Deed>) -> End
 /// An error is explained if it names what a server did.
 fn explain_error(error: &BoxError, deed: Option<Deed>) -> End {
     let chain = chain(error.as_ref());
-    let is_closed = [
-        "connection closed",
-        "Connection reset",
-        "end of file",
-        "channel closed",
-    ]
-    .iter()
-    .any(|text| chain.contains(text));
+    let is_reset = is_reset(error.as_ref());
+    let is_closed = ["connection closed", "end of file", "channel closed"]
+        .iter()
+        .any(|text| chain.contains(text));
     match (error.downcast_ref::<Error>(), deed) {
-        (Some(error), _) => explain_token_error(error, &chain, is_closed),
-        (None, Some(deed @ (Deed::Reset | Deed::Truncate))) if is_closed => End::Api(deed),
+        (Some(error), _) => explain_token_error(error, &chain, is_closed, is_reset),
+        (None, Some(deed @ (Deed::Close | Deed::CloseHalfway))) if is_closed => End::Api(deed),
+        (None, Some(deed @ (Deed::Reset | Deed::ResetHalfway))) if is_reset => End::Api(deed),
         (None, deed) => End::Unexplained(format!("{chain}, after {deed:?}")),
     }
 }
 
-fn explain_token_error(error: &Error, chain: &str, is_closed: bool) -> End {
+fn explain_token_error(error: &Error, chain: &str, is_closed: bool, is_reset: bool) -> End {
     match error.code() {
         Some("injected_refusal") => End::TokenEndpoint(Deed::Refuse),
         Some("injected_unavailability") => End::TokenEndpoint(Deed::Unavailable),
-        // Both end with a connection that is closed too early; which, the chain does not say.
-        None if error.is_transport() && is_closed => End::TokenEndpoint(Deed::Reset),
+        // In the middle of an answer or without one; which, the chain does not say.
+        None if error.is_transport() && is_reset => End::TokenEndpoint(Deed::Reset),
+        None if error.is_transport() && is_closed => End::TokenEndpoint(Deed::Close),
         _ => End::Unexplained(chain.to_owned()),
     }
 }

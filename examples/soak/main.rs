@@ -4,8 +4,8 @@
 //! cargo run --release --example soak -- [seconds] [seed]
 //! ```
 //!
-//! Ends with a non-zero status if a call hung, came to something that was not injected, or left a
-//! task or memory behind.
+//! Ends with a non-zero status if a call hung, came to something that was not injected, left a task
+//! or memory behind, or if the token endpoint was asked twice at a time.
 
 mod account;
 mod callers;
@@ -40,6 +40,7 @@ async fn main() -> Result<ExitCode, BoxError> {
     let servers = Arc::new(Servers::start(seed).await?);
     let (account, memory) = soak(&servers, Duration::from_secs(seconds), seed).await?;
     let token_requests = servers.token_requests();
+    let most_at_a_time = servers.most_token_requests();
     drop(servers);
     let tasks = tasks_left().await;
 
@@ -48,6 +49,7 @@ async fn main() -> Result<ExitCode, BoxError> {
         (tasks > 0).then(|| format!("{tasks} tasks are left")),
         memory.complaint(),
         servers::storm(token_requests, seconds),
+        servers::crowd(most_at_a_time),
     ];
     println!("{account}");
     println!("{:>8}  tasks left", tasks);

@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    error::Error as StdError,
+    future::poll_fn,
     io,
     net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -45,9 +47,24 @@ pub(crate) enum Deed {
     /// 401.
     Refuse,
     /// The connection is closed instead of an answer.
+    Close,
+    /// The connection is reset instead of an answer.
     Reset,
     /// The connection is closed in the middle of the answer.
-    Truncate,
+    CloseHalfway,
+    /// The connection is reset in the middle of the answer.
+    ResetHalfway,
+}
+
+impl Deed {
+    /// As the error that it makes of an answer.
+    fn error(self) -> io::Error {
+        let kind = match self {
+            Self::Reset | Self::ResetHalfway => io::ErrorKind::ConnectionReset,
+            _ => io::ErrorKind::ConnectionAborted,
+        };
+        io::Error::new(kind, "ended on purpose")
+    }
 }
 
 /// Who does it.
@@ -69,6 +86,9 @@ pub(crate) struct Servers {
 struct Book {
     rng: fastrand::Rng,
     injected: BTreeMap<(Party, Deed), u64>,
+    /// How many requests each server has not answered, now and at most.
+    open: HashMap<Party, u64>,
+    most_open: BTreeMap<Party, u64>,
     /// When the server ceases to accept each token that was issued lately.
     tokens: HashMap<String, Instant>,
     issued: u64,
@@ -81,6 +101,8 @@ impl Servers {
         let book = Arc::new(Mutex::new(Book {
             rng: fastrand::Rng::with_seed(seed),
             injected: BTreeMap::new(),
+            open: HashMap::new(),
+            most_open: BTreeMap::new(),
             tokens: HashMap::new(),
             issued: 0,
             calls: HashMap::new(),
@@ -112,9 +134,22 @@ impl Servers {
         token_requests.map(|(_, times)| times).sum()
     }
 
+    /// How many token requests were unanswered at a time.
+    pub(crate) fn most_token_requests(&self) -> u64 {
+        let book = lock(&self.book);
+        let most = book.most_open.get(&Party::TokenEndpoint);
+        most.copied().unwrap_or_default()
+    }
+
     pub(crate) fn injected(&self) -> BTreeMap<(Party, Deed), u64> {
         lock(&self.book).injected.clone()
     }
+}
+
+/// Complains of more than one token request at a time: a flight makes one after the other, and there
+/// is one flight.
+pub(crate) fn crowd(most_open: u64) -> Option<String> {
+    (most_open > 1).then(|| format!("{most_open} token requests at a time"))
 }
 
 /// Complains of more token requests than short-lived tokens, renewals and failures account for.
@@ -135,14 +170,23 @@ impl Book {
             Party::Api => 100,
         };
         let deed = match self.rng.u8(0..hundred) {
-            0..4 => Deed::Reset,
-            4..8 => Deed::Truncate,
+            0..2 => Deed::Close,
+            2..4 => Deed::Reset,
+            4..6 => Deed::CloseHalfway,
+            6..8 => Deed::ResetHalfway,
             8..14 => Deed::Unavailable,
             14..17 => Deed::Refuse,
             _ => Deed::Answer,
         };
         *self.injected.entry((party, deed)).or_default() += 1;
         (latency, deed)
+    }
+
+    fn open(&mut self, party: Party) {
+        let open = self.open.entry(party).or_default();
+        *open += 1;
+        let most = self.most_open.entry(party).or_default();
+        *most = (*most).max(*open);
     }
 
     fn issue(&mut self) -> String {
@@ -173,14 +217,17 @@ impl Book {
     }
 }
 
-/// What a server does that closes a connection on purpose.
+/// What a server answers; an error ends the connection.
 async fn answer(
     book: Arc<Mutex<Book>>,
     party: Party,
     request: Request<Bytes>,
 ) -> Result<Reply, io::Error> {
     let (latency, drawn) = lock(&book).draw(party);
-    sleep(latency).await;
+    {
+        let _open = Open::new(&book, party);
+        sleep(latency).await;
+    }
     let (deed, text) = {
         let mut book = lock(&book);
         let deed = match (party, drawn) {
@@ -189,7 +236,9 @@ async fn answer(
         };
         book.note(&request, deed);
         let text = match (party, deed) {
-            (Party::TokenEndpoint, Deed::Answer | Deed::Truncate) => book.issue().into(),
+            (Party::TokenEndpoint, Deed::Answer | Deed::CloseHalfway | Deed::ResetHalfway) => {
+                book.issue().into()
+            }
             _ => request.into_body(),
         };
         (deed, text)
@@ -198,8 +247,27 @@ async fn answer(
         Deed::Answer => Ok(whole(StatusCode::OK, text)),
         Deed::Unavailable => Ok(whole(StatusCode::SERVICE_UNAVAILABLE, refusal(deed))),
         Deed::Refuse => Ok(whole(StatusCode::UNAUTHORIZED, refusal(deed))),
-        Deed::Reset => Err(closed()),
-        Deed::Truncate => Ok(half(&text)),
+        Deed::Close | Deed::Reset => Err(deed.error()),
+        Deed::CloseHalfway | Deed::ResetHalfway => Ok(half(&text, deed)),
+    }
+}
+
+/// A request that has not been answered.
+struct Open<'a> {
+    book: &'a Mutex<Book>,
+    party: Party,
+}
+
+impl<'a> Open<'a> {
+    fn new(book: &'a Mutex<Book>, party: Party) -> Self {
+        lock(book).open(party);
+        Self { book, party }
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        *lock(self.book).open.entry(self.party).or_default() -= 1;
     }
 }
 
@@ -219,22 +287,18 @@ fn whole(status: StatusCode, text: Bytes) -> Reply {
     reply
 }
 
-fn half(text: &Bytes) -> Reply {
+fn half(text: &Bytes, deed: Deed) -> Reply {
     let length = text.len();
     let first = stream::iter([Ok(Frame::data(text.slice(..length / 2)))]);
     // So that the first half is on its way.
-    let rest = stream::once(async {
+    let rest = stream::once(async move {
         sleep(Duration::from_millis(2)).await;
-        Err(closed())
+        Err(deed.error())
     });
     let body = StreamBody::new(first.chain(rest));
     let mut reply = Response::new(body.boxed_unsync());
     reply.headers_mut().insert(CONTENT_LENGTH, length.into());
     reply
-}
-
-fn closed() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, "closed on purpose")
 }
 
 async fn serve(
@@ -259,15 +323,30 @@ async fn serve(
 async fn serve_connection(stream: TcpStream, book: Arc<Mutex<Book>>, party: Party) {
     let service = service_fn(move |request: Request<Incoming>| {
         let book = Arc::clone(&book);
-        async move {
+        Box::pin(async move {
             let (head, body) = request.into_parts();
             let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
             answer(book, party, Request::from_parts(head, body)).await
-        }
+        })
     });
-    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     // Most of them end with an error that was injected.
-    let _ = connection.await;
+    let ended = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
+    let stream = connection.into_parts().io.into_inner();
+    if ended.is_err_and(|error| is_reset(&error)) {
+        // Dropped like that, a socket sends RST instead of FIN.
+        let _ = stream.set_zero_linger();
+    }
+}
+
+/// Whether a connection ended with a reset, by either side.
+pub(crate) fn is_reset(error: &(dyn StdError + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
+    causes.any(|cause| {
+        cause
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
+    })
 }
 
 fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
