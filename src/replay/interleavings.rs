@@ -1,12 +1,13 @@
 //! Every way in which an upload, its replay and the source of both can come in between each other.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg interleavings" cargo test --release --lib interleavings
+//! RUSTFLAGS="--cfg interleavings" CARGO_TARGET_DIR=target/interleavings cargo test --lib interleavings
 //! ```
 //!
 //! The tape is the only place of the crate where a lock and wakers are put together by hand: flights
 //! tell their waiters through `tokio::sync::watch`, which has loom tests of its own, and the token
-//! cache's ledger has no wakers.
+//! cache's ledger has no wakers. What the cache does by hand is to publish what the ledger decided;
+//! `token/interleavings.rs` has that.
 
 use std::{
     convert::Infallible,

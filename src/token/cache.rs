@@ -1,16 +1,24 @@
+#[cfg(not(all(test, interleavings)))]
+use std::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
 use std::{
     fmt,
     panic::catch_unwind,
     pin::{Pin, pin},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, PoisonError, Weak},
     time::Duration,
 };
 
+#[cfg(not(all(test, interleavings)))]
 use arc_swap::ArcSwapOption;
 use futures_util::future::select;
+#[cfg(all(test, interleavings))]
+use loom::sync::{
+    Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
 use tokio::{
     runtime::Handle,
     sync::watch,
@@ -18,6 +26,8 @@ use tokio::{
 };
 use tower::{BoxError, Service};
 
+#[cfg(all(test, interleavings))]
+use super::interleavings::ArcSwapOption;
 use super::{
     AccessToken, Rejection, TokenCacheBuilder, TokenRequest,
     flight::{Pilot, SharedTokenService},
@@ -271,6 +281,17 @@ impl TokenCache {
             Kind::RuntimeLost
         };
         self.without_runtime(rejected, reason)
+    }
+
+    /// One transition, without what the cache does around it.
+    #[cfg(all(test, interleavings))]
+    pub(super) fn transition<T>(
+        &self,
+        transition: impl FnOnce(&mut Ledger, &Moment, &Settings) -> T,
+    ) -> T {
+        let now = self.shared.now();
+        self.shared
+            .update(|ledger| transition(ledger, &now, &self.shared.settings))
     }
 
     /// The current token, if it may be used; a stale one is refreshed behind.

@@ -6,6 +6,8 @@ mod access_token;
 mod builder;
 mod cache;
 mod flight;
+#[cfg(all(test, interleavings))]
+mod interleavings;
 mod ledger;
 mod request;
 mod schedule;
