@@ -31,6 +31,8 @@ pub(crate) type Landed = Result<Arc<Held>, Error>;
 pub(crate) struct Held {
     token: AccessToken,
     generation: Generation,
+    /// The flight that brought the token first; those since then were refreshes that brought it again.
+    first_issue: Generation,
     schedule: Schedule,
     /// The token's time was over when it came: it serves those who waited for it, no others.
     ended_on_landing: bool,
@@ -255,7 +257,7 @@ impl Ledger {
         now: &Moment,
         settings: &Settings,
     ) -> Rejection {
-        if self.generation() != Some(generation) {
+        if !self.is_issue_of_held(generation) {
             return Rejection::Replaced;
         }
         if self.standing == Standing::Withheld {
@@ -317,7 +319,14 @@ impl Ledger {
 
         match result {
             Ok((token, asked_at)) => {
-                let held = Arc::new(self.hold(generation, token, &asked_at, now, settings));
+                let first_issue = match &self.held {
+                    Some(last) if is_unchanged && purpose == Purpose::Refresh => last.first_issue,
+                    _ => generation,
+                };
+                let held = Arc::new(Held {
+                    first_issue,
+                    ..self.hold(generation, token, &asked_at, now, settings)
+                });
                 self.held = Some(Arc::clone(&held));
                 let leftovers = Leftovers {
                     _flight: Some(flight),
@@ -420,9 +429,10 @@ impl Ledger {
             .take_if(|underway| underway.generation == generation)
     }
 
-    /// The generation of the token that is held.
-    fn generation(&self) -> Option<Generation> {
-        self.held.as_ref().map(|held| held.generation)
+    /// Whether the token that is held is what this flight brought.
+    fn is_issue_of_held(&self, generation: Generation) -> bool {
+        let held = self.held.as_ref();
+        held.is_some_and(|held| (held.first_issue..=held.generation).contains(&generation))
     }
 
     fn is_held(&self, token: &AccessToken) -> bool {
@@ -448,6 +458,7 @@ impl Ledger {
         Held {
             token,
             generation,
+            first_issue: generation,
             schedule,
             ended_on_landing: schedule.freshness(now) == Freshness::Expired,
         }
@@ -576,7 +587,7 @@ mod tests {
         let (mut ledger, start, settings) = ledger();
         let stale = start.after(1490 * SECOND);
         let refresh = ledger.refresh(&stale, &settings).expect("it is stale");
-        let rejected = ledger.generation().unwrap();
+        let rejected = ledger.current().unwrap().generation;
         ledger.reject(rejected, &stale, &settings);
 
         land(&mut ledger, &refresh, "token-1", &stale, &settings);
@@ -586,6 +597,21 @@ mod tests {
             panic!("the renewal is due");
         };
         assert_eq!(renewal.rejected.as_ref().unwrap().expose(), "token-1");
+    }
+
+    /// It would be sent again otherwise, as if it were newer than itself.
+    #[test]
+    fn token_that_was_handed_out_again_is_withheld_by_a_rejection_of_its_earlier_issue() {
+        let (mut ledger, start, settings) = ledger();
+        let stale = start.after(1490 * SECOND);
+        let sent_with = ledger.current().unwrap().generation;
+        let refresh = ledger.refresh(&stale, &settings).expect("it is stale");
+        land(&mut ledger, &refresh, "token-1", &stale, &settings);
+
+        let rejection = ledger.reject(sent_with, &stale, &settings);
+
+        assert!(matches!(rejection, Rejection::Withheld), "{rejection:?}");
+        assert!(ledger.current().is_none());
     }
 
     /// A server that hands out a token again until it ends gives it no new life.

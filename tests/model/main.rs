@@ -201,7 +201,7 @@ fn call_that_began_to_wait_before_a_clock_was_set_back_says_nothing_of_the_token
 
 /// The call was sent with an earlier issue of the newest token, which the server handed out again.
 #[test]
-fn rejection_of_an_earlier_issue_renews_nothing() {
+fn rejection_of_an_earlier_issue_renews_the_token() {
     history(&[
         CallWith(Never, First),
         Token(New(0)),
@@ -211,4 +211,22 @@ fn rejection_of_an_earlier_issue_renews_nothing() {
         PollWoken,
         Api(1, Rejected),
     ]);
+}
+
+/// Its renewal failed; what a refresh brings then is not asked for once more.
+#[test]
+fn token_that_is_handed_out_again_goes_to_those_who_wait_for_its_renewal() {
+    let history = [
+        Call,
+        Token(New(LASTING)),
+        CallWith(Cloned, Second),
+        Api(0, Rejected),
+        PollWoken,
+        Wait(31_015),
+        Call,
+        Wait(31_015),
+        Token(Same(LASTING)),
+        Call,
+    ];
+    run(Warmth::Always, 0, LASTING, &history).unwrap();
 }

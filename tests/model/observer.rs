@@ -445,14 +445,11 @@ impl Observer {
     }
 
     /// Whether a call that is sent once was refused with the newest token, and nothing tells against
-    /// its renewal. Of a token that was handed out again, an earlier issue may have been refused.
+    /// its renewal.
     fn renewal_is_due(&self, call: CallId) -> bool {
         let seen = &self.calls[call.0];
-        let is_newest = self.newest.as_ref().is_some_and(|newest| {
-            Some(&newest.text) == seen.last_token.as_ref()
-                && !newest.is_unchanged
-                && seen.landings_before == self.landings
-        });
+        let newest = self.newest.as_ref().map(|newest| &newest.text);
+        let is_newest = newest == seen.last_token.as_ref() && seen.landings_before == self.landings;
         let is_possible = self.failure.is_none() && !self.is_cooling_down(self.now().monotonic);
         seen.is_sent_once && is_newest && is_possible
     }
