@@ -138,6 +138,7 @@ fn token_that_is_rejected_while_its_refresh_is_lost_stays_withheld() {
 fn call_is_not_given_an_older_token_than_the_call_before_it() {
     in_every_interleaving(|| {
         let (cache, first, refresh) = refreshing();
+        let second = refresh.generation;
         let mut caller = Caller::of(&cache);
         let landing = {
             let cache = cache.clone();
@@ -149,5 +150,6 @@ fn call_is_not_given_an_older_token_than_the_call_before_it() {
 
         assert!(before >= Some(first) && after >= before);
         landing.join().expect("nothing panics");
+        assert_eq!(caller.token(), Some(second));
     });
 }

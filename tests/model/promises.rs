@@ -283,7 +283,7 @@ impl Observer {
             Some(NotReplayed::RejectedAgain) => sends == 2,
             Some(NotReplayed::BodyNotKept) => policy == Policy::Never,
             Some(NotReplayed::OptedOut) => policy == Policy::OptedOut,
-            Some(NotReplayed::BodyNotRestored) => {
+            Some(NotReplayed::BodyOverLimit) => {
                 may_replay && policy == Policy::Overflowing && seen.belt.is_read()
             }
             Some(NotReplayed::CoolingDown) => may_replay && self.is_cooling_down(now),

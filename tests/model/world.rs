@@ -99,7 +99,10 @@ where
     Box::pin(async move {
         match response.await {
             Ok(response) => {
-                let reason = response.extensions().get::<NotReplayed>();
+                let outcome = response
+                    .extensions()
+                    .get::<tower_client_credentials::Outcome>();
+                let reason = outcome.and_then(|outcome| outcome.not_replayed());
                 Outcome::Status(response.status().as_u16(), reason.cloned())
             }
             Err(error) => error
@@ -141,7 +144,7 @@ impl Outcome {
         };
         matches!(
             reason,
-            NotReplayed::BodyNotKept | NotReplayed::OptedOut | NotReplayed::BodyNotRestored
+            NotReplayed::BodyNotKept | NotReplayed::OptedOut | NotReplayed::BodyOverLimit
         )
     }
 }
