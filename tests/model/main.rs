@@ -213,6 +213,36 @@ fn rejection_of_an_earlier_issue_renews_the_token() {
     ]);
 }
 
+/// A timer goes off on the runtime that it was made on, at its time.
+#[test]
+fn flight_on_either_runtime_fails_at_its_deadline() {
+    for home in [First, Second] {
+        history(&[CallWith(Cloned, home), Wait(31_500)]);
+    }
+}
+
+/// The replay had its token, which expired before the service was ready; the rejection is gone then.
+#[test]
+fn replay_that_is_without_a_token_after_four_lost_flights_says_so() {
+    let mut steps = vec![
+        Call,
+        Token(New(LASTING)),
+        PollWoken,
+        Unready,
+        Api(0, Rejected),
+        PollWoken,
+        Token(New(3000)),
+        PollWoken,
+        Wait(2740),
+        Ready,
+    ];
+    for _ in 0..4 {
+        steps.extend([PollWoken, Freeze(31_015)]);
+    }
+    steps.push(PollWoken);
+    history(&steps);
+}
+
 /// Its renewal failed; what a refresh brings then is not asked for once more.
 #[test]
 fn token_that_is_handed_out_again_goes_to_those_who_wait_for_its_renewal() {

@@ -69,6 +69,8 @@ pub(crate) struct Observer {
     pub(crate) is_refresh_due: bool,
     /// Whether a token was refused in this step to a call that is sent once.
     pub(crate) is_renewal_due: bool,
+    /// Whether the process stands still in this step.
+    pub(crate) stands_still: bool,
     pub(crate) polls: usize,
     /// Whether handles are left; without any, a flight may be given up.
     pub(crate) has_handles: bool,
@@ -177,6 +179,7 @@ impl Observer {
             sends: Vec::new(),
             is_refresh_due: false,
             is_renewal_due: false,
+            stands_still: false,
             polls: 0,
             has_handles: true,
             broken: Vec::new(),
@@ -412,6 +415,7 @@ impl Observer {
         }
         self.stale_token_is_refreshed();
         self.refused_token_is_renewed();
+        self.stands_still = false;
         if self.flight.is_none() {
             self.may_be_withheld = None;
         }
@@ -531,7 +535,7 @@ impl Observer {
         };
         let now = self.now().monotonic;
         if now >= flight.started_at.monotonic + DEADLINE + OVERDUE_AFTER {
-            // The process stood still.
+            self.flight_ends_in_time(&flight, now);
             self.flight = Some(flight);
             self.flight_lost();
             return;

@@ -116,6 +116,15 @@ impl Observer {
         });
     }
 
+    /// Only a process that stood still finds out too late that the deadline has passed.
+    pub(crate) fn flight_ends_in_time(&mut self, flight: &Flight, now: Duration) {
+        let stood_still = self.stands_still;
+        let age = now - flight.started_at.monotonic;
+        self.expect(stood_still, || {
+            format!("a flight is bounded in time: it ends after {age:?}")
+        });
+    }
+
     pub(crate) fn back_off_is_respected(&mut self, now: Moment) {
         let Some(failure) = &self.failure else { return };
         let not_before = failure.at_least_until;
@@ -256,7 +265,8 @@ impl Observer {
             }
             Outcome::GaveUp => {
                 let waits = self.ended_flights - seen.ended_flights_before;
-                seen.sends == 0 && waits >= WAITS && !self.has_usable_token()
+                let has_no_answer = seen.sends == 0 || self.has_waited_in_vain(seen);
+                has_no_answer && waits >= WAITS && !self.has_usable_token()
             }
             Outcome::Expired => self.has_waited_in_vain(seen) && !self.has_usable_token(),
         };

@@ -111,13 +111,14 @@ impl Runtimes {
 
     fn drive<F: Future>(&self, what: impl Fn() -> F) {
         for home in [Home::First, Home::Second] {
-            self.block_on(home, what());
+            self.block_on(home, &what);
         }
     }
 
-    fn block_on(&self, home: Home, what: impl Future) {
+    fn block_on<F: Future>(&self, home: Home, what: impl Fn() -> F) {
         self.driven.set(home);
-        self.runtime(home).block_on(what);
+        // Made in there, because a timer belongs to the runtime that it is made on.
+        self.runtime(home).block_on(async { what().await });
         self.driven.set(Home::First);
     }
 
@@ -129,7 +130,7 @@ impl Runtimes {
         } else {
             Home::Second
         };
-        self.block_on(behind, advance(first.max(second) - first.min(second)));
+        self.block_on(behind, || advance(first.max(second) - first.min(second)));
     }
 
     fn now(&self) -> Instant {

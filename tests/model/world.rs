@@ -261,7 +261,10 @@ impl World {
             Action::Api(send, answer) => self.answer_send(send, answer),
             Action::Reject => self.reject(),
             Action::Wait(time) => self.runtimes.wait(milliseconds(time)),
-            Action::Freeze(time) => self.runtimes.freeze(milliseconds(time)),
+            Action::Freeze(time) => {
+                self.observer.lock().stands_still = true;
+                self.runtimes.freeze(milliseconds(time));
+            }
             Action::SetWall(seconds) => self.clocks.set_wall(seconds),
             Action::Lose => self.lose_second_runtime(),
             Action::Unready => self.gate.close(),
