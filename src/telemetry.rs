@@ -18,6 +18,82 @@ use tokio::time::Instant;
 
 use crate::{AccessToken, Error, Rejection, Withheld, clock::Moment};
 
+/// Tells the recorder what each metric is; the recorder has to be there before the first cache.
+pub(crate) fn describe() {
+    #[cfg(feature = "metrics")]
+    {
+        use metrics::{
+            Unit::{Count, Seconds},
+            describe_counter, describe_gauge, describe_histogram,
+        };
+
+        describe_counter!(
+            names::TOKEN_REQUESTS,
+            Count,
+            "Token requests, by cause and outcome."
+        );
+        describe_histogram!(
+            names::TOKEN_REQUEST_DURATION,
+            Seconds,
+            "How long token requests took, by cause and outcome."
+        );
+        describe_gauge!(
+            names::TOKEN_EXPIRY,
+            Seconds,
+            "Unix time from which the last token counts as expired."
+        );
+        describe_gauge!(names::WAITERS, Count, "Callers that wait for a token now.");
+        describe_histogram!(
+            names::WAIT_DURATION,
+            Seconds,
+            "How long callers waited for a token, by outcome."
+        );
+        describe_counter!(
+            names::FAIL_FAST,
+            Count,
+            "Callers that were given the error of the last token request."
+        );
+        describe_counter!(
+            names::REJECTIONS,
+            Count,
+            "Rejections of tokens by the API, by what becomes of the token."
+        );
+        describe_counter!(
+            names::REPLAYS,
+            Count,
+            "Requests that were sent a second time."
+        );
+        describe_counter!(
+            names::REJECTIONS_AFTER_REPLAY,
+            Count,
+            "Second sends that the API rejected, too."
+        );
+        describe_counter!(
+            names::REQUESTS_WITHOUT_TOKEN,
+            Count,
+            "Requests that must not carry a token, by reason."
+        );
+    }
+}
+
+/// What the metrics are called.
+#[cfg(feature = "metrics")]
+mod names {
+    pub(super) const TOKEN_REQUESTS: &str = "client_credentials_token_requests_total";
+    pub(super) const TOKEN_REQUEST_DURATION: &str =
+        "client_credentials_token_request_duration_seconds";
+    pub(super) const TOKEN_EXPIRY: &str = "client_credentials_token_expiry_timestamp_seconds";
+    pub(super) const WAITERS: &str = "client_credentials_waiters";
+    pub(super) const WAIT_DURATION: &str = "client_credentials_wait_duration_seconds";
+    pub(super) const FAIL_FAST: &str = "client_credentials_fail_fast_total";
+    pub(super) const REJECTIONS: &str = "client_credentials_rejections_total";
+    pub(super) const REPLAYS: &str = "client_credentials_replays_total";
+    pub(super) const REJECTIONS_AFTER_REPLAY: &str =
+        "client_credentials_rejections_after_replay_total";
+    pub(super) const REQUESTS_WITHOUT_TOKEN: &str =
+        "client_credentials_requests_without_token_total";
+}
+
 /// Why a token was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
@@ -88,9 +164,8 @@ impl Flight {
         {
             let labels = [("cause", self.cause.name()), ("outcome", outcome(answer))];
             let duration = crate::clock::Clock::monotonic().duration_since(asked_at);
-            metrics::counter!("client_credentials_token_requests_total", &labels).increment(1);
-            metrics::histogram!("client_credentials_token_request_duration_seconds", &labels)
-                .record(duration);
+            metrics::counter!(names::TOKEN_REQUESTS, &labels).increment(1);
+            metrics::histogram!(names::TOKEN_REQUEST_DURATION, &labels).record(duration);
         }
         #[cfg(feature = "tracing")]
         if let Err(error) = answer {
@@ -110,8 +185,7 @@ impl Flight {
         #[cfg(feature = "metrics")]
         if let Ok(expires_at) = landed {
             let since_epoch = expires_at.wall.duration_since(std::time::UNIX_EPOCH);
-            metrics::gauge!("client_credentials_token_expiry_timestamp_seconds")
-                .set(since_epoch.unwrap_or_default().as_secs_f64());
+            metrics::gauge!(names::TOKEN_EXPIRY).set(since_epoch.unwrap_or_default().as_secs_f64());
         }
         #[cfg(feature = "tracing")]
         {
@@ -156,14 +230,14 @@ pub(crate) struct Waiter(());
 impl Waiter {
     pub(crate) fn begin() -> Self {
         #[cfg(feature = "metrics")]
-        metrics::gauge!("client_credentials_waiters").increment(1.0);
+        metrics::gauge!(names::WAITERS).increment(1.0);
         Self(())
     }
 
     pub(crate) fn end<T>(self, waited: Duration, landed: Result<&T, &Error>) {
         #[cfg(feature = "metrics")]
         metrics::histogram!(
-            "client_credentials_wait_duration_seconds",
+            names::WAIT_DURATION,
             "outcome" => outcome(landed),
         )
         .record(waited);
@@ -173,14 +247,14 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         #[cfg(feature = "metrics")]
-        metrics::gauge!("client_credentials_waiters").decrement(1.0);
+        metrics::gauge!(names::WAITERS).decrement(1.0);
     }
 }
 
 /// A caller was given the error of the last flight, without another.
 pub(crate) fn failed_fast(error: &Error) {
     #[cfg(feature = "metrics")]
-    metrics::counter!("client_credentials_fail_fast_total").increment(1);
+    metrics::counter!(names::FAIL_FAST).increment(1);
     #[cfg(feature = "tracing")]
     tracing::debug!(
         error.type = error.type_name(),
@@ -198,7 +272,7 @@ pub(crate) fn rejected(rejection: &Rejection) {
         Rejection::Failing(_) => "failing",
     };
     #[cfg(feature = "metrics")]
-    metrics::counter!("client_credentials_rejections_total", "action" => action).increment(1);
+    metrics::counter!(names::REJECTIONS, "action" => action).increment(1);
     #[cfg(feature = "tracing")]
     match rejection {
         Rejection::Withheld => tracing::info!(action, "API rejected the token"),
@@ -209,7 +283,7 @@ pub(crate) fn rejected(rejection: &Rejection) {
 /// A request is sent a second time.
 pub(crate) fn replayed(is_renewed: bool) {
     #[cfg(feature = "metrics")]
-    metrics::counter!("client_credentials_replays_total").increment(1);
+    metrics::counter!(names::REPLAYS).increment(1);
     #[cfg(feature = "tracing")]
     tracing::debug!(is_renewed, "request is sent again with another token");
 }
@@ -217,7 +291,7 @@ pub(crate) fn replayed(is_renewed: bool) {
 /// The second send was rejected, too.
 pub(crate) fn rejected_again() {
     #[cfg(feature = "metrics")]
-    metrics::counter!("client_credentials_rejections_after_replay_total").increment(1);
+    metrics::counter!(names::REJECTIONS_AFTER_REPLAY).increment(1);
     #[cfg(feature = "tracing")]
     tracing::info!("API rejected another token, too");
 }
@@ -230,8 +304,7 @@ pub(crate) fn withheld(reason: Withheld) {
             Withheld::OtherOrigin => "other_origin",
             Withheld::PlainHttp => "plain_http",
         };
-        metrics::counter!("client_credentials_requests_without_token_total", "reason" => reason)
-            .increment(1);
+        metrics::counter!(names::REQUESTS_WITHOUT_TOKEN, "reason" => reason).increment(1);
     }
     #[cfg(feature = "tracing")]
     tracing::debug!(%reason, "request carries no token");

@@ -162,6 +162,7 @@ impl TokenCache {
         T::Error: Into<BoxError>,
         T::Future: Send + 'static,
     {
+        telemetry::describe();
         Self {
             shared: Arc::new(Shared {
                 snapshot: ArcSwapOption::empty(),

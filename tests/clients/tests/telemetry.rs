@@ -1,0 +1,373 @@
+//! What the features `tracing` and `metrics` tell of the crate.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Request, Response, StatusCode, header::AUTHORIZATION};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use tower::{Layer, Service, ServiceExt, service_fn};
+use tower_client_credentials::{
+    AccessToken, BoxError, ClientCredentialsLayer, CloneBody, Error, TokenCache, TokenRequest,
+};
+use tracing::{
+    Level, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+use tracing_subscriber::{Layer as _, layer::Context, layer::SubscriberExt, registry::LookupSpan};
+
+const LATENCY: Duration = Duration::from_millis(80);
+
+/// A token service: "token-1", "token-2" and so on, after a while; fails when it is told to.
+#[derive(Clone, Default)]
+struct Issuer {
+    issued: Arc<AtomicUsize>,
+    is_down: Arc<Mutex<bool>>,
+}
+
+impl Issuer {
+    fn cache(&self) -> TokenCache {
+        let issuer = self.clone();
+        TokenCache::builder()
+            .jitter(0.0)
+            .build(service_fn(move |_: TokenRequest| {
+                let issuer = issuer.clone();
+                async move {
+                    tokio::time::sleep(LATENCY).await;
+                    if *issuer.is_down.lock().unwrap() {
+                        return Err(Error::permanent("geheim: the tenant is disabled"));
+                    }
+                    let number = issuer.issued.fetch_add(1, Ordering::SeqCst) + 1;
+                    let token = AccessToken::new(format!("geheim-token-{number}"))?;
+                    Ok(token.expires_in(Duration::from_secs(1800)))
+                }
+            }))
+    }
+
+    fn set_down(&self, is_down: bool) {
+        *self.is_down.lock().unwrap() = is_down;
+    }
+}
+
+/// An API that accepts the tokens whose number is in the range.
+fn api(
+    accepted: std::ops::RangeInclusive<usize>,
+) -> impl Service<Request<String>, Response = Response<String>, Error = BoxError, Future: Send> + Clone
+{
+    service_fn(move |request: Request<String>| {
+        let token = request.headers().get(AUTHORIZATION);
+        let token = token.and_then(|token| token.to_str().ok());
+        let number = token.and_then(|token| token.rsplit('-').next()?.parse().ok());
+        let is_accepted = number.is_some_and(|number| accepted.contains(&number));
+        let status = match is_accepted {
+            true => StatusCode::OK,
+            false => StatusCode::UNAUTHORIZED,
+        };
+        async move {
+            let mut response = Response::new(String::new());
+            *response.status_mut() = status;
+            Ok(response)
+        }
+    })
+}
+
+async fn call<S>(layer: &ClientCredentialsLayer<CloneBody>, api: S) -> u16
+where
+    S: Service<Request<String>, Response = Response<String>, Error = BoxError> + Clone,
+{
+    let request = Request::get("https://api.example/")
+        .body(String::new())
+        .unwrap();
+    match layer.layer(api).oneshot(request).await {
+        Ok(response) => response.status().as_u16(),
+        Err(_) => 0,
+    }
+}
+
+/// One thing of each kind: a first token, a hit, a refresh, a renewal, a cool-down, an outage.
+async fn a_day(issuer: &Issuer) {
+    let layer = ClientCredentialsLayer::with_cache(issuer.cache());
+    let minutes = |minutes: u64| tokio::time::advance(Duration::from_secs(60 * minutes));
+
+    let both = tokio::join!(call(&layer, api(1..=1)), call(&layer, api(1..=1)));
+    assert_eq!(both, (200, 200), "two wait for the first token");
+    assert_eq!(call(&layer, api(1..=1)).await, 200, "a hit");
+    minutes(26).await;
+    assert_eq!(call(&layer, api(1..=1)).await, 200, "stale");
+    tokio::time::sleep(2 * LATENCY).await;
+    assert_eq!(
+        call(&layer, api(3..=3)).await,
+        200,
+        "a renewal and a replay"
+    );
+    assert_eq!(call(&layer, api(9..=9)).await, 401, "within the cool-down");
+    minutes(1).await;
+    assert_eq!(call(&layer, api(9..=9)).await, 401, "after a replay");
+    issuer.set_down(true);
+    minutes(60).await;
+    assert_eq!(
+        call(&layer, api(4..=4)).await,
+        0,
+        "expired, and no other token"
+    );
+    assert_eq!(call(&layer, api(4..=4)).await, 0, "told so at once");
+    let elsewhere = Request::get("http://api.example/")
+        .body(String::new())
+        .unwrap();
+    layer.layer(api(4..=4)).oneshot(elsewhere).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_count_what_happened() {
+    let recorder = DebuggingRecorder::new();
+    let told = recorder.snapshotter();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+
+    a_day(&Issuer::default()).await;
+
+    let expected = "\
+fail_fast_total{} = 1
+rejections_after_replay_total{} = 1
+rejections_total{action=cooling_down} = 2
+rejections_total{action=withheld} = 2
+replays_total{} = 2
+requests_without_token_total{reason=plain_http} = 1
+token_request_duration_seconds{cause=expired,outcome=token_service} = 1 of 0.08
+token_request_duration_seconds{cause=first,outcome=token} = 1 of 0.08
+token_request_duration_seconds{cause=rejected,outcome=token} = 2 of 0.08
+token_request_duration_seconds{cause=stale,outcome=token} = 1 of 0.08
+token_requests_total{cause=expired,outcome=token_service} = 1
+token_requests_total{cause=first,outcome=token} = 1
+token_requests_total{cause=rejected,outcome=token} = 2
+token_requests_total{cause=stale,outcome=token} = 1
+wait_duration_seconds{outcome=token_service} = 1 of 0.08
+wait_duration_seconds{outcome=token} = 4 of 0.08
+waiters{} = 0
+";
+    let told = text(&told);
+    let (expiry, rest): (Vec<_>, Vec<_>) = told
+        .lines()
+        .partition(|line| line.starts_with("token_expiry"));
+    assert_eq!(rest.join("\n") + "\n", expected);
+    let seconds: f64 = expiry[0].rsplit(' ').next().unwrap().parse().unwrap();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    // The wall clock is not paused: the last token is as good as new.
+    let left = seconds - now.as_secs_f64();
+    assert!((1700.0..=1790.0).contains(&left), "{left} s left");
+}
+
+#[tokio::test(start_paused = true)]
+async fn hits_tell_nothing() {
+    let layer = ClientCredentialsLayer::with_cache(Issuer::default().cache());
+    call(&layer, api(1..=1)).await;
+    let recorder = DebuggingRecorder::new();
+    let told = recorder.snapshotter();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let log = Log::default();
+    let _tracing = log.listen();
+
+    for _ in 0..10 {
+        assert_eq!(call(&layer, api(1..=1)).await, 200);
+    }
+
+    assert_eq!(text(&told), "");
+    assert!(log.lines(Level::TRACE).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_that_give_up_wait_no_longer() {
+    let recorder = DebuggingRecorder::new();
+    let told = recorder.snapshotter();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    let cache = Issuer::default().cache();
+
+    let given_up = tokio::time::timeout(LATENCY / 2, cache.token()).await;
+
+    assert!(given_up.is_err());
+    assert!(text(&told).contains("waiters{} = 0\n"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn traces_tell_what_happened_and_no_secret() {
+    let log = Log::default();
+    let _tracing = log.listen();
+
+    a_day(&Issuer::default()).await;
+
+    let expected = "\
+DEBUG token received | token_flight cause=first attempts=1 waiters=2 outcome=token
+DEBUG token received | token_flight cause=stale attempts=1 waiters=0 outcome=token
+INFO API rejected the token action=withheld
+DEBUG token received | token_flight cause=rejected attempts=1 waiters=1 outcome=token
+DEBUG request is sent again with another token is_renewed=true
+DEBUG API rejected the token action=cooling_down
+INFO API rejected the token action=withheld
+DEBUG token received | token_flight cause=rejected attempts=1 waiters=1 outcome=token
+DEBUG request is sent again with another token is_renewed=true
+DEBUG API rejected the token action=cooling_down
+INFO API rejected another token, too
+DEBUG token request failed attempt=1 error.type=token_service error=token service failed | token_flight cause=expired
+WARN no token could be had cause=expired error.type=token_service error=token service failed | token_flight cause=expired attempts=1 waiters=1 outcome=token_service error.type=token_service
+DEBUG token service is not asked again yet error.type=token_service
+DEBUG request carries no token reason=sent without a token, as the request goes to another host over plain http, where it could be read on the way
+";
+    let lines = log.lines(Level::TRACE);
+    assert_eq!(lines.join("\n") + "\n", expected);
+    assert!(!lines.concat().contains("geheim"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn healthy_service_is_silent_at_info() {
+    let log = Log::default();
+    let _tracing = log.listen();
+    let layer = ClientCredentialsLayer::with_cache(Issuer::default().cache());
+
+    for _ in 0..100 {
+        assert_eq!(call(&layer, api(1..=100)).await, 200);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        tokio::time::sleep(2 * LATENCY).await;
+    }
+
+    assert!(log.lines(Level::DEBUG).len() > 3, "it was refreshed");
+    assert_eq!(log.lines(Level::INFO), [""; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn flight_whose_runtime_goes_away_is_told_as_lost() {
+    let log = Log::default();
+    let _tracing = log.listen();
+    let cache = Issuer::default().cache();
+
+    let given_up = tokio::time::timeout(LATENCY / 2, cache.token()).await;
+    assert!(given_up.is_err());
+    drop(cache);
+    tokio::time::sleep(LATENCY).await;
+
+    let told = log.lines(Level::TRACE);
+    assert_eq!(told.len(), 1);
+    assert!(
+        told[0].ends_with("cause=first attempts=0 outcome=lost"),
+        "{}",
+        told[0]
+    );
+}
+
+/// All metrics, a line each, in order.
+fn text(told: &Snapshotter) -> String {
+    let mut lines = Vec::new();
+    for (key, _, _, value) in told.snapshot().into_vec() {
+        let key = key.key();
+        let name = key.name().strip_prefix("client_credentials_").unwrap();
+        let mut labels: Vec<_> = key
+            .labels()
+            .map(|label| format!("{}={}", label.key(), label.value()))
+            .collect();
+        labels.sort();
+        let value = match value {
+            DebugValue::Counter(count) => count.to_string(),
+            DebugValue::Gauge(value) => value.to_string(),
+            DebugValue::Histogram(values) => {
+                let longest = values.iter().max().unwrap();
+                // The timer of a paused runtime counts milliseconds.
+                format!("{} of {:.2}", values.len(), longest.into_inner())
+            }
+        };
+        lines.push(format!("{name}{{{}}} = {value}\n", labels.join(",")));
+    }
+    lines.sort();
+    lines.concat()
+}
+
+/// What was traced: each event with its span as it was then.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<(Level, String)>>>);
+
+impl Log {
+    fn listen(&self) -> tracing::subscriber::DefaultGuard {
+        let subscriber = tracing_subscriber::registry().with(self.clone().with_filter(
+            tracing_subscriber::filter::filter_fn(|metadata| {
+                metadata.target().starts_with("tower_client_credentials")
+            }),
+        ));
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    /// The lines at this level, and above it.
+    fn lines(&self, level: Level) -> Vec<String> {
+        let lines = self.0.lock().unwrap();
+        let told = lines.iter().filter(|(of, _)| *of <= level);
+        told.map(|(_, line)| line.clone()).collect()
+    }
+}
+
+/// The fields of a span.
+#[derive(Default)]
+struct Fields(BTreeMap<usize, String>);
+
+impl Fields {
+    fn record(&mut self, fields: impl FnOnce(&mut dyn Visit)) {
+        fields(self);
+    }
+}
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Those that vary, and one that is always the same, are left out.
+        if !matches!(field.name(), "retry_after" | "otel.kind") {
+            let text = match field.name() {
+                "message" => format!("{value:?}"),
+                name => format!("{name}={}", format!("{value:?}").trim_matches('"')),
+            };
+            self.0.insert(field.index(), text);
+        }
+    }
+}
+
+impl fmt::Display for Fields {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let texts: Vec<_> = self.0.values().map(String::as_str).collect();
+        f.write_str(&texts.join(" "))
+    }
+}
+
+impl<S> tracing_subscriber::Layer<S> for Log
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    fn on_new_span(&self, attributes: &span::Attributes<'_>, id: &span::Id, cx: Context<'_, S>) {
+        let mut fields = Fields::default();
+        fields.record(|fields| attributes.record(fields));
+        cx.span(id).unwrap().extensions_mut().insert(fields);
+    }
+
+    fn on_record(&self, id: &span::Id, values: &span::Record<'_>, cx: Context<'_, S>) {
+        let span = cx.span(id).unwrap();
+        let mut extensions = span.extensions_mut();
+        extensions
+            .get_mut::<Fields>()
+            .unwrap()
+            .record(|fields| values.record(fields));
+    }
+
+    fn on_event(&self, event: &tracing::Event<'_>, cx: Context<'_, S>) {
+        let mut fields = Fields::default();
+        fields.record(|fields| event.record(fields));
+        let metadata = event.metadata();
+        let mut line = format!("{} {fields}", metadata.level());
+        if let Some(span) = cx.event_span(event) {
+            let extensions = span.extensions();
+            let fields = extensions.get::<Fields>().unwrap();
+            line += &format!(" | {} {fields}", span.name());
+        }
+        self.0.lock().unwrap().push((*metadata.level(), line));
+    }
+}
