@@ -139,16 +139,25 @@ impl Flight {
             attempts: 0,
             has_landed: false,
             #[cfg(feature = "tracing")]
-            span: tracing::debug_span!(
-                "token_flight",
-                otel.kind = "internal",
-                cause = cause.name(),
-                attempts = tracing::field::Empty,
-                waiters = tracing::field::Empty,
-                outcome = tracing::field::Empty,
-                error.type = tracing::field::Empty,
-            ),
+            span: Self::new_span(cause),
         }
+    }
+
+    /// A root span, as the flight may outlive the caller that started it; it follows from that one.
+    #[cfg(feature = "tracing")]
+    fn new_span(cause: Cause) -> tracing::Span {
+        let span = tracing::debug_span!(
+            parent: None,
+            "token_flight",
+            otel.kind = "internal",
+            cause = cause.name(),
+            attempts = tracing::field::Empty,
+            waiters = tracing::field::Empty,
+            outcome = tracing::field::Empty,
+            error.type = tracing::field::Empty,
+        );
+        span.follows_from(tracing::Span::current());
+        span
     }
 
     /// What the token service does for the flight is part of its span.
