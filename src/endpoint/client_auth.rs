@@ -1,9 +1,10 @@
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Uri, header::AUTHORIZATION};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use tower::BoxError;
 
 use super::redaction::is_unsafe_to_print;
@@ -258,8 +259,9 @@ impl Credentials {
     pub(super) fn apply<'a>(&'a self, form: &mut Vec<(&'a str, &'a str)>, headers: &mut HeaderMap) {
         match self {
             Self::Basic { .. } | Self::BasicRaw { .. } => {
-                let mut value = HeaderValue::try_from(format!("Basic {}", self.user_pass()))
-                    .expect("Base64 is a valid header value");
+                let value = wiped_on_drop(format!("Basic {}", *self.user_pass()));
+                let mut value =
+                    HeaderValue::from_maybe_shared(value).expect("Base64 is a valid header value");
                 value.set_sensitive(true);
                 headers.insert(AUTHORIZATION, value);
             }
@@ -283,14 +285,14 @@ impl Credentials {
     }
 
     /// The secret in every form that was sent and that a server may echo.
-    pub(super) fn secret_texts(&self) -> Vec<String> {
+    pub(super) fn secret_texts(&self) -> Vec<Zeroizing<String>> {
         let Some(secret) = self.secret().map(ClientSecret::expose) else {
             return Vec::new();
         };
         let mut texts = vec![
-            secret.to_owned(),
+            Zeroizing::new(secret.to_owned()),
             percent_encoded(secret),
-            form_urlencoded::byte_serialize(secret.as_bytes()).collect(),
+            encoded(form_urlencoded::byte_serialize(secret.as_bytes()), secret),
         ];
         if let Self::Basic { .. } | Self::BasicRaw { .. } = self {
             texts.push(self.user_pass());
@@ -353,13 +355,18 @@ impl Credentials {
     }
 
     /// What follows `Basic` in the header (RFC 7617 §2).
-    fn user_pass(&self) -> String {
+    fn user_pass(&self) -> Zeroizing<String> {
         let secret = self.secret().map_or("", ClientSecret::expose);
-        BASE64_STANDARD.encode(match self {
+        let text = Zeroizing::new(match self {
             Self::BasicRaw { id, .. } => format!("{id}:{secret}"),
             // RFC 6749 §2.3.1: id and secret are form-encoded before Base64.
-            _ => format!("{}:{}", percent_encoded(self.id()), percent_encoded(secret)),
-        })
+            _ => format!(
+                "{}:{}",
+                *percent_encoded(self.id()),
+                *percent_encoded(secret)
+            ),
+        });
+        Zeroizing::new(BASE64_STANDARD.encode(&*text))
     }
 }
 
@@ -369,8 +376,20 @@ const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer
 /// A space as `%20` is understood everywhere, as `+` not; escaped `-`, `.` and `_` are refused by some.
 const PERCENT_ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
 
-fn percent_encoded(text: &str) -> String {
-    utf8_percent_encode(text, PERCENT_ENCODED).to_string()
+fn percent_encoded(text: &str) -> Zeroizing<String> {
+    encoded(utf8_percent_encode(text, PERCENT_ENCODED), text)
+}
+
+fn encoded<'a>(pieces: impl Iterator<Item = &'a str>, text: &str) -> Zeroizing<String> {
+    // Room for all of it: a text that grows leaves pieces behind, which nobody wipes.
+    let mut encoded = Zeroizing::new(String::with_capacity(3 * text.len()));
+    encoded.extend(pieces);
+    encoded
+}
+
+/// The text, wiped when its last handle is dropped: that is the HTTP client's.
+pub(super) fn wiped_on_drop(text: String) -> Bytes {
+    Bytes::from_owner(Zeroizing::new(text.into_bytes()))
 }
 
 fn check_present(what: &str, text: &str) -> Result<(), Error> {

@@ -14,11 +14,12 @@ use http::{
 };
 use http_body::Body;
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
+use secrecy::zeroize::Zeroizing;
 use tokio::{runtime::Handle, time::sleep};
 use tower::{BoxError, ServiceExt, util::BoxCloneService};
 
 use super::{
-    client_auth::{ClientAuth, Credentials},
+    client_auth::{ClientAuth, Credentials, wiped_on_drop},
     redaction::Redaction,
     reply::Reader,
     token_url::TokenUrl,
@@ -122,21 +123,21 @@ impl Exchange {
     }
 
     /// All that was sent and that no text may show, should a server echo it.
-    fn secret_texts(&self, credentials: &Credentials) -> Vec<String> {
+    fn secret_texts(&self, credentials: &Credentials) -> Vec<Zeroizing<String>> {
         let mut texts = credentials.secret_texts();
         for (name, value) in &self.headers {
             let value = String::from_utf8_lossy(value.as_bytes());
             // Without its scheme it is still one.
             if let (&AUTHORIZATION, Some((_, secret))) = (name, value.split_once(' ')) {
-                texts.push(secret.to_owned());
+                texts.push(secret.to_owned().into());
             }
-            texts.push(value.into_owned());
+            texts.push(value.into_owned().into());
         }
         let query = self.url.uri().query().unwrap_or_default();
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
-        texts.extend(pairs.map(|(_, value)| value.to_owned()));
+        texts.extend(pairs.map(|(_, value)| value.to_owned().into()));
         let decoded = form_urlencoded::parse(query.as_bytes());
-        texts.extend(decoded.map(|(_, value)| value.into_owned()));
+        texts.extend(decoded.map(|(_, value)| value.into_owned().into()));
         texts
     }
 
@@ -162,10 +163,14 @@ impl Exchange {
         }
         add_further(&mut form, &self.parameters, asked)?;
 
-        let form = form_urlencoded::Serializer::new(String::new())
+        // Room for all of it: a form that grows leaves pieces behind, which nobody wipes.
+        let room = form
+            .iter()
+            .map(|(name, value)| 3 * (name.len() + value.len()) + 2);
+        let form = form_urlencoded::Serializer::new(String::with_capacity(room.sum()))
             .extend_pairs(form)
             .finish();
-        let mut request = Request::new(Bytes::from(form));
+        let mut request = Request::new(wiped_on_drop(form));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.url.uri().clone();
         *request.headers_mut() = headers;

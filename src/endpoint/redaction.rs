@@ -1,15 +1,18 @@
 //! Pure: what may be shown of a text that a server sent.
 
+use secrecy::zeroize::Zeroizing;
+
 /// Takes secrets and control characters out of texts, and cuts them.
 pub(super) struct Redaction {
-    secrets: Vec<String>,
+    secrets: Vec<Zeroizing<String>>,
 }
 
 impl Redaction {
-    pub(super) fn new(secrets: impl IntoIterator<Item = String>) -> Self {
+    pub(super) fn new(secrets: impl IntoIterator<Item = Zeroizing<String>>) -> Self {
         let mut secrets: Vec<_> = secrets
             .into_iter()
-            .map(|secret| secret.replace(is_unsafe_to_print, "").trim().to_owned())
+            .map(|secret| Zeroizing::new(secret.replace(is_unsafe_to_print, "")))
+            .map(|secret| Zeroizing::new(secret.trim().to_owned()))
             .filter(|secret| secret.chars().count() >= SHORTEST_SECRET)
             .collect();
         // Where one secret starts with another, the longer one has to go.
@@ -18,7 +21,7 @@ impl Redaction {
     }
 
     /// The same, and more secrets.
-    pub(super) fn also(&self, secrets: impl IntoIterator<Item = String>) -> Self {
+    pub(super) fn also(&self, secrets: impl IntoIterator<Item = Zeroizing<String>>) -> Self {
         Self::new(self.secrets.iter().cloned().chain(secrets))
     }
 
@@ -102,7 +105,7 @@ mod tests {
                 "a%2Fb",
                 "x\u{200b}yz1",
             ]
-            .map(str::to_owned),
+            .map(|secret| secret.to_owned().into()),
         );
 
         for (text, shown) in [

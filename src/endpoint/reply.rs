@@ -10,6 +10,7 @@ use http::{
     HeaderMap, Response, StatusCode,
     header::{DATE, HeaderName, LOCATION, RETRY_AFTER},
 };
+use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 use serde_json::{Value, error::Category, value::RawValue};
 
@@ -199,10 +200,10 @@ impl<'a> Fields<'a> {
     }
 
     /// What the reply itself brings and no text may show.
-    fn secrets(&self) -> impl Iterator<Item = String> + use<'a> {
+    fn secrets(&self) -> impl Iterator<Item = Zeroizing<String>> + use<'a> {
         let tokens = [self.access_token, self.refresh_token, self.id_token];
         let tokens = tokens.into_iter().flatten().filter_map(string);
-        tokens.map(Cow::into_owned)
+        tokens.map(|token| Zeroizing::new(token.into_owned()))
     }
 }
 
