@@ -148,6 +148,7 @@ mod future;
 mod layer;
 mod origin;
 mod outcome;
+mod secret;
 mod send;
 mod service;
 mod telemetry;

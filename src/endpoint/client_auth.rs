@@ -1,14 +1,13 @@
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Uri, header::AUTHORIZATION};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use tower::BoxError;
 
 use super::redaction::is_unsafe_to_print;
-use crate::{Error, error::Kind};
+use crate::{Error, error::Kind, secret::wiped_on_drop};
 
 /// How a client proves to the token endpoint who it is (RFC 6749 §2.3).
 ///
@@ -259,7 +258,7 @@ impl Credentials {
     pub(super) fn apply<'a>(&'a self, form: &mut Vec<(&'a str, &'a str)>, headers: &mut HeaderMap) {
         match self {
             Self::Basic { .. } | Self::BasicRaw { .. } => {
-                let value = wiped_on_drop(format!("Basic {}", *self.user_pass()));
+                let value = wiped_on_drop(["Basic ", &self.user_pass()].concat());
                 let mut value =
                     HeaderValue::from_maybe_shared(value).expect("Base64 is a valid header value");
                 value.set_sensitive(true);
@@ -358,13 +357,9 @@ impl Credentials {
     fn user_pass(&self) -> Zeroizing<String> {
         let secret = self.secret().map_or("", ClientSecret::expose);
         let text = Zeroizing::new(match self {
-            Self::BasicRaw { id, .. } => format!("{id}:{secret}"),
+            Self::BasicRaw { id, .. } => [id, ":", secret].concat(),
             // RFC 6749 §2.3.1: id and secret are form-encoded before Base64.
-            _ => format!(
-                "{}:{}",
-                *percent_encoded(self.id()),
-                *percent_encoded(secret)
-            ),
+            _ => [&*percent_encoded(self.id()), ":", &*percent_encoded(secret)].concat(),
         });
         Zeroizing::new(BASE64_STANDARD.encode(&*text))
     }
@@ -385,11 +380,6 @@ fn encoded<'a>(pieces: impl Iterator<Item = &'a str>, text: &str) -> Zeroizing<S
     let mut encoded = Zeroizing::new(String::with_capacity(3 * text.len()));
     encoded.extend(pieces);
     encoded
-}
-
-/// The text, wiped when its last handle is dropped: that is the HTTP client's.
-pub(super) fn wiped_on_drop(text: String) -> Bytes {
-    Bytes::from_owner(Zeroizing::new(text.into_bytes()))
 }
 
 fn check_present(what: &str, text: &str) -> Result<(), Error> {

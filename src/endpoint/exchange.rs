@@ -19,7 +19,7 @@ use tokio::{runtime::Handle, time::sleep};
 use tower::{BoxError, ServiceExt, util::BoxCloneService};
 
 use super::{
-    client_auth::{ClientAuth, Credentials, wiped_on_drop},
+    client_auth::{ClientAuth, Credentials},
     redaction::Redaction,
     reply::Reader,
     token_url::TokenUrl,
@@ -28,6 +28,7 @@ use crate::{
     AccessToken, Error, TokenParameters,
     clock::Clock,
     error::{Kind, Refusal},
+    secret::wiped_on_drop,
 };
 
 /// The user's HTTP client without its type. Not `Sync`, as clients need not be.

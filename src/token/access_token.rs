@@ -2,12 +2,13 @@ use std::{fmt, ops::Range, sync::Arc, time::Duration};
 
 use http::HeaderValue;
 
-use crate::Error;
+use crate::{Error, secret::wiped_on_drop};
 
 /// An access token, as a token service answers with it.
 ///
 /// Holds the ready-made value of the `Authorization` header, marked sensitive, so that nothing has
-/// to be formatted for a request. Cloning copies no text. `Debug` shows neither the token nor the
+/// to be formatted for a request. Cloning copies no text, and the text is wiped when its last clone is
+/// dropped; an HTTP client copies it when it writes the request. `Debug` shows neither the token nor the
 /// header, and of the scope only whether there is one.
 ///
 /// # Examples
@@ -54,12 +55,12 @@ impl AccessToken {
         sendable("token type", token_type)?;
         sendable("access token", token)?;
 
-        let mut header_value = HeaderValue::try_from(format!("{token_type} {token}"))
+        let text = wiped_on_drop([token_type, " ", token].concat());
+        let mut header_value = HeaderValue::from_maybe_shared(text)
             .expect("visible ASCII characters and a space are a valid header value");
         header_value.set_sensitive(true);
         Ok(Self {
-            // The clone is cheaper to clone: its text is counted, which the first one's is not yet.
-            header_value: header_value.clone(),
+            header_value,
             token_type_len: token_type.len(),
             lifetime: None,
             scope: None,
