@@ -1,0 +1,103 @@
+//! Instructions of a call, counted by callgrind: a loop of two lengths, and the difference.
+
+use std::process::Command;
+
+use benches::HEADERS;
+use tower::BoxError;
+
+use crate::table::{Limit, Table};
+
+/// What a call through tower-http's constant header, or tower's second sends, may be exceeded by.
+const NEVER: f64 = 1.25;
+const CLONE_BODY: f64 = 1.0;
+
+/// Where a budget is missed, by leaf and number of headers, and what holds there until it is met: the
+/// ratio when it was last measured, and a hundredth for other compilers.
+const CEILINGS: &[(&str, &str, usize, f64)] = &[
+    ("Never", "opaque", 0, 1.28),
+    ("Never", "opaque", 4, 1.60),
+    ("Never", "inlined", 4, 1.47),
+    ("CloneBody", "opaque", 0, 1.02),
+    ("CloneBody", "inlined", 0, 1.02),
+];
+
+/// A service looks at the cache when its view is a millisecond old, so how many calls do depends on
+/// the machine. They are not counted; the row of calls that all look has them.
+const WITHOUT_LOOKS: [&str; 2] = ["--toggle-collect=*View*look*", "--collect-atstart=yes"];
+
+const SHORT: i64 = 500;
+const LONG: i64 = 1500;
+
+pub(crate) fn can_be_counted() -> bool {
+    Command::new("valgrind").arg("--version").output().is_ok()
+}
+
+pub(crate) fn measure(table: &mut Table) -> Result<(), BoxError> {
+    table.part(
+        "Instructions of a call less those of the bare leaf, as a ratio. The leaf's future is polled as\n\
+         a client's (opaque), or the compiler sees through it (inlined).",
+    );
+    for leaf in ["opaque", "inlined"] {
+        for headers in HEADERS {
+            ratios(table, leaf, headers)?;
+        }
+    }
+    let [bare, looking] = [("leaf", "opaque"), ("watchful", "opaque")]
+        .map(|(stack, leaf)| per_call(stack, leaf, 4, &[]));
+    println!(
+        "\nFor your information: with `Never` and 4 headers, a call that looks at the cache and at both\n\
+         clocks takes {} instructions. Each service does so once in a millisecond at most.",
+        looking? - bare?
+    );
+    Ok(())
+}
+
+fn ratios(table: &mut Table, leaf: &str, headers: usize) -> Result<(), BoxError> {
+    let bare = per_call("leaf", leaf, headers, &WITHOUT_LOOKS)?;
+    for (policy, stack, peer, budget) in [
+        ("Never", "never", "add_authorization", NEVER),
+        ("CloneBody", "clone_body", "retry", CLONE_BODY),
+    ] {
+        let ours = per_call(stack, leaf, headers, &WITHOUT_LOOKS)? - bare;
+        let theirs = per_call(peer, leaf, headers, &WITHOUT_LOOKS)? - bare;
+        let ceiling = CEILINGS
+            .iter()
+            .find(|row| (row.0, row.1, row.2) == (policy, leaf, headers))
+            .map(|row| row.3);
+        table.held_row(
+            &format!("{policy}, {headers} headers, {leaf} leaf"),
+            ours as f64 / theirs as f64,
+            &Limit { budget, ceiling },
+            &format!("{ours} to {theirs}"),
+        );
+    }
+    Ok(())
+}
+
+fn per_call(stack: &str, leaf: &str, headers: usize, options: &[&str]) -> Result<i64, BoxError> {
+    let count = |calls| count(stack, leaf, headers, calls, options);
+    Ok((count(LONG)? - count(SHORT)?) / (LONG - SHORT))
+}
+
+fn count(
+    stack: &str,
+    leaf: &str,
+    headers: usize,
+    calls: i64,
+    options: &[&str],
+) -> Result<i64, BoxError> {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .args(options)
+        .arg(env!("CARGO_BIN_EXE_hot_loop"))
+        .args([stack, leaf, &headers.to_string(), &calls.to_string()])
+        .output()?;
+    let report = String::from_utf8_lossy(&output.stderr);
+    let collected = report
+        .lines()
+        .find_map(|line| line.split_once("Collected : "));
+    match collected {
+        Some((_, count)) if output.status.success() => Ok(count.trim().parse()?),
+        _ => Err(format!("valgrind counted nothing of {stack}: {report}").into()),
+    }
+}

@@ -1,0 +1,18 @@
+//! What all benches measure: the same requests through the same leaf service, with the layer and with
+//! what it is compared with in between.
+
+mod crowd;
+mod leaf;
+mod request;
+mod stacks;
+mod timing;
+mod tokens;
+
+pub use self::{
+    crowd::{Crowd, ENDPOINT, crowd_runtime},
+    leaf::{Answer, InlinedLeaf, Leaf, OpaqueAnswer, OpaqueLeaf},
+    request::{ApiRequest, ApiResponse, HEADERS, request},
+    stacks::{Api, RetryOnce, Stacks},
+    timing::{interleaved, median, milliseconds, repeat, time_calls},
+    tokens::{Tokens, secret},
+};
