@@ -35,6 +35,10 @@ impl Tokens {
         }
     }
 
+    pub fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+
     /// When each token was asked for.
     pub fn begun(&self) -> Vec<Instant> {
         self.lock().clone()
