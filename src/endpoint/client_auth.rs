@@ -419,9 +419,8 @@ fn function_failed(error: BoxError) -> Error {
 
 /// A client secret or a client assertion.
 ///
-/// `Debug` shows nothing of it, it cannot be displayed or serialized, and its own memory is wiped
-/// when it is dropped; the copies within requests that were sent are not. Made by `into()` of a
-/// `&str` or a `String`.
+/// `Debug` shows nothing of it, it cannot be displayed or serialized, and it is wiped when it is
+/// dropped. Made by `into()` of a `&str`, which stays with you, or of a `String`.
 ///
 /// # Examples
 ///
