@@ -69,40 +69,7 @@
 //! | What happened to a call? Why was a 401 not followed by a second send? | [`Outcome`] |
 //! | What can fail? | [`Error`] |
 //! | How do I use a token without the layer? | [`TokenCache`] |
-//! | What does my HTTP client need? Which layers go above, which below? | [`clients`] |
-//!
-//! # Testing your own stack
-//!
-//! A token service and an HTTP client are services, so `tower_test::mock` stands in for both, and no
-//! socket is needed:
-//!
-//! ```
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), tower_client_credentials::BoxError> {
-//! use http::{Request, Response};
-//! use tower::{Layer, ServiceExt};
-//! use tower_client_credentials::{AccessToken, ClientCredentialsLayer, TokenRequest};
-//! use tower_test::mock;
-//!
-//! let (token_service, mut issuer) = mock::pair::<TokenRequest, AccessToken>();
-//! let (http, mut api) = mock::pair::<Request<String>, Response<String>>();
-//! let service = ClientCredentialsLayer::new(token_service).layer(http);
-//! let call = tokio::spawn(service.oneshot(Request::get("/people").body(String::new())?));
-//!
-//! // The call asks for a token first, then carries it to the API.
-//! let (_, answer) = issuer.next_request().await.expect("a token is asked for");
-//! answer.send_response(AccessToken::new("token-1")?);
-//! let (request, answer) = api.next_request().await.expect("the request is sent");
-//! assert_eq!(request.headers()["authorization"], "Bearer token-1");
-//! answer.send_response(Response::new("Ada".to_owned()));
-//!
-//! assert_eq!(call.await??.body(), "Ada");
-//! # Ok(())
-//! # }
-//! ```
-//!
-//! Waits use tokio's clock, so `tokio::time::pause` lets a test walk through expiries without waiting;
-//! [`TokenCacheBuilder::wall_clock`] replaces the other clock that a token can expire by.
+//! | What does my HTTP client need? Which layers go above, which below? | [`guide::clients`] |
 //!
 //! # Words
 //!
@@ -180,9 +147,8 @@ pub mod fuzzing {
 /// The error type of the layer's service, as tower has it.
 pub use tower::BoxError;
 
-#[cfg(all(doc, not(doctest)))]
-#[doc = include_str!("../docs/clients.md")]
-pub mod clients {}
+#[cfg(doc)]
+pub mod guide;
 
 /// Compiles the example of the README.
 #[cfg(doctest)]

@@ -63,3 +63,13 @@ pub async fn in_time<F: Future>(future: F) -> F::Output {
         .await
         .expect("it hangs")
 }
+
+/// Compiles the examples of the guide's chapters that show other crates.
+#[cfg(doctest)]
+mod guide {
+    #[doc = include_str!("../../../docs/guide/clients.md")]
+    mod clients {}
+
+    #[doc = include_str!("../../../docs/guide/migrating.md")]
+    mod migrating {}
+}
