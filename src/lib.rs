@@ -59,7 +59,33 @@
 //!                                                                └ rejected ─► renew ─► S::call once more
 //! ```
 //!
+//! # When to use it, and when not
+//!
+//! It is for programs that call an API as themselves, at a server with the client-credentials grant, and
+//! over an HTTP client that is a tower service or can be made one.
+//!
+//! Use something else when
+//!
+//! * your tokens belong to users: take the [`oauth2`] crate's other grants;
+//! * your token never changes: take tower-http's `AddAuthorizationLayer`;
+//! * you serve requests and have to check their tokens: this crate is for clients;
+//! * you make one call and end: a token request and a header need no cache.
+//!
+//! # Where it stands among other layers
+//!
+//! ```text
+//!  Buffer, Trace, Timeout                    above: they see one call, the wait for a token included
+//!  ClientCredentialsLayer
+//!  Retry, FollowRedirect, ConcurrencyLimit   below: they see each send, with its token
+//!  your HTTP client
+//! ```
+//!
+//! A redirect follower above the layer can carry a token to another host. [`guide::clients`] says why, and
+//! what changes when the others go to the other side.
+//!
 //! # Where to look
+//!
+//! The [`guide`] has a chapter for each of the larger questions. These are the items to begin with:
 //!
 //! | question | answer |
 //! |---|---|
@@ -69,7 +95,17 @@
 //! | What happened to a call? Why was a 401 not followed by a second send? | [`Outcome`] |
 //! | What can fail? | [`Error`] |
 //! | How do I use a token without the layer? | [`TokenCache`] |
-//! | What does my HTTP client need? Which layers go above, which below? | [`guide::clients`] |
+//!
+//! # Features
+//!
+//! None is on by default, and none changes what the crate does.
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `tracing` | a span for each flight, and events, with the crate `tracing` |
+//! | `metrics` | counters, histograms and gauges, with the facade of the crate `metrics` |
+//!
+//! Their names, levels, units and labels are in [`guide::observability`].
 //!
 //! # Words
 //!
@@ -98,6 +134,7 @@
 //!
 //! Other grants, refresh tokens, the validation of tokens on servers, an HTTP client, TLS.
 //!
+//! [`oauth2`]: https://docs.rs/oauth2
 //! [RFC 6749 §4.4]: https://www.rfc-editor.org/rfc/rfc6749#section-4.4
 
 #![warn(clippy::disallowed_methods)]
