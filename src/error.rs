@@ -26,6 +26,34 @@ use tower::BoxError;
 /// assert!(error.is_invalid_token());
 /// assert!(!error.is_transient());
 /// ```
+///
+/// What a token endpoint said:
+///
+/// ```
+/// # use bytes::Bytes;
+/// # use http_body_util::Full;
+/// # use tower::{BoxError, ServiceExt, service_fn};
+/// # use tower_client_credentials::{TokenEndpoint, TokenRequest};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), BoxError> {
+/// # let http = service_fn(|_: http::Request<Full<Bytes>>| async {
+/// #     let reply = r#"{
+/// #         "error": "invalid_client_id",
+/// #         "error_description": "Client authentication failed"
+/// #     }"#;
+/// #     Ok::<_, BoxError>(http::Response::builder().status(401).body(reply.to_owned())?)
+/// # });
+/// # let tokens = TokenEndpoint::linkedin(http, "77tt5z", "wrong")?;
+/// let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
+///
+/// assert!(error.is_refused() && !error.is_transient());
+/// assert_eq!(error.status(), Some(http::StatusCode::UNAUTHORIZED));
+/// assert_eq!(error.code(), Some("invalid_client_id"));
+/// assert_eq!(error.description(), Some("Client authentication failed"));
+/// assert!(error.advice().is_some_and(|advice| advice.contains("client id and secret")));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Error {
     inner: Arc<Inner>,
@@ -198,7 +226,8 @@ impl Error {
     /// How long the token endpoint is not asked again, counted from when this error was returned.
     ///
     /// From a [`TokenEndpoint`](crate::TokenEndpoint) it is what `Retry-After` said, an hour at
-    /// most; from a [`TokenCache`](crate::TokenCache) it is how long the cache goes on answering with this error.
+    /// most; from a [`TokenCache`](crate::TokenCache) it is how long the cache goes on answering
+    /// with this error.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }

@@ -23,6 +23,33 @@ use crate::{
 pin_project! {
     /// The response of [`ClientCredentials`](crate::ClientCredentials).
     ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// # let http = service_fn(|_: http::Request<String>| async {
+    /// #     Ok::<_, BoxError>(http::Response::new(String::new()))
+    /// # });
+    /// use std::time::Duration;
+    /// use tower::{Layer, Service, ServiceExt};
+    /// use tower_client_credentials::ClientCredentialsLayer;
+    ///
+    /// let mut api = ClientCredentialsLayer::new(token_service).layer(http);
+    /// let response = api.ready().await?.call(http::Request::new(String::new()));
+    ///
+    /// // A call that is given up leaves its token to the next.
+    /// let response = tokio::time::timeout(Duration::from_secs(5), response).await??;
+    /// # assert_eq!(response.status(), 200);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Cancel safety
     ///
     /// Dropping it drops the request, as with any service. A token that it waited for is still

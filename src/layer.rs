@@ -72,6 +72,22 @@ impl ClientCredentialsLayer {
     }
 
     /// Makes a layer that takes its tokens from the given cache, which several stacks can share.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::{ClientCredentialsLayer, TokenCache};
+    ///
+    /// let cache = TokenCache::new(token_service);
+    /// let for_reports = ClientCredentialsLayer::with_cache(cache.clone());
+    /// let for_uploads = ClientCredentialsLayer::with_cache(cache).never_retry();
+    /// # drop((for_reports, for_uploads));
+    /// ```
     pub fn with_cache(cache: TokenCache) -> Self {
         Self {
             cache,
@@ -85,6 +101,20 @@ impl ClientCredentialsLayer {
 impl<R> ClientCredentialsLayer<R> {
     /// Sets how a request is sent a second time when the API rejected its token. Default:
     /// [`CloneBody`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::{Buffered, ClientCredentialsLayer};
+    ///
+    /// let layer = ClientCredentialsLayer::new(token_service).replay(Buffered::new(64 * 1024));
+    /// # drop(layer);
+    /// ```
     pub fn replay<P>(self, policy: P) -> ClientCredentialsLayer<P> {
         ClientCredentialsLayer {
             cache: self.cache,
@@ -103,9 +133,26 @@ impl<R> ClientCredentialsLayer<R> {
 
     /// Sets which responses reject the token, instead of the default.
     ///
-    /// By default a 401 does, unless it carries a Bearer challenge whose error is
-    /// `insufficient_scope` or `invalid_request` (RFC 6750 §3.1): another token would not help then.
-    /// Some APIs answer 403 instead, and gRPC has `grpc-status: 16` in the headers of a 200.
+    /// By default a 401 does, unless its Bearer challenges name an error, and none but
+    /// `insufficient_scope` and `invalid_request` (RFC 6750 §3.1): another token would not help then.
+    /// Many servers send no challenge at all. Some APIs answer 403 instead, and gRPC has
+    /// `grpc-status: 16` in the headers of a 200.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::ClientCredentialsLayer;
+    ///
+    /// // Any 401, whatever its challenges say.
+    /// let layer = ClientCredentialsLayer::new(token_service)
+    ///     .reject_when(|response| response.status == http::StatusCode::UNAUTHORIZED);
+    /// # drop(layer);
+    /// ```
     pub fn reject_when(
         mut self,
         predicate: impl Fn(&Parts) -> bool + Send + Sync + 'static,
@@ -125,10 +172,6 @@ impl<R> ClientCredentialsLayer<R> {
     /// to no known origin and gets no token. When URI and `Host` name two hosts, both have to be of
     /// these origins.
     ///
-    /// # Errors
-    ///
-    /// Fails if an origin is no absolute URL, or has user information, a path or a query.
-    ///
     /// # Examples
     ///
     /// ```
@@ -145,6 +188,10 @@ impl<R> ClientCredentialsLayer<R> {
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// Fails if an origin is no absolute URL, or has user information, a path or a query.
     pub fn origins<O>(mut self, origins: impl IntoIterator<Item = O>) -> Result<Self, Error>
     where
         O: TryInto<Uri, Error: Into<BoxError>>,
@@ -160,6 +207,24 @@ impl<R> ClientCredentialsLayer<R> {
     /// Without this, a request over plain http to another host than this machine's loopback passes
     /// untouched, and its response says so ([`Outcome::withheld`](crate::Outcome::withheld)). A
     /// request whose URI is a path alone does not say how it goes, and gets the token.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::ClientCredentialsLayer;
+    ///
+    /// // In a service mesh, which encrypts what goes over the network.
+    /// let layer = ClientCredentialsLayer::new(token_service)
+    ///     .origins(["http://orders.mesh.internal:8080"])?
+    ///     .allow_http();
+    /// # drop(layer);
+    /// # Ok::<(), BoxError>(())
+    /// ```
     pub fn allow_http(mut self) -> Self {
         self.destinations.allow_http();
         self

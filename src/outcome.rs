@@ -17,7 +17,14 @@ use crate::Error;
 ///
 /// # let response = http::Response::new(());
 /// if let Some(outcome) = response.extensions().get::<Outcome>() {
+///     // All of it in one line; or part by part.
 ///     eprintln!("{}: {outcome}", response.status());
+///     if let Some(waited) = outcome.waited() {
+///         eprintln!("waited {waited:?}");
+///     }
+///     if outcome.is_replayed() && !outcome.is_renewed() {
+///         eprintln!("sent again with a token that was there");
+///     }
 ///     if let Some(reason) = outcome.not_replayed() {
 ///         eprintln!("the API rejected the token, and that was not mended: {reason}");
 ///     }
@@ -120,6 +127,18 @@ impl fmt::Display for Outcome {
 /// Why a response that rejected the token came back without another send.
 ///
 /// Found with [`Outcome::not_replayed`].
+///
+/// # Examples
+///
+/// ```
+/// use tower_client_credentials::NotReplayed;
+///
+/// /// Whether a larger limit of `Buffered` would have helped.
+/// fn is_too_long(reason: &NotReplayed) -> bool {
+///     matches!(reason, NotReplayed::BodyOverLimit)
+/// }
+/// # assert!(!is_too_long(&NotReplayed::OptedOut));
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum NotReplayed {
@@ -167,6 +186,20 @@ impl fmt::Display for NotReplayed {
 /// Why a request was sent without a token.
 ///
 /// Found with [`Outcome::withheld`].
+///
+/// # Examples
+///
+/// ```
+/// use http::Response;
+/// use tower_client_credentials::{Outcome, Withheld};
+///
+/// /// Whether a request went without a token, as its URL begins with `http:`.
+/// fn is_plain<B>(response: &Response<B>) -> bool {
+///     let outcome = response.extensions().get::<Outcome>();
+///     outcome.and_then(Outcome::withheld) == Some(Withheld::PlainHttp)
+/// }
+/// # assert!(!is_plain(&Response::new(())));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Withheld {

@@ -21,10 +21,37 @@ use crate::{
 ///
 /// Made by [`ClientCredentialsLayer`](crate::ClientCredentialsLayer). Clones share the tokens.
 ///
+/// # Examples
+///
+/// ```
+/// # use tower_client_credentials::{AccessToken, TokenRequest};
+/// # use tower::{BoxError, service_fn};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), BoxError> {
+/// # let token_service = service_fn(|_: TokenRequest| async {
+/// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+/// # });
+/// # let http = service_fn(|request: http::Request<String>| async move {
+/// #     assert_eq!(request.headers()["authorization"], "Bearer token-1");
+/// #     Ok::<_, BoxError>(http::Response::new(String::new()))
+/// # });
+/// use tower::{Layer, Service, ServiceExt};
+/// use tower_client_credentials::{ClientCredentials, ClientCredentialsLayer};
+///
+/// // The type of a service can be named, here that of a function.
+/// let mut api: ClientCredentials<_> = ClientCredentialsLayer::new(token_service).layer(http);
+///
+/// let request = http::Request::get("https://api.example/people").body(String::new())?;
+/// let response = api.ready().await?.call(request).await?;
+/// # assert_eq!(response.status(), 200);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 ///
-/// A call fails with an [`Error`](crate::Error) if no token can be had, and else with the inner
-/// service's own error. A rejection that comes back carries an
+/// A call fails with an [`Error`](crate::Error) if no token can be had or put on the request, and
+/// else with the inner service's own error. A rejection that comes back carries an
 /// [`Outcome`](crate::Outcome) that says why it was not mended.
 ///
 /// # Cancel safety

@@ -91,6 +91,15 @@ impl ClientAuth {
     ///
     /// Both are percent-encoded before Base64 (RFC 6749 §2.3.1), a space as `%20`, so that any
     /// character can stand in them. The header is marked sensitive.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_client_credentials::ClientAuth;
+    ///
+    /// let auth = ClientAuth::basic("my-client", "s3cret");
+    /// # drop(auth);
+    /// ```
     pub fn basic(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
         Self::fixed(Credentials::Basic {
             id: id.into().into(),
@@ -102,6 +111,15 @@ impl ClientAuth {
     ///
     /// For servers that read Basic as RFC 7617 alone has it. The two only differ for ids and secrets
     /// with other characters than letters, digits, `-`, `.` and `_`. The id cannot hold a colon.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_client_credentials::ClientAuth;
+    ///
+    /// let auth = ClientAuth::basic_raw("my-client", "s3cret/+");
+    /// # drop(auth);
+    /// ```
     pub fn basic_raw(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
         Self::fixed(Credentials::BasicRaw {
             id: id.into().into(),
@@ -112,6 +130,15 @@ impl ClientAuth {
     /// Sends id and secret as `client_id` and `client_secret` in the form: `client_secret_post`.
     ///
     /// This is what LinkedIn wants.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_client_credentials::ClientAuth;
+    ///
+    /// let auth = ClientAuth::request_body("77tt5z...", "WPL_AP1...");
+    /// # drop(auth);
+    /// ```
     pub fn request_body(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
         Self::fixed(Credentials::RequestBody {
             id: id.into().into(),
@@ -123,6 +150,15 @@ impl ClientAuth {
     ///
     /// For mutual TLS (RFC 8705 §2), where the HTTP client presents the certificate, and for servers
     /// that know the client by its network.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_client_credentials::ClientAuth;
+    ///
+    /// let auth = ClientAuth::none("my-client");
+    /// # drop(auth);
+    /// ```
     pub fn none(id: impl Into<String>) -> Self {
         Self::fixed(Credentials::None {
             id: id.into().into(),
@@ -136,14 +172,6 @@ impl ClientAuth {
     /// because servers refuse a `jti` that they have seen. It may use the HTTP client that the token
     /// endpoint uses.
     ///
-    /// # Errors
-    ///
-    /// If it fails, the token request fails with [`is_client_auth`](crate::Error::is_client_auth) and
-    /// the function's error as the source. That counts as transient, unless the function's error is
-    /// an [`Error`](crate::Error) that says otherwise: [`Error::permanent`](crate::Error::permanent)
-    /// stops retries, [`Error::transient`](crate::Error::transient) may say when to ask again. What
-    /// cannot be sent, such as an empty assertion, is transient too: a file may just be rewritten.
-    ///
     /// # Examples
     ///
     /// ```
@@ -155,6 +183,14 @@ impl ClientAuth {
     /// });
     /// # drop(auth);
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// If it fails, the token request fails with [`is_client_auth`](crate::Error::is_client_auth) and
+    /// the function's error as the source. That counts as transient, unless the function's error is
+    /// an [`Error`](crate::Error) that says otherwise: [`Error::permanent`](crate::Error::permanent)
+    /// stops retries, [`Error::transient`](crate::Error::transient) may say when to ask again. What
+    /// cannot be sent, such as an empty assertion, is transient too: a file may just be rewritten.
     pub fn assertion<F, Fut, A, E>(id: impl Into<String>, assertion: F) -> Self
     where
         F: Fn(Uri) -> Fut + Send + Sync + 'static,

@@ -98,7 +98,11 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest};
 ///     ClientAuth::basic("my-client", "s3cret"),
 /// )?
 /// .scope("orders.read orders.write")
-/// .audience("https://api.example");
+/// .audience("https://api.example")
+/// .resource("https://api.example/orders")
+/// .param("tenant", "example")
+/// .header(http::header::USER_AGENT, http::HeaderValue::from_static("orders/1.0"))
+/// .reply_limit(64 * 1024);
 /// # drop(tokens);
 /// # Ok::<(), Error>(())
 /// ```
@@ -108,8 +112,8 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest};
 /// A call fails if the HTTP client fails ([`is_transport`](Error::is_transport)), if the endpoint
 /// answers with an error ([`is_refused`](Error::is_refused)) or with something that is no token
 /// reply ([`is_invalid_reply`](Error::is_invalid_reply)), if a function given to [`ClientAuth`]
-/// fails or gives what cannot be sent ([`is_client_auth`](Error::is_client_auth)), and, before anything is sent, if a setting cannot
-/// work ([`is_configuration`](Error::is_configuration)).
+/// fails or gives what cannot be sent ([`is_client_auth`](Error::is_client_auth)), and, before
+/// anything is sent, if a setting cannot work ([`is_configuration`](Error::is_configuration)).
 ///
 /// # Cancel safety
 ///
@@ -137,8 +141,8 @@ impl TokenEndpoint {
     /// Fails if the URL is not an absolute http or https URL with a host, or if it holds user
     /// information, a fragment (seen in texts only, as [`Uri`] keeps none) or a bad port; if the
     /// client id is empty, or if id or secret hold a control or invisible character or start or end
-    /// with white space, which usually comes from the file they were read from. An empty secret is left to the server (RFC 6749
-    /// §2.3.1).
+    /// with white space, which usually comes from the file they were read from. An empty secret is
+    /// left to the server (RFC 6749 §2.3.1).
     ///
     /// Plain http to a host other than loopback is not refused here, because
     /// [`allow_http`](Self::allow_http) comes later: every token request is, before anything is sent.
@@ -179,10 +183,6 @@ impl TokenEndpoint {
     /// Sends id and secret in the form, as LinkedIn documents it; its documented errors say
     /// [what to do](Error::advice) about them.
     ///
-    /// # Errors
-    ///
-    /// Fails if id or secret is empty, or for what [`new`](Self::new) refuses in them.
-    ///
     /// # Examples
     ///
     /// ```
@@ -197,6 +197,10 @@ impl TokenEndpoint {
     /// # drop(tokens);
     /// # Ok::<(), Error>(())
     /// ```
+    ///
+    /// # Errors
+    ///
+    /// Fails if id or secret is empty, or for what [`new`](Self::new) refuses in them.
     pub fn linkedin<C, B, ResBody>(
         client: C,
         client_id: impl Into<String>,
@@ -214,6 +218,23 @@ impl TokenEndpoint {
     }
 
     /// Sends to another URL, a test server's or a proxy's, and keeps all else.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use bytes::Bytes;
+    /// # use http_body_util::Full;
+    /// # use tower::{BoxError, service_fn};
+    /// # let http = service_fn(|_: http::Request<Full<Bytes>>| async {
+    /// #     Ok::<_, BoxError>(http::Response::new(String::new()))
+    /// # });
+    /// use tower_client_credentials::TokenEndpoint;
+    ///
+    /// let tokens = TokenEndpoint::linkedin(http, "77tt5z...", "WPL_AP1...")?
+    ///     .url("http://127.0.0.1:8080/token")?;
+    /// # drop(tokens);
+    /// # Ok::<(), BoxError>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -284,6 +305,23 @@ impl TokenEndpoint {
     ///
     /// Without it, only to `localhost`, `127.0.0.0/8` and `[::1]`. Whoever can listen on the way
     /// then has them: for networks that are encrypted otherwise, such as a service mesh.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use bytes::Bytes;
+    /// # use http_body_util::Full;
+    /// # use tower::{BoxError, service_fn};
+    /// # let http = service_fn(|_: http::Request<Full<Bytes>>| async {
+    /// #     Ok::<_, BoxError>(http::Response::new(String::new()))
+    /// # });
+    /// use tower_client_credentials::{ClientAuth, TokenEndpoint};
+    ///
+    /// let auth = ClientAuth::basic("my-client", "s3cret");
+    /// let tokens = TokenEndpoint::new(http, "http://auth.mesh.internal/token", auth)?.allow_http();
+    /// # drop(tokens);
+    /// # Ok::<(), BoxError>(())
+    /// ```
     #[must_use]
     pub fn allow_http(self) -> Self {
         self.set(|it| it.plain_http = PlainHttp::Anywhere)

@@ -42,6 +42,17 @@ use crate::NotReplayed;
 /// });
 /// is_service(ClientCredentialsLayer::new(tokens).layer(http));
 /// ```
+///
+/// # Examples
+///
+/// ```
+/// use bytes::Bytes;
+/// use http_body_util::Full;
+/// use tower_client_credentials::{CloneBody, Replay};
+///
+/// let (_body, kept) = CloneBody.split(Full::new(Bytes::from("name=Ada")));
+/// assert!(kept.is_some());
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CloneBody;
 

@@ -5,6 +5,20 @@ use super::Replay;
 /// Keeps nothing and costs nothing: every request is sent once, with whatever body it has.
 ///
 /// A rejected token is renewed all the same, for the requests that follow.
+///
+/// # Examples
+///
+/// ```
+/// # use tower_client_credentials::{AccessToken, TokenRequest};
+/// # use tower::{BoxError, service_fn};
+/// # let token_service = service_fn(|_: TokenRequest| async {
+/// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+/// # });
+/// use tower_client_credentials::{ClientCredentialsLayer, Never};
+///
+/// let layer = ClientCredentialsLayer::new(token_service).replay(Never);
+/// # drop(layer);
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Never;
 

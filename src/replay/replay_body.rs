@@ -30,6 +30,18 @@ pin_project! {
     /// Reports the exact size that the original body reports, and ends as it does. It ends with an
     /// error once the API has rejected the request and a second send goes on with the body.
     ///
+    /// # Examples
+    ///
+    /// ```
+    /// use bytes::Bytes;
+    /// use http_body::Body;
+    /// use http_body_util::Full;
+    /// use tower_client_credentials::{Buffered, Replay};
+    ///
+    /// let (body, _kept) = Buffered::new(1024).split(Full::new(Bytes::from("name=Ada")));
+    /// assert_eq!(body.size_hint().exact(), Some(8));
+    /// ```
+    ///
     /// # Cancel safety
     ///
     /// Dropping it at any time loses nothing that a second send needs.

@@ -47,6 +47,16 @@ impl AccessToken {
     /// Makes a token of another type: `token_type` is what stands before it in the `Authorization`
     /// header.
     ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_client_credentials::AccessToken;
+    ///
+    /// let token = AccessToken::with_type("GenieKey", "eb243592-faa2")?;
+    /// assert_eq!(token.header_value(), "GenieKey eb243592-faa2");
+    /// # Ok::<(), tower_client_credentials::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// Fails as [`new`](Self::new) does, for either text.
@@ -69,8 +79,8 @@ impl AccessToken {
 
     /// Sets how long the token lives, counted from when it was asked for.
     ///
-    /// A token of zero length serves the calls that waited for it and is then gone. Without this,
-    /// the cache assumes a lifetime of its own.
+    /// With a lifetime of zero it serves the calls that waited for it and is then gone. Without this,
+    /// the cache assumes [a lifetime](crate::TokenCacheBuilder::default_lifetime).
     #[must_use]
     pub fn expires_in(mut self, lifetime: Duration) -> Self {
         self.lifetime = Some(lifetime);
@@ -78,6 +88,16 @@ impl AccessToken {
     }
 
     /// Sets the scope that the server says it granted.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use tower_client_credentials::AccessToken;
+    ///
+    /// let token = AccessToken::new("token-1")?.granted_scope("orders.read");
+    /// assert_eq!(token.scope(), Some("orders.read"));
+    /// # Ok::<(), tower_client_credentials::Error>(())
+    /// ```
     #[must_use]
     pub fn granted_scope(mut self, scope: impl Into<Arc<str>>) -> Self {
         self.scope = Some(scope.into());

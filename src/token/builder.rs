@@ -14,16 +14,28 @@ use crate::clock::Clock;
 /// # Examples
 ///
 /// ```
-/// use std::time::{Duration, SystemTime};
+/// use std::time::Duration;
 /// use tower::{BoxError, service_fn};
-/// use tower_client_credentials::{AccessToken, TokenCache, TokenRequest};
+/// use tower_client_credentials::{AccessToken, TokenCache, TokenParameters, TokenRequest};
 ///
 /// let token_service = service_fn(|_request: TokenRequest| async {
 ///     Ok::<_, BoxError>(AccessToken::new("token-1")?)
 /// });
 ///
 /// let cache = TokenCache::builder()
+///     // What to ask for.
+///     .parameters(TokenParameters::default().scope("orders.read"))
+///     // When to refresh.
 ///     .window(Duration::from_secs(60))
+///     .margin(Duration::from_secs(5))
+///     .jitter(0.8)
+///     .default_lifetime(Duration::from_secs(3600))
+///     // How long to try.
+///     .deadline(Duration::from_secs(10))
+///     .attempts(5)
+///     .retry_pause(Duration::from_millis(100))
+///     // When to try again.
+///     .backoff(Duration::from_secs(2), Duration::from_secs(30))
 ///     .cool_down(Duration::from_secs(10))
 ///     .build(token_service);
 /// ```
@@ -130,6 +142,24 @@ impl TokenCacheBuilder {
     /// with the last handle of the cache. If that runtime goes away, the next call that needs a
     /// token begins anew. At most one token request is made in a second, so tokens that live for less
     /// than two seconds are not kept warm all the time.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::TokenCache;
+    ///
+    /// let cache = TokenCache::builder().keep_warm().build(token_service);
+    /// cache.token().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn keep_warm(mut self) -> Self {
         self.settings.warmth = Warmth::Always;
         self

@@ -126,6 +126,27 @@ impl TokenCache {
     /// At once if a fresh or stale one is there; otherwise after the flight that is under way, or
     /// one that this call starts. Call it at start to have a token before the first request.
     ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::TokenCache;
+    ///
+    /// let cache = TokenCache::new(token_service);
+    /// match cache.token().await {
+    ///     Ok(token) => println!("lives {:?}", token.lifetime()),
+    ///     Err(error) => println!("{error}; asked again in {:?}", error.retry_after()),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
     /// Fails if the token service does; every waiter gets the same error, and for a short time
@@ -148,6 +169,28 @@ impl TokenCache {
     /// Nothing is asked of the token service yet: the next call of [`token`](Self::token) does. A newer
     /// token than `token` is left alone, and a rejection that comes soon after a renewal changes
     /// nothing: [`Rejection`] says which.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::{Rejection, TokenCache};
+    ///
+    /// let cache = TokenCache::new(token_service);
+    /// let token = cache.token().await?;
+    /// // The other side of a websocket refused it.
+    /// assert!(matches!(cache.reject(&token), Rejection::Withheld));
+    /// let another = cache.token().await?;
+    /// # drop(another);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn reject(&self, token: &AccessToken) -> Rejection {
         let generation = self.shared.lock().generation_of(token);
         match generation {

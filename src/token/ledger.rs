@@ -133,6 +133,18 @@ pub(super) struct Leftovers {
 }
 
 /// What becomes of a token that the API rejected; see [`TokenCache::reject`](crate::TokenCache::reject).
+///
+/// # Examples
+///
+/// ```
+/// use tower_client_credentials::Rejection;
+///
+/// /// Whether it makes sense to try again with the next token.
+/// fn may_try_again(rejection: &Rejection) -> bool {
+///     matches!(rejection, Rejection::Withheld | Rejection::Replaced)
+/// }
+/// # assert!(!may_try_again(&Rejection::CoolingDown));
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Rejection {

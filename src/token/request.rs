@@ -3,6 +3,33 @@ use super::AccessToken;
 /// What a token service is asked for.
 ///
 /// A service that always answers with the same kind of token may ignore it.
+///
+/// # Examples
+///
+/// ```
+/// use tower::{BoxError, service_fn};
+/// use tower_client_credentials::{AccessToken, TokenRequest};
+///
+/// # #[derive(Clone)]
+/// # struct Agent;
+/// # impl Agent {
+/// #     async fn token(&self, _scope: String, _anew: bool) -> Result<String, BoxError> {
+/// #         Ok("token-1".to_owned())
+/// #     }
+/// # }
+/// # let agent = Agent;
+/// // An agent on this machine, with a cache of its own that is passed by when the API rejected
+/// // what it gave.
+/// let tokens = service_fn(move |request: TokenRequest| {
+///     let agent = agent.clone();
+///     async move {
+///         let scope = request.parameters.scopes.join(" ");
+///         let token = agent.token(scope, request.rejected.is_some()).await?;
+///         Ok::<_, BoxError>(AccessToken::new(token)?)
+///     }
+/// });
+/// # drop(tower_client_credentials::TokenCache::new(tokens));
+/// ```
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct TokenRequest {
@@ -33,8 +60,12 @@ impl TokenRequest {
 /// ```
 /// use tower_client_credentials::TokenParameters;
 ///
-/// let parameters = TokenParameters::default().scope("orders.read").audience("https://api.example");
-/// assert_eq!(parameters.scopes, ["orders.read"]);
+/// let parameters = TokenParameters::default()
+///     .scope("orders.read orders.write")
+///     .audience("https://api.example")
+///     .resource("https://api.example/orders")
+///     .param("tenant", "example");
+/// assert_eq!(parameters.scopes, ["orders.read", "orders.write"]);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
