@@ -201,6 +201,11 @@ impl Error {
         matches!(self.inner.kind, Kind::Expired)
     }
 
+    /// Whether the request has no room for the token: it holds as many headers as it can.
+    pub fn is_too_many_headers(&self) -> bool {
+        matches!(self.inner.kind, Kind::TooManyHeaders)
+    }
+
     /// Whether asking again may help.
     ///
     /// Transient are transport errors, timeouts, panics, a runtime that is missing or was lost,

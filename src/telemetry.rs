@@ -272,8 +272,8 @@ pub(crate) fn failed_fast(error: &Error) {
     );
 }
 
-/// The API rejected a token.
-pub(crate) fn rejected(rejection: &Rejection) {
+/// The API rejected a token; news is what changed something, as only the first of many calls does.
+pub(crate) fn rejected(rejection: &Rejection, is_news: bool) {
     let action = match rejection {
         Rejection::Withheld => "withheld",
         Rejection::Replaced => "replaced",
@@ -283,9 +283,10 @@ pub(crate) fn rejected(rejection: &Rejection) {
     #[cfg(feature = "metrics")]
     metrics::counter!(names::REJECTIONS, "action" => action).increment(1);
     #[cfg(feature = "tracing")]
-    match rejection {
-        Rejection::Withheld => tracing::info!(action, "API rejected the token"),
-        _ => tracing::debug!(action, "API rejected the token"),
+    if is_news {
+        tracing::info!(action, "API rejected the token");
+    } else {
+        tracing::debug!(action, "API rejected the token");
     }
 }
 
@@ -302,7 +303,7 @@ pub(crate) fn rejected_again() {
     #[cfg(feature = "metrics")]
     metrics::counter!(names::REJECTIONS_AFTER_REPLAY).increment(1);
     #[cfg(feature = "tracing")]
-    tracing::info!("API rejected another token, too");
+    tracing::debug!("API rejected another token, too");
 }
 
 /// A request was sent without a token.

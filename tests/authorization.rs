@@ -112,7 +112,8 @@ async fn request_without_room_for_the_token_is_an_error() {
 
         let error = error.downcast::<Error>().unwrap();
         assert!(error.to_string().contains("as many headers as it can"));
-        assert!(!error.is_transient(), "token: {has_token}");
+        assert!(error.is_too_many_headers(), "token: {has_token}");
+        assert!(!error.is_transient());
         service.cache().token().await.unwrap();
     }
 }

@@ -298,6 +298,7 @@ async fn every_error_answers_to_one_question() {
             ("timeout", error.is_timeout()),
             ("no runtime", error.is_no_runtime()),
             ("expired", error.is_expired()),
+            ("too many headers", error.is_too_many_headers()),
         ];
         let mut yes = questions
             .iter()

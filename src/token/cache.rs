@@ -246,10 +246,12 @@ impl TokenCache {
     /// Says that the API rejected the token of this generation.
     pub(crate) fn reject_generation(&self, generation: Generation) -> Rejection {
         let now = self.shared.now();
-        let rejection = self
-            .shared
-            .update(|ledger| ledger.reject(generation, &now, &self.shared.settings));
-        telemetry::rejected(&rejection);
+        let (rejection, is_news) = self.shared.update(|ledger| {
+            let was_in_use = ledger.current().is_some();
+            let rejection = ledger.reject(generation, &now, &self.shared.settings);
+            (rejection, was_in_use && ledger.current().is_none())
+        });
+        telemetry::rejected(&rejection, is_news);
         rejection
     }
 

@@ -214,7 +214,7 @@ INFO API rejected the token action=withheld
 DEBUG token received | token_flight cause=rejected attempts=1 waiters=1 outcome=token
 DEBUG request is sent again with another token is_renewed=true
 DEBUG API rejected the token action=cooling_down
-INFO API rejected another token, too
+DEBUG API rejected another token, too
 DEBUG token request failed attempt=1 error.type=token_service error=token service failed | token_flight cause=expired
 WARN no token could be had cause=expired error.type=token_service error=token service failed | token_flight cause=expired attempts=1 waiters=1 outcome=token_service error.type=token_service
 DEBUG token service is not asked again yet error.type=token_service
@@ -223,6 +223,22 @@ DEBUG request carries no token reason=sent without a token, as the request goes 
     let lines = log.lines(Level::TRACE);
     assert_eq!(lines.join("\n") + "\n", expected);
     assert!(!lines.concat().contains("geheim"));
+}
+
+/// However many calls it comes back to.
+#[tokio::test(start_paused = true)]
+async fn rejection_is_told_at_info_once() {
+    let log = Log::default();
+    let _tracing = log.listen();
+    let layer = ClientCredentialsLayer::with_cache(Issuer::default().cache());
+    call(&layer, api(1..=1)).await;
+
+    let calls = (0..100).map(|_| call(&layer, api(2..=2)));
+    let statuses = futures_util::future::join_all(calls).await;
+
+    assert_eq!(statuses, [200; 100]);
+    let rejections = log.lines(Level::INFO);
+    assert_eq!(rejections, ["INFO API rejected the token action=withheld"]);
 }
 
 #[tokio::test(start_paused = true)]
