@@ -194,7 +194,10 @@ where
                         Waited::Returned(rejection) => return Poll::Ready(Ok(rejection)),
                     };
                     let mut unsent = wait.take().expect(POLLED_AFTER_READY).into_unsent();
-                    let generation = unsent.authorize(&granted)?;
+                    let waited = unsent.outcome.waited();
+                    let generation = unsent
+                        .authorize(&granted)
+                        .map_err(|error| error.after(waited))?;
                     let Underway {
                         response,
                         sent,

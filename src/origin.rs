@@ -12,8 +12,8 @@ use tower::BoxError;
 
 use crate::{Error, Withheld, error::Kind};
 
-/// The schemes of requests that can be read on the way.
-const PLAIN: [&str; 2] = ["http", "ws"];
+/// The schemes of requests that cannot be read on the way; `unix` is a socket of this machine.
+const PRIVATE: [&str; 3] = ["https", "wss", "unix"];
 
 /// Where tokens may go.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +53,7 @@ impl Destinations {
         let uri = &head.uri;
         let is_plain = uri
             .scheme_str()
-            .is_some_and(|scheme| is_any_of(scheme, PLAIN));
+            .is_some_and(|scheme| !is_any_of(scheme, &PRIVATE));
         if is_plain
             && self.plain_http == PlainHttp::ToLoopback
             && !uri.host().is_some_and(is_loopback)
@@ -73,25 +73,19 @@ impl Destinations {
 /// Whether all that a request says of its destination names one of the origins.
 fn is_within(origins: &[Origin], uri: &Uri, headers: &HeaderMap) -> bool {
     let scheme = uri.scheme_str();
-    let named_by_uri = uri.authority().cloned();
+    let named_by_uri = uri.authority().map(HostAndPort::of);
     // A server that serves several hosts believes the `Host` of an HTTP/1.1 request.
-    let named_by_host = headers
-        .get_all(HOST)
-        .iter()
-        .map(|host| Authority::try_from(host.as_bytes()).ok());
-    let mut named = named_by_uri
-        .map(Some)
-        .into_iter()
-        .chain(named_by_host)
-        .peekable();
+    let hosts = headers.get_all(HOST).iter();
+    let named_by_host = hosts.map(|host| HostAndPort::read(host.to_str().ok()?));
+    let mut named = named_by_uri.into_iter().chain(named_by_host).peekable();
     // Without any name there is nothing to go by.
     named.peek().is_some()
-        && named.all(|authority| {
-            authority.is_some_and(|authority| {
-                origins
-                    .iter()
-                    .any(|origin| origin.is_that_of(scheme, &authority))
-            })
+        && named.all(|named| {
+            let is_that_of = |origin: &Origin| {
+                let named = named.as_ref();
+                named.is_some_and(|named| origin.is_that_of(scheme, named))
+            };
+            origins.iter().any(is_that_of)
         })
 }
 
@@ -107,7 +101,14 @@ pub(crate) struct Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Host {
     Address(IpAddr),
+    /// In lower case.
     Name(String),
+}
+
+/// What an authority says of its destination; user information is no part of that.
+struct HostAndPort<'a> {
+    host: &'a str,
+    port: &'a str,
 }
 
 impl Origin {
@@ -130,8 +131,9 @@ impl Origin {
                 "has a path or a query; a token goes to all of an origin or to none of it",
             ));
         }
-        let (Some(host), Some(port)) = (Host::of(authority), port(scheme.as_str(), authority))
-        else {
+        let named = HostAndPort::of(authority)
+            .and_then(|named| Some((Host::of(named.host), named.port(scheme.as_str())?)));
+        let Some((host, port)) = named else {
             return Err(refused("names no host, or a port that is no port number"));
         };
         Ok(Self {
@@ -141,44 +143,71 @@ impl Origin {
         })
     }
 
-    /// Whether the authority is this one; a request in origin form does not say its scheme.
-    fn is_that_of(&self, scheme: Option<&str>, authority: &Authority) -> bool {
+    /// Whether the destination is this one; a request in origin form does not say its scheme.
+    fn is_that_of(&self, scheme: Option<&str>, named: &HostAndPort<'_>) -> bool {
         let scheme = scheme.unwrap_or(self.scheme.as_str());
         self.scheme.as_str().eq_ignore_ascii_case(scheme)
-            && Host::of(authority).as_ref() == Some(&self.host)
-            && port(scheme, authority) == Some(self.port)
+            && self.host.is(named.host)
+            && named.port(scheme) == Some(self.port)
     }
 }
 
 impl Host {
-    fn of(authority: &Authority) -> Option<Self> {
-        let host = authority.host();
-        // One dot at the end says that the name is complete: it is the same host.
-        let name = host.strip_suffix('.').unwrap_or(host);
-        if name.is_empty() {
-            return None;
-        }
-        Some(match address(host) {
+    fn of(host: &str) -> Self {
+        match address(host) {
             Some(address) => Self::Address(address),
-            None => Self::Name(name.to_ascii_lowercase()),
-        })
+            None => Self::Name(complete(host).to_ascii_lowercase()),
+        }
+    }
+
+    fn is(&self, host: &str) -> bool {
+        match self {
+            Self::Address(own) => address(host).is_some_and(|address| address == *own),
+            Self::Name(own) => complete(host).eq_ignore_ascii_case(own),
+        }
     }
 }
 
-/// The port, or the one that the scheme stands for; `None` if it is no port number.
-fn port(scheme: &str, authority: &Authority) -> Option<u16> {
-    let host_and_port = authority.as_str().rsplit('@').next()?;
-    match host_and_port.strip_prefix(authority.host())? {
-        "" | ":" if is_any_of(scheme, ["https", "wss"]) => Some(443),
-        "" | ":" if is_any_of(scheme, PLAIN) => Some(80),
-        _ => authority.port_u16(),
+impl<'a> HostAndPort<'a> {
+    fn of(authority: &'a Authority) -> Option<Self> {
+        Self::read(authority.as_str().rsplit('@').next()?)
+    }
+
+    /// Takes a host and a port apart; `None` if there is no host, or anything else beside them.
+    fn read(text: &'a str) -> Option<Self> {
+        let host_len = if text.starts_with('[') {
+            text.find(']')? + 1
+        } else {
+            text.find(':').unwrap_or(text.len())
+        };
+        let (host, rest) = text.split_at(host_len);
+        let port = match rest {
+            "" => "",
+            rest => rest.strip_prefix(':')?,
+        };
+        let is_sound = !complete(host).is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+        is_sound.then_some(Self { host, port })
+    }
+
+    /// The port, or the one that the scheme stands for; `None` if it is no port number.
+    fn port(&self, scheme: &str) -> Option<u16> {
+        match self.port {
+            "" if is_any_of(scheme, &["https", "wss"]) => Some(443),
+            "" if is_any_of(scheme, &["http", "ws"]) => Some(80),
+            port => port.parse().ok(),
+        }
     }
 }
 
-fn is_any_of(scheme: &str, schemes: [&str; 2]) -> bool {
+fn is_any_of(scheme: &str, schemes: &[&str]) -> bool {
     schemes
         .iter()
         .any(|other| scheme.eq_ignore_ascii_case(other))
+}
+
+/// The name without the one dot at its end that says that it is complete: it is the same host.
+fn complete(name: &str) -> &str {
+    name.strip_suffix('.').unwrap_or(name)
 }
 
 fn refused(fact: &'static str) -> Error {
@@ -189,8 +218,7 @@ fn refused(fact: &'static str) -> Error {
 ///
 /// What other names, such as `*.localhost` and `127.1`, lead to, the resolver decides.
 pub(crate) fn is_loopback(host: &str) -> bool {
-    let name = host.strip_suffix('.').unwrap_or(host);
-    name.eq_ignore_ascii_case("localhost")
+    complete(host).eq_ignore_ascii_case("localhost")
         || address(host).is_some_and(|address| address.is_loopback())
 }
 

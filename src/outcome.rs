@@ -98,12 +98,20 @@ impl Outcome {
         Self::attach(Some(self), response)
     }
 
-    /// Attaches the outcome, if there is one, to the response that the caller gets.
+    /// Attaches the outcome, if it tells anything, to the response that the caller gets.
     pub(crate) fn attach<B>(outcome: Option<Box<Self>>, mut response: Response<B>) -> Response<B> {
-        if let Some(outcome) = outcome {
+        if let Some(outcome) = outcome.filter(|outcome| !outcome.is_plain()) {
             response.extensions_mut().insert(*outcome);
         }
         response
+    }
+
+    /// A token was there when it was looked for a second time.
+    fn is_plain(&self) -> bool {
+        self.waited.is_none()
+            && !self.is_replayed
+            && self.not_replayed.is_none()
+            && self.withheld.is_none()
     }
 }
 
@@ -206,7 +214,8 @@ pub enum Withheld {
     /// It goes to another origin than those of
     /// [`origins`](crate::ClientCredentialsLayer::origins), or asks a proxy for a tunnel.
     OtherOrigin,
-    /// It goes over plain http to another host than this one; see
+    /// It goes over plain http, or by another scheme than `https`, `wss` and `unix`, to another host
+    /// than this one; see
     /// [`allow_http`](crate::ClientCredentialsLayer::allow_http).
     PlainHttp,
 }

@@ -150,7 +150,10 @@ where
                         Some(granted) => return Poll::Ready(Ok(Waited::Granted(granted))),
                         // It expired, or was rejected, while the service became ready.
                         None => {
-                            self.unsent.wait_again()?;
+                            let waited = self.unsent.outcome.waited();
+                            self.unsent
+                                .wait_again()
+                                .map_err(|error| error.after(waited))?;
                             let token = config.cache.clone().acquire(None);
                             Stage::AwaitingToken { token }
                         }

@@ -2,10 +2,15 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use futures_util::FutureExt;
 
 use support::{Api, Failure, Issuer, LONG, call, settle, stack};
-use tokio::time::{Instant, advance};
+use tokio::time::{Instant, advance, sleep};
 use tower::{BoxError, Layer, service_fn};
 use tower_client_credentials::{AccessToken, ClientCredentialsLayer, TokenCache, TokenRequest};
 
@@ -350,4 +355,44 @@ async fn token_without_life_is_kept_warm_once_a_second_at_most() {
     }
 
     assert!(issuer.requests() <= 11, "{}", issuer.requests());
+}
+
+/// As when a container is paused: the flight that was under way says nothing.
+#[tokio::test(start_paused = true)]
+async fn keeping_warm_goes_on_after_the_process_stood_still_in_mid_flight() {
+    let issuer = Issuer::new();
+    let cache = TokenCache::builder()
+        .jitter(0.0)
+        .keep_warm()
+        .build(issuer.service());
+    cache.token().await.unwrap();
+    issuer.fail(Failure::Silence);
+    sleep(Duration::from_secs(1491)).await;
+    assert_eq!(issuer.requests(), 2, "its refresh is under way");
+
+    advance(Duration::from_secs(40)).await;
+    issuer.fail(None);
+    sleep(Duration::from_secs(60)).await;
+
+    assert_eq!(issuer.requests(), 3);
+    assert!(cache.token().now_or_never().is_some(), "it is warm");
+}
+
+#[tokio::test(start_paused = true)]
+async fn keeping_warm_sees_within_a_minute_that_the_machine_was_suspended() {
+    let (issuer, wall) = (Issuer::new(), Arc::new(Mutex::new(SystemTime::UNIX_EPOCH)));
+    let cache = TokenCache::builder()
+        .jitter(0.0)
+        .keep_warm()
+        .wall_clock({
+            let (wall, start) = (Arc::clone(&wall), Instant::now());
+            move || *wall.lock().unwrap() + start.elapsed()
+        })
+        .build(issuer.service());
+    cache.token().await.unwrap();
+
+    *wall.lock().unwrap() += Duration::from_secs(3600);
+    sleep(Duration::from_secs(61)).await;
+
+    assert_eq!(issuer.requests(), 2);
 }

@@ -4,7 +4,7 @@ mod support;
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -275,7 +275,7 @@ fn no_lock_is_held_while_a_service_is_polled_or_a_waker_is_woken() {
 }
 
 async fn reenter() {
-    let slot: Arc<std::sync::OnceLock<TokenCache>> = Arc::default();
+    let slot: Arc<OnceLock<TokenCache>> = Arc::default();
     let is_reentered = Arc::new(AtomicBool::new(false));
     let reentering = {
         let (slot, is_reentered) = (slot.clone(), is_reentered.clone());
@@ -337,4 +337,41 @@ fn token_from_another_runtime(cache: &TokenCache) -> AccessToken {
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Short runtimes take flights with them all the time: that is no failure of those who stay.
+#[test]
+fn cache_in_a_static_serves_many_runtimes_at_once() {
+    static CACHE: OnceLock<TokenCache> = OnceLock::new();
+    let issuer = Issuer::new()
+        .lifetime(Duration::ZERO)
+        .latency(Duration::from_millis(3));
+    let cache = CACHE.get_or_init(|| issuer.cache());
+    let runtime = |number: u64| {
+        let mut builder = match number % 4 {
+            0 => Builder::new_multi_thread(),
+            _ => Builder::new_current_thread(),
+        };
+        builder.worker_threads(2).enable_all().build().unwrap()
+    };
+    let call_often = |number: u64| {
+        for round in 0..50 {
+            runtime(number).block_on(async {
+                if number % 2 == 0 {
+                    let patience = Duration::from_micros((round * 37 + number * 91) % 4000);
+                    let _gives_up = timeout(patience, cache.token()).await;
+                } else {
+                    let patience = Duration::from_secs(20);
+                    let token = timeout(patience, cache.token()).await;
+                    token.expect("nobody hangs").expect("nobody fails");
+                }
+            });
+        }
+    };
+
+    std::thread::scope(|scope| {
+        for number in 0..16 {
+            scope.spawn(move || call_often(number));
+        }
+    });
 }

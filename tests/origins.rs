@@ -27,6 +27,9 @@ async fn tokens_go_over_plain_http_to_this_machine_only() {
         ("ws://api.example/", PLAIN),
         ("WS://api.example/", PLAIN),
         ("wss://api.example/", Ok(())),
+        ("unix://2f746d70/", Ok(())),
+        ("ftp://api.example/", PLAIN),
+        ("h2c://api.example/", PLAIN),
         ("http://localhost/", Ok(())),
         ("http://LOCALHOST.:8080/", Ok(())),
         ("http://127.0.0.1:8080/", Ok(())),
@@ -47,6 +50,8 @@ async fn tokens_go_over_plain_http_to_this_machine_only() {
         ("/v2/people", Ok(())),
         // The proxy of a tunnel would read it.
         ("CONNECT api.example:443", OTHER),
+        // No tunnel, but a protocol of its own over HTTP/2 (RFC 8441).
+        ("CONNECT https://api.example/socket", Ok(())),
     ] {
         assert_eq!(
             fate_of(ClientCredentialsLayer::with_cache, uri, &[]).await,
@@ -117,6 +122,7 @@ async fn tokens_go_to_the_origins_that_were_named_only() {
         ("https://xn--pi-7kc.example/", OTHER),
         ("https://api.example:99999/", OTHER),
         ("https://[2001:db8::2]/", OTHER),
+        ("https://[2001:db8::1]evil.example/", OTHER),
         ("https://[::ffff:127.0.0.1]:8443/", OTHER),
         // Names nothing.
         ("/v2/people", OTHER),
@@ -142,6 +148,9 @@ async fn request_in_origin_form_is_taken_by_its_host() {
         ("/v2/people", &["api.example:80"], OTHER),
         ("/v2/people", &["evil.example"], OTHER),
         ("/v2/people", &["api.example@evil.example"], OTHER),
+        ("/v2/people", &["evil.example@api.example"], OTHER),
+        ("/v2/people", &["]@[a"], OTHER),
+        ("/v2/people", &["api.example:+443"], OTHER),
         ("/v2/people", &["evil.example:443#@api.example"], OTHER),
         ("/v2/people", &[""], OTHER),
         ("/v2/people", &["api.example", "evil.example"], OTHER),

@@ -2,15 +2,19 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use support::{Api, Failure, Issuer, call, rejection, request, stack};
-use tokio::time::sleep;
-use tower::{BoxError, Layer, ServiceExt, service_fn};
+use tokio::time::{Sleep, sleep};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
     Buffered, ClientCredentialsLayer, CloneWith, Error, NoReplay, NotReplayed, Outcome, Replay,
 };
@@ -185,6 +189,70 @@ async fn policy_of_ones_own_gives_its_own_reasons() {
     assert!(matches!(reason, NotReplayed::BodyNotRestored));
     let reason = why_not(layer(), request().map(|body| body + " Lovelace")).await;
     assert!(matches!(reason, NotReplayed::BodyOverLimit));
+}
+
+#[tokio::test(start_paused = true)]
+async fn call_whose_token_expired_each_time_says_how_long_it_had_waited() {
+    let issuer = Issuer::new()
+        .lifetime(Duration::from_secs(1))
+        .latency(LATENCY);
+    let api = SlowToGetReady::around(Api::accepting_all().service());
+    let service = stack(&issuer, api);
+
+    let error = service.oneshot(request()).await.unwrap_err();
+
+    let error = error.downcast::<Error>().unwrap();
+    assert!(error.is_expired());
+    let flights = u32::try_from(issuer.requests()).unwrap();
+    assert_eq!(error.waited(), Some(LATENCY * flights));
+}
+
+/// It missed, and found the token after all.
+#[tokio::test(start_paused = true)]
+async fn call_that_need_not_wait_after_all_says_nothing() {
+    let mut service = stack(&Issuer::new(), Api::accepting_all().service());
+    let missed = service.ready().await.unwrap().call(request());
+    service.cache().token().await.unwrap();
+
+    let response = missed.await.unwrap();
+
+    assert!(response.extensions().is_empty());
+}
+
+/// A service that takes three seconds to get ready, each clone anew.
+struct SlowToGetReady<S> {
+    inner: S,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> SlowToGetReady<S> {
+    fn around(inner: S) -> Self {
+        Self { inner, timer: None }
+    }
+}
+
+impl<S: Clone> Clone for SlowToGetReady<S> {
+    fn clone(&self) -> Self {
+        Self::around(self.inner.clone())
+    }
+}
+
+impl<S: Service<Request<String>>> Service<Request<String>> for SlowToGetReady<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(sleep(Duration::from_secs(3))));
+        ready!(timer.as_mut().poll(cx));
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<String>) -> S::Future {
+        self.inner.call(request)
+    }
 }
 
 fn outcome<B>(response: &Response<B>) -> Outcome {

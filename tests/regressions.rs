@@ -24,8 +24,8 @@ use tokio::{
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, ClientCredentialsLayer, Error, Outcome, Rejection, Replay, TokenCache,
-    TokenRequest, replay::Buffered,
+    AccessToken, ClientCredentialsLayer, Error, NotReplayed, Outcome, Rejection, Replay,
+    TokenCache, TokenRequest, replay::Buffered,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -667,4 +667,35 @@ impl<F: FnMut()> Drop for OnDrop<F> {
     fn drop(&mut self) {
         (self.0)();
     }
+}
+
+/// A server may hand out a token again until it ends. What was sent with it before names another
+/// flight, and that is no other token.
+#[tokio::test(start_paused = true)]
+async fn token_that_was_handed_out_again_is_not_sent_again_when_its_renewal_fails() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let tokens = service_fn(move |_: TokenRequest| {
+        let number = asked.fetch_add(1, Ordering::SeqCst) + 1;
+        async move {
+            if number > 2 {
+                return Err(Error::permanent("disabled"));
+            }
+            Ok(AccessToken::new("token-1")?.expires_in(Duration::from_secs(1800)))
+        }
+    });
+    let cache = TokenCache::builder().jitter(0.0).build(tokens);
+    let api = Api::accepting_none().latency(Duration::from_secs(5));
+    let service = ClientCredentialsLayer::with_cache(cache.clone()).layer(api.service());
+    cache.token().await.unwrap();
+    advance(Duration::from_secs(1490)).await;
+
+    // Its refresh runs behind it, and is there before the rejection.
+    let response = call(&service).await.unwrap();
+
+    assert_eq!(api.tokens(), ["token-1"]);
+    let outcome = response.extensions().get::<Outcome>().unwrap();
+    assert!(matches!(
+        outcome.not_replayed(),
+        Some(NotReplayed::RenewalFailed(_))
+    ));
 }

@@ -42,8 +42,20 @@ use crate::{
     telemetry,
 };
 
-/// How often one waiter starts anew after the flight it waited for was lost.
+/// How often one waiter starts anew after a flight that it started was lost.
 const RELAUNCHES: u32 = 3;
+
+/// How often one waiter looks for another flight after one was lost that somebody else had started.
+///
+/// Short runtimes may come and go in great numbers, and say nothing of this waiter's own.
+const LOST_BY_OTHERS: u32 = 1000;
+
+/// How long a token that is kept warm is left alone, at least: one that ends at once would otherwise
+/// be asked for without a pause.
+const SHORTEST_WARMTH: Duration = Duration::from_secs(1);
+
+/// How often both clocks are looked at while a token is kept warm.
+const LOOK_AFTER: Duration = Duration::from_secs(60);
 
 /// How often one waiter waits again because the token that landed had expired, or been rejected, by
 /// the time that it was polled.
@@ -288,8 +300,9 @@ impl TokenCache {
         let Some(runtime) = runtime_with_timers() else {
             return self.without_runtime(rejected, Kind::NoRuntime);
         };
-        let (mut lost, mut missed) = (0, 0);
-        while lost <= RELAUNCHES && missed <= MISSES {
+        let (mut lost, mut lost_by_others, mut missed) = (0, 0, 0);
+        while lost <= RELAUNCHES && lost_by_others <= LOST_BY_OTHERS && missed <= MISSES {
+            let mut times_lost = &mut lost_by_others;
             let flight = match self.shared.join(rejected) {
                 Join::Token(held) => return Ok(held),
                 Join::Failing(error) => {
@@ -300,6 +313,7 @@ impl TokenCache {
                 Join::Departing(departure) => {
                     let flight = departure.flight.clone();
                     self.shared.launch(departure, &runtime);
+                    times_lost = &mut lost;
                     flight
                 }
             };
@@ -318,7 +332,7 @@ impl TokenCache {
                 }
                 Some(Err(error)) => return self.unexpired(rejected).ok_or(error),
                 // The flight was lost with its runtime: whoever notices starts anew.
-                None => lost += 1,
+                None => *times_lost += 1,
             }
         }
         let reason = if missed > MISSES {
@@ -424,6 +438,13 @@ impl Shared {
         }
     }
 
+    fn warm_up(self: &Arc<Self>, landed: Generation, now: &Moment, runtime: &Handle) {
+        let departure = self.update(|ledger| ledger.warm_up(landed, now, &self.settings));
+        if let Some(departure) = departure {
+            self.launch(departure, runtime);
+        }
+    }
+
     /// Starts a flight. Not under the lock: a runtime that is shutting down drops the task at once.
     fn launch(self: &Arc<Self>, departure: Departure, runtime: &Handle) {
         let mut request = TokenRequest::new(self.settings.parameters.clone());
@@ -434,18 +455,12 @@ impl Shared {
             land_by: departure.flight.land_by(),
             pilot: Some(departure.pilot),
         };
-        let telemetry = telemetry::Flight::depart(departure.cause);
-        #[cfg(feature = "tracing")]
-        let span = telemetry.span();
-        let flight = task.run(
+        runtime.spawn(task.run(
             self.token_service.clone(),
             self.settings.clone(),
             request,
-            telemetry,
-        );
-        #[cfg(feature = "tracing")]
-        let flight = tracing::Instrument::instrument(flight, span);
-        runtime.spawn(flight);
+            telemetry::Flight::depart(departure.cause),
+        ));
     }
 }
 
@@ -467,6 +482,8 @@ impl FlightTask {
         mut telemetry: telemetry::Flight,
     ) {
         let Some(pilot) = &self.pilot else { return };
+        #[cfg(feature = "tracing")]
+        let span = telemetry.span();
         let acquisition = settings.limits.acquire(
             &token_service,
             &request,
@@ -474,6 +491,8 @@ impl FlightTask {
             &settings.clock,
             &mut telemetry,
         );
+        #[cfg(feature = "tracing")]
+        let acquisition = tracing::Instrument::instrument(acquisition, span);
         let Some(result) = pilot.fly(acquisition).await else {
             return;
         };
@@ -482,43 +501,44 @@ impl FlightTask {
         };
 
         let now = cache.now();
-        let (outcome, leftovers) =
+        let (landed, leftovers) =
             cache.update(|ledger| ledger.land(self.generation, result, &now, &cache.settings));
         drop(leftovers);
-        let (Some(outcome), Some(pilot)) = (outcome, self.pilot.take()) else {
-            return;
-        };
-        let landed = outcome.as_ref().map(|held| held.expires_at());
-        telemetry.landed(landed, pilot.waiters());
-        pilot.land(outcome);
+        // Without an outcome, it is dropped: waiters notice that the flight was lost.
+        if let (Some(landed), Some(pilot)) = (landed, self.pilot.take()) {
+            let token = landed.as_ref().map(|held| held.expires_at());
+            telemetry.landed(token, pilot.waiters());
+            pilot.land(landed);
+        }
 
         if settings.warmth == Warmth::Always {
             drop(cache);
-            self.keep_warm().await;
+            self.keep_warm(now).await;
         }
     }
 
     /// Waits until the token that has landed is to be refreshed; the refresh's own task goes on.
-    async fn keep_warm(&self) {
-        let Some(cache) = self.cache.upgrade() else {
+    async fn keep_warm(&self, landed_at: Moment) {
+        let Some(mut handles) = self.cache.upgrade().map(|cache| cache.handles.subscribe()) else {
             return;
         };
-        let mut handles = cache.handles.subscribe();
-        let now = cache.now();
-        let Some(due) = cache.lock().warm_up_at(self.generation, &now) else {
-            return;
-        };
-        drop(cache);
-        select(pin!(sleep_until(due)), pin!(handles.changed())).await;
-
-        let (Some(cache), Some(runtime)) = (self.cache.upgrade(), runtime_with_timers()) else {
-            return;
-        };
-        let now = cache.now();
-        let departure =
-            cache.update(|ledger| ledger.warm_up(self.generation, &now, &cache.settings));
-        if let Some(departure) = departure {
-            cache.launch(departure, &runtime);
+        let earliest = landed_at.after(SHORTEST_WARMTH).monotonic;
+        loop {
+            let (Some(cache), Some(runtime)) = (self.cache.upgrade(), runtime_with_timers()) else {
+                return;
+            };
+            let now = cache.now();
+            let Some(due) = cache.lock().warm_up_at(self.generation, &now) else {
+                return;
+            };
+            let due = due.max(earliest);
+            if now.monotonic >= due {
+                return cache.warm_up(self.generation, &now, &runtime);
+            }
+            drop(cache);
+            // Timers stand still while a machine is suspended, and do not see the wall clock jump.
+            let look_at = due.min(now.after(LOOK_AFTER).monotonic);
+            select(pin!(sleep_until(look_at)), pin!(handles.changed())).await;
         }
     }
 }

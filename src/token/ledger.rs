@@ -19,10 +19,6 @@ use crate::{Error, clock::Moment, telemetry::Cause};
 /// How long a stale token is used before a refresh that was lost is started again.
 const RELAUNCH_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a token that is kept warm is left alone, at least: one that ends at once would otherwise
-/// be asked for without a pause.
-const SHORTEST_WARMTH: Duration = Duration::from_secs(1);
-
 /// What all waiters of a flight are told.
 pub(crate) type Landed = Result<Arc<Held>, Error>;
 
@@ -66,7 +62,13 @@ impl Held {
 
     /// Whether the token may go to a call whose last token was of generation `rejected`.
     pub(super) fn may_serve(&self, rejected: Option<Generation>, now: &Moment) -> bool {
-        rejected != Some(self.generation) && self.freshness(now) != Freshness::Expired
+        let is_rejected = rejected.is_some_and(|rejected| self.was_issued_by(rejected));
+        !is_rejected && self.freshness(now) != Freshness::Expired
+    }
+
+    /// Whether this flight brought the token, the first time or again.
+    fn was_issued_by(&self, flight: Generation) -> bool {
+        (self.first_issue..=self.generation).contains(&flight)
     }
 
     /// The token as it is given to one who did not wait for its landing.
@@ -236,6 +238,11 @@ impl Ledger {
         let held = self.current()?;
         // Not stale any more if somebody was faster: a flight puts the next refresh off.
         let is_stale = held.freshness(now) == Freshness::Stale;
+        if let Some(flight) = self.flight_under_way(now) {
+            let overdue_at = flight.overdue_at();
+            self.postpone_refresh(overdue_at);
+            return None;
+        }
         is_stale.then(|| self.depart(Cause::Stale, now, settings))
     }
 
@@ -244,12 +251,14 @@ impl Ledger {
         if self.last_departure != landed {
             return None;
         }
-        let due = match (&self.failure, &self.held) {
+        Some(match (&self.failure, &self.held) {
             (Some(failure), _) => failure.until,
-            (None, Some(held)) => held.schedule.refresh_at(),
-            (None, None) => return None,
-        };
-        Some(due.max(now.after(SHORTEST_WARMTH).monotonic))
+            (None, Some(held)) if held.freshness(now) != Freshness::Expired => {
+                held.schedule.refresh_at()
+            }
+            // It ended early, by the wall clock, or the flight ended without a word.
+            (None, _) => now.monotonic,
+        })
     }
 
     /// The time has come to refresh a token that is kept warm.
@@ -369,9 +378,11 @@ impl Ledger {
         }
     }
 
-    /// A stale token cannot be refreshed here and now.
+    /// A stale token cannot be refreshed here and now; a flight that is under way will.
     pub(super) fn relaunch_later(&mut self, now: &Moment) {
-        self.postpone_refresh(now.after(RELAUNCH_AFTER).monotonic);
+        if self.flight_under_way(now).is_none() {
+            self.postpone_refresh(now.after(RELAUNCH_AFTER).monotonic);
+        }
     }
 
     /// Nobody can renew the rejected token: it is used again rather than nothing.
@@ -444,7 +455,7 @@ impl Ledger {
     /// Whether the token that is held is what this flight brought.
     fn is_issue_of_held(&self, generation: Generation) -> bool {
         let held = self.held.as_ref();
-        held.is_some_and(|held| (held.first_issue..=held.generation).contains(&generation))
+        held.is_some_and(|held| held.was_issued_by(generation))
     }
 
     fn is_held(&self, token: &AccessToken) -> bool {
@@ -561,6 +572,22 @@ mod tests {
         assert!(ledger.refresh(&almost_overdue, &settings).is_none());
         let second = ledger.refresh(&stale.after(31 * SECOND), &settings);
         assert!(second.expect("it is overdue").generation > first.generation);
+    }
+
+    /// Somebody outside a runtime found the token stale a moment before another began its refresh.
+    #[test]
+    fn refresh_that_is_under_way_is_not_begun_again_by_one_who_cannot() {
+        let (mut ledger, start, settings) = ledger();
+        let stale = start.after(1490 * SECOND);
+        let _under_way = ledger.refresh(&stale, &settings).expect("it is stale");
+
+        ledger.relaunch_later(&stale);
+
+        assert!(
+            ledger
+                .refresh(&stale.after(2 * SECOND), &settings)
+                .is_none()
+        );
     }
 
     #[test]

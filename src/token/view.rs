@@ -118,6 +118,27 @@ mod tests {
         assert!(view.token(&cache).is_none());
     }
 
+    /// However lately the view looked.
+    #[tokio::test(start_paused = true)]
+    async fn an_expired_token_is_never_sent_by_a_view_that_has_just_looked() {
+        const LIFETIME: Duration = Duration::from_micros(600);
+        let settings = Settings {
+            clock: Clock::with_wall(|| SystemTime::UNIX_EPOCH).asked_seldom(),
+            ..Settings::default()
+        };
+        let token_service = service_fn(|_: TokenRequest| async {
+            Ok::<_, BoxError>(AccessToken::new("token-1")?.expires_in(LIFETIME))
+        });
+        let cache = TokenCache::with_settings(token_service, settings);
+        let mut view = View::new();
+        cache.token().await.unwrap();
+        assert!(view.token(&cache).is_some());
+
+        advance(LIFETIME).await;
+
+        assert!(view.token(&cache).is_none());
+    }
+
     #[tokio::test(start_paused = true)]
     async fn view_and_its_clones_see_at_once_that_a_token_was_rejected() {
         let (cache, mut view) = (Wall::default().cache().await, View::new());
