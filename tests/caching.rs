@@ -225,7 +225,7 @@ async fn lifetime_that_the_server_does_not_name_is_five_minutes() {
 #[tokio::test(start_paused = true)]
 async fn token_that_comes_back_unchanged_is_asked_for_ever_less_often() {
     let start = Instant::now();
-    let requests = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let requests = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counter = requests.clone();
     let unchanging = service_fn(move |_: TokenRequest| {
         counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);

@@ -41,6 +41,7 @@ async fn main() -> Result<ExitCode, BoxError> {
     let (account, memory) = soak(&servers, Duration::from_secs(seconds), seed).await?;
     let token_requests = servers.token_requests();
     let most_at_a_time = servers.most_token_requests();
+    let without_token = servers.without_token();
     drop(servers);
     let tasks = tasks_left().await;
 
@@ -50,8 +51,10 @@ async fn main() -> Result<ExitCode, BoxError> {
         memory.complaint(),
         servers::storm(token_requests, seconds),
         servers::crowd(most_at_a_time),
+        servers::neglect(without_token, token_requests, seconds),
     ];
     println!("{account}");
+    println!("{without_token:>8}  requests with a token that had ended");
     println!("{:>8}  tasks left", tasks);
     println!("{memory}");
     let mut exit = ExitCode::SUCCESS;

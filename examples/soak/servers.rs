@@ -92,6 +92,8 @@ struct Book {
     /// When the server ceases to accept each token that was issued lately.
     tokens: HashMap<String, Instant>,
     issued: u64,
+    /// How many requests came to the API with a token that had ended, or was none.
+    without_token: u64,
     /// What was done last to each call that has not come back.
     calls: HashMap<u64, Option<Deed>>,
 }
@@ -105,6 +107,7 @@ impl Servers {
             most_open: BTreeMap::new(),
             tokens: HashMap::new(),
             issued: 0,
+            without_token: 0,
             calls: HashMap::new(),
         }));
         let mut tasks = JoinSet::new();
@@ -141,6 +144,11 @@ impl Servers {
         most.copied().unwrap_or_default()
     }
 
+    /// How many requests came to the API with a token that had ended, or was none.
+    pub(crate) fn without_token(&self) -> u64 {
+        lock(&self.book).without_token
+    }
+
     pub(crate) fn injected(&self) -> BTreeMap<(Party, Deed), u64> {
         lock(&self.book).injected.clone()
     }
@@ -150,6 +158,19 @@ impl Servers {
 /// is one flight.
 pub(crate) fn crowd(most_open: u64) -> Option<String> {
     (most_open > 1).then(|| format!("{most_open} token requests at a time"))
+}
+
+/// Complains of more calls with a token that had ended than a busy machine delays on their way.
+pub(crate) fn neglect(without_token: u64, token_requests: u64, seconds: u64) -> Option<String> {
+    // Each token lives for a second, and is refreshed ahead of its end.
+    if token_requests < seconds / 2 {
+        return Some(format!(
+            "{token_requests} token requests only, in {seconds} s"
+        ));
+    }
+    const MOST_PER_SECOND: u64 = 20;
+    (without_token > MOST_PER_SECOND * seconds)
+        .then(|| format!("{without_token} requests with a token that had ended"))
 }
 
 /// Complains of more token requests than short-lived tokens, renewals and failures account for.
@@ -231,7 +252,10 @@ async fn answer(
     let (deed, text) = {
         let mut book = lock(&book);
         let deed = match (party, drawn) {
-            (Party::Api, Deed::Answer) if !book.accepts(&request) => Deed::Refuse,
+            (Party::Api, Deed::Answer) if !book.accepts(&request) => {
+                book.without_token += 1;
+                Deed::Refuse
+            }
             _ => drawn,
         };
         book.note(&request, deed);
