@@ -22,7 +22,7 @@ const REST: f64 = 192.0;
 
 /// With [`Never`] the future has room for the service and the head that it does not keep, so it is over
 /// budget where the service is large. Beside that room it takes this at most.
-const REST_OF_NEVER: usize = 32;
+const REST_OF_NEVER: usize = 48;
 
 type Answer = Result<ApiResponse, BoxError>;
 
