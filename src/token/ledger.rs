@@ -238,11 +238,6 @@ impl Ledger {
         let held = self.current()?;
         // Not stale any more if somebody was faster: a flight puts the next refresh off.
         let is_stale = held.freshness(now) == Freshness::Stale;
-        if let Some(flight) = self.flight_under_way(now) {
-            let overdue_at = flight.overdue_at();
-            self.postpone_refresh(overdue_at);
-            return None;
-        }
         is_stale.then(|| self.depart(Cause::Stale, now, settings))
     }
 
