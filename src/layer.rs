@@ -170,7 +170,7 @@ impl<R> ClientCredentialsLayer<R> {
     /// A request whose URI is a path alone is taken by its `Host` header; what its scheme is, it does
     /// not say. Without `Host`, as tonic's and kube's requests are where the layer sees them, it goes
     /// to no known origin and gets no token. When URI and `Host` name two hosts, both have to be of
-    /// these origins.
+    /// these origins. With an empty list no request gets a token; a tunnel (`CONNECT`) never does.
     ///
     /// # Examples
     ///
@@ -191,7 +191,8 @@ impl<R> ClientCredentialsLayer<R> {
     ///
     /// # Errors
     ///
-    /// Fails if an origin is no absolute URL, or has user information, a path or a query.
+    /// Fails if an origin is no absolute URL, names no host or a bad port, has a scheme other than
+    /// http, https, ws and wss and no port, or has user information, a path or a query.
     pub fn origins<O>(mut self, origins: impl IntoIterator<Item = O>) -> Result<Self, Error>
     where
         O: TryInto<Uri, Error: Into<BoxError>>,
@@ -206,7 +207,8 @@ impl<R> ClientCredentialsLayer<R> {
     ///
     /// Without this, a request over plain http to another host than this machine's loopback passes
     /// untouched, and its response says so ([`Outcome::withheld`](crate::Outcome::withheld)). A
-    /// request whose URI is a path alone does not say how it goes, and gets the token.
+    /// request whose URI is a path alone does not say how it goes, and gets the token. Every scheme but
+    /// `https`, `wss` and `unix` counts as plain http.
     ///
     /// # Examples
     ///

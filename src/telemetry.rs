@@ -1,7 +1,8 @@
 //! What the crate tells of itself, with the features `tracing` and `metrics`; nothing without them.
 //!
 //! Everything here is called on cold paths: a call that finds its token tells nothing. What is told
-//! names causes, outcomes and durations, and neither tokens nor what a server sent.
+//! names causes, outcomes and durations, and neither tokens nor secrets; no label of a metric holds
+//! what a server sent.
 
 #![cfg_attr(
     not(all(feature = "tracing", feature = "metrics")),

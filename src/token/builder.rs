@@ -96,7 +96,7 @@ impl TokenCacheBuilder {
     /// Sets how long one flight may take, its retries included. Default: 30 seconds.
     ///
     /// A flight whose runtime nobody drives is given up a second later by those who wait for it on
-    /// other runtimes, and started anew there, three times at most.
+    /// other runtimes, and started anew there. A caller whose own flights are lost starts three more.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.settings.limits.deadline = deadline;
         self
@@ -140,8 +140,10 @@ impl TokenCacheBuilder {
     /// For clients whose calls are rare and must not wait. Begins with the first token that somebody
     /// asks for (call [`TokenCache::token`] at start), as a task on the runtime of that call, and ends
     /// with the last handle of the cache. If that runtime goes away, the next call that needs a
-    /// token begins anew. At most one token request is made in a second, so tokens that live for less
-    /// than two seconds are not kept warm all the time.
+    /// token begins anew. No flight starts sooner than a second after the last one landed, so tokens
+    /// that live for less than two seconds are not kept warm all the time. Timers stand still while a
+    /// machine is suspended, so both clocks are looked at once a minute: a call within a minute of the
+    /// wake-up may wait.
     ///
     /// # Examples
     ///

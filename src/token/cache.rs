@@ -76,7 +76,8 @@ pub(crate) struct Acquired {
 /// the metadata of a gRPC call, the handshake of a websocket, or a warm-up at start.
 ///
 /// However many callers need a token, one [flight](crate#words) is under way, as a Tokio task that
-/// belongs to none of them. Without callers there is no task, and none outlives the last handle.
+/// belongs to none of them. There is no task while there is nothing to fetch, unless the token is
+/// [kept warm](TokenCacheBuilder::keep_warm), and none outlives the last handle.
 ///
 /// # Examples
 ///
@@ -207,7 +208,10 @@ impl TokenCache {
         let generation = self.shared.lock().generation_of(token);
         match generation {
             Some(generation) => self.reject_generation(generation),
-            None => Rejection::Replaced,
+            None => {
+                telemetry::rejected(&Rejection::Replaced, false);
+                Rejection::Replaced
+            }
         }
     }
 
