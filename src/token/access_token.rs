@@ -65,12 +65,8 @@ impl AccessToken {
         sendable("token type", token_type)?;
         sendable("access token", token)?;
 
-        let text = wiped_on_drop([token_type, " ", token].concat());
-        let mut header_value = HeaderValue::from_maybe_shared(text)
-            .expect("visible ASCII characters and a space are a valid header value");
-        header_value.set_sensitive(true);
         Ok(Self {
-            header_value,
+            header_value: header_value(token_type, token),
             token_type_len: token_type.len(),
             lifetime: None,
             scope: None,
@@ -102,6 +98,14 @@ impl AccessToken {
     pub fn granted_scope(mut self, scope: impl Into<Arc<str>>) -> Self {
         self.scope = Some(scope.into());
         self
+    }
+
+    /// The same, with a text of its own.
+    pub(super) fn copied(&self) -> Self {
+        Self {
+            header_value: header_value(self.token_type(), self.expose()),
+            ..self.clone()
+        }
     }
 
     /// The token itself. It is a secret: whoever has it can use it.
@@ -149,6 +153,15 @@ impl fmt::Debug for AccessToken {
             .field("has_scope", &self.scope.is_some())
             .finish_non_exhaustive()
     }
+}
+
+/// The value of the `Authorization` header; both texts are sendable.
+fn header_value(token_type: &str, token: &str) -> HeaderValue {
+    let text = wiped_on_drop([token_type, " ", token].concat());
+    let mut header_value = HeaderValue::from_maybe_shared(text)
+        .expect("visible ASCII characters and a space are a valid header value");
+    header_value.set_sensitive(true);
+    header_value
 }
 
 /// Refuses a text that a header cannot carry as one word.

@@ -43,6 +43,14 @@ impl Held {
         &self.token
     }
 
+    /// The same, with a text of its own.
+    pub(super) fn copied(&self) -> Self {
+        Self {
+            token: self.token.copied(),
+            ..self.clone()
+        }
+    }
+
     /// What to name when the API rejects the token.
     pub(crate) fn generation(&self) -> Generation {
         self.generation
