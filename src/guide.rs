@@ -13,8 +13,7 @@
 //! | [Security](security) | Where can a secret get to, and where not? |
 //! | [Migrating](migrating) | How do I come from a cache of my own, from `oauth2`, from `AddAuthorizationLayer`? |
 
-// The chapters link to what they speak of.
-#[allow(unused_imports)]
+#[allow(unused_imports, reason = "the chapters link to what they speak of")]
 use crate::*;
 
 #[doc = include_str!("../docs/guide/getting-started.md")]
