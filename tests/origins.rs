@@ -127,6 +127,7 @@ async fn tokens_go_to_the_origins_that_were_named_only() {
         // Names nothing.
         ("/v2/people", OTHER),
         ("CONNECT api.example:443", OTHER),
+        ("CONNECT https://api.example/socket", Ok(())),
     ] {
         assert_eq!(fate_of(layer, uri, &[]).await, fate, "{uri}");
     }
