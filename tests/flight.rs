@@ -375,3 +375,35 @@ fn cache_in_a_static_serves_many_runtimes_at_once() {
         }
     });
 }
+
+/// Others may lose as many flights as they like, as long as somebody has a runtime that lasts.
+#[test]
+fn flights_that_others_lost_do_not_count() {
+    let issuer = Issuer::new().latency(Duration::from_secs(1));
+    let cache = issuer.cache();
+    let begin_elsewhere = || {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let given_up = runtime.block_on(async { cache.token().now_or_never() });
+        assert!(given_up.is_none());
+        runtime
+    };
+    let lasting = Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let mut waiter = tokio_test::task::spawn(cache.token());
+
+    let mut elsewhere = begin_elsewhere();
+    for _ in 0..20 {
+        let entered = lasting.enter();
+        assert!(waiter.poll().is_pending());
+        drop(entered);
+        drop(elsewhere);
+        elsewhere = begin_elsewhere();
+    }
+    drop(elsewhere);
+
+    let token = lasting.block_on(async { timeout(LONG, waiter).await });
+    assert_eq!(token.unwrap().unwrap().expose(), "token-1");
+}
