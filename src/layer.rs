@@ -127,6 +127,21 @@ impl<R> ClientCredentialsLayer<R> {
     /// Sends every request once: [`replay`](Self::replay) with [`Never`].
     ///
     /// A single request is sent once if it carries the extension [`NoReplay`](crate::NoReplay).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::ClientCredentialsLayer;
+    ///
+    /// let once = ClientCredentialsLayer::new(token_service).never_retry();
+    /// // Another layer with the same tokens, for calls that may be sent twice.
+    /// let twice = ClientCredentialsLayer::with_cache(once.cache().clone());
+    /// ```
     pub fn never_retry(self) -> ClientCredentialsLayer<Never> {
         self.replay(Never)
     }

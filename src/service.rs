@@ -43,6 +43,12 @@ use crate::{
 ///
 /// let request = http::Request::get("https://api.example/people").body(String::new())?;
 /// let response = api.ready().await?.call(request).await?;
+///
+/// // Its tokens serve elsewhere, too, and the inner service can be reached, and had back.
+/// let token = api.cache().token().await?;
+/// assert_eq!(token.header_value(), "Bearer token-1");
+/// let (_seen, _changed) = (api.get_ref().clone(), api.get_mut());
+/// let _http = api.into_inner();
 /// # assert_eq!(response.status(), 200);
 /// # Ok(())
 /// # }

@@ -43,6 +43,19 @@ pub struct TokenRequest {
 
 impl TokenRequest {
     /// Asks for a token with the given parameters.
+    ///
+    /// # Examples
+    ///
+    /// To test a token service of one's own:
+    ///
+    /// ```
+    /// use tower_client_credentials::{TokenParameters, TokenRequest};
+    ///
+    /// let request = TokenRequest::new(TokenParameters::default().scope("r_basic"));
+    ///
+    /// assert_eq!(request.parameters.scopes, ["r_basic"]);
+    /// assert!(request.rejected.is_none());
+    /// ```
     pub fn new(parameters: TokenParameters) -> Self {
         Self {
             parameters,
