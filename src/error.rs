@@ -93,6 +93,8 @@ pub(crate) enum Kind {
     RuntimeLost,
     /// A request has as many headers as it can hold.
     TooManyHeaders,
+    /// The rejected token was renewed so lately that it is not renewed again.
+    CoolingDown,
     /// No token that was waited for was usable any more when the inner service was ready to send.
     Expired,
 }
@@ -223,6 +225,7 @@ impl Error {
             | Kind::TimedOut(_)
             | Kind::NoRuntime
             | Kind::RuntimeLost
+            | Kind::CoolingDown
             | Kind::Expired => true,
             Kind::Configuration(_) | Kind::InvalidToken(..) | Kind::TooManyHeaders => false,
         }
@@ -274,6 +277,11 @@ impl Error {
         self.refusal()?.advice
     }
 
+    /// Whether a rejected token was not renewed again.
+    pub(crate) fn is_cooling_down(&self) -> bool {
+        matches!(self.inner.kind, Kind::CoolingDown)
+    }
+
     /// The kind in one word, for metrics and traces.
     pub(crate) fn type_name(&self) -> &'static str {
         match &self.inner.kind {
@@ -289,6 +297,7 @@ impl Error {
             Kind::NoRuntime => "no_runtime",
             Kind::RuntimeLost => "runtime_lost",
             Kind::TooManyHeaders => "too_many_headers",
+            Kind::CoolingDown => "cooling_down",
             Kind::Expired => "expired",
         }
     }
@@ -373,6 +382,9 @@ impl fmt::Display for Error {
             Kind::TooManyHeaders => f.write_str(
                 "request has no room for the access token: it holds as many headers as it can",
             ),
+            Kind::CoolingDown => {
+                f.write_str("access token was rejected, and a renewal was tried a moment ago")
+            }
             Kind::Expired => f.write_str(
                 "access token was no longer usable when the HTTP client was ready to send the request",
             ),

@@ -169,6 +169,17 @@ pub enum NotReplayed {
     RejectedAgain,
 }
 
+impl NotReplayed {
+    /// There is no other token to send the request with.
+    pub(crate) fn without_token(error: Error) -> Self {
+        if error.is_cooling_down() {
+            Self::CoolingDown
+        } else {
+            Self::RenewalFailed(error)
+        }
+    }
+}
+
 impl fmt::Display for NotReplayed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reason = match self {

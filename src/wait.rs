@@ -129,7 +129,7 @@ where
                         }
                         Err(error) => {
                             let outcome = mem::take(&mut self.unsent.outcome);
-                            let reason = NotReplayed::RenewalFailed(error);
+                            let reason = NotReplayed::without_token(error);
                             let rejection = outcome.explain(reason, rejection);
                             return Poll::Ready(Ok(Waited::Returned(rejection)));
                         }

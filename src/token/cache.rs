@@ -313,6 +313,7 @@ impl TokenCache {
                     telemetry::failed_fast(&error);
                     return Err(error);
                 }
+                Join::CoolingDown => return Err(Error::new(Kind::CoolingDown)),
                 Join::Waiting(flight) => flight,
                 Join::Departing(departure) => {
                     let flight = departure.flight.clone();

@@ -121,6 +121,8 @@ pub(super) enum Join {
     Departing(Departure),
     /// The last flight failed a moment ago.
     Failing(Error),
+    /// There is only the token that this call's was, and it was renewed in vain a moment ago.
+    CoolingDown,
 }
 
 /// A flight that has been entered and has to be started.
@@ -233,6 +235,14 @@ impl Ledger {
         }
         if let Some(error) = self.failing(now) {
             return Join::Failing(error);
+        }
+        // A token that may be used is there, so it is the rejected one: it is in use again because
+        // its renewal failed. Asked for like any other, it might be handed out once more.
+        let rejection = rejected
+            .filter(|_| self.has_usable(now))
+            .map(|issue| self.reject(issue, now, settings));
+        if let Some(Rejection::CoolingDown) = rejection {
+            return Join::CoolingDown;
         }
         let cause = match self.held {
             None => Cause::First,
@@ -405,6 +415,11 @@ impl Ledger {
     fn flight_under_way(&self, now: &Moment) -> Option<&Flight<Landed>> {
         let flight = &self.flight.as_ref()?.flight;
         (now.monotonic < flight.overdue_at()).then_some(flight)
+    }
+
+    fn has_usable(&self, now: &Moment) -> bool {
+        self.current()
+            .is_some_and(|held| held.freshness(now) != Freshness::Expired)
     }
 
     fn failing(&self, now: &Moment) -> Option<Error> {
@@ -654,6 +669,49 @@ mod tests {
 
         assert!(matches!(rejection, Rejection::Withheld), "{rejection:?}");
         assert!(ledger.current().is_none());
+    }
+
+    /// A call whose renewal was lost is polled after another's renewal has failed.
+    #[test]
+    fn rejected_token_that_is_in_use_again_is_renewed_once_in_a_cool_down() {
+        let (mut ledger, start, settings) = ledger();
+        let rejected = ledger.current().unwrap().generation;
+        ledger.reject(rejected, &start, &settings);
+        let Join::Departing(renewal) = ledger.join(Some(rejected), &start, &settings) else {
+            panic!("its renewal is due");
+        };
+        let failure = Err(Error::permanent("no"));
+        drop(ledger.land(renewal.generation, failure, &start, &settings));
+
+        let almost = start.after(settings.cool_down - NANOSECOND);
+        let join = ledger.join(Some(rejected), &almost, &settings);
+        assert!(matches!(join, Join::CoolingDown));
+        assert!(ledger.current().is_some(), "it stays in use");
+
+        let later = start.after(settings.cool_down);
+        let Join::Departing(renewal) = ledger.join(Some(rejected), &later, &settings) else {
+            panic!("the cool-down is over");
+        };
+        assert_eq!(renewal.rejected.as_ref().unwrap().expose(), "token-1");
+        assert!(ledger.current().is_none());
+    }
+
+    /// Whatever is said of its rejections, an expired token has to be replaced.
+    #[test]
+    fn rejected_token_that_has_expired_is_asked_for_in_a_cool_down() {
+        let (mut ledger, start, settings) = ledger();
+        let rejected = ledger.current().unwrap().generation;
+        let end = start.after(1790 * SECOND);
+        ledger.reject(rejected, &end, &settings);
+        let Join::Departing(renewal) = ledger.join(Some(rejected), &end, &settings) else {
+            panic!("its renewal is due");
+        };
+        let failure = Err(Error::permanent("no"));
+        drop(ledger.land(renewal.generation, failure, &end, &settings));
+
+        let join = ledger.join(Some(rejected), &end.after(2 * SECOND), &settings);
+
+        assert!(matches!(join, Join::Departing(_)));
     }
 
     /// A server that hands out a token again until it ends gives it no new life.

@@ -260,3 +260,47 @@ fn token_that_is_handed_out_again_goes_to_those_who_wait_for_its_renewal() {
     ];
     run(Warmth::Always, 0, LASTING, &history).unwrap();
 }
+
+/// The renewal failed, and a refresh brought the rejected token again: there is none to send instead.
+#[test]
+fn call_whose_rejected_token_is_handed_out_again_asks_no_more() {
+    history(&[
+        Call,
+        Wait(7),
+        Call,
+        Token(New(9)),
+        Call,
+        Call,
+        Call,
+        Call,
+        Api(0, Rejected),
+        PollWoken,
+        Call,
+        Token(Same(3000)),
+        Call,
+        Wait(30_841),
+        Call,
+        Token(Same(LASTING)),
+        Call,
+    ]);
+}
+
+/// The renewal that the call waited for was lost, and another failed before the call was polled.
+#[test]
+fn call_that_missed_a_failed_renewal_asks_no_more() {
+    let mut steps = vec![Call; 18];
+    steps.extend([
+        Token(New(LASTING)),
+        Call,
+        Api(0, Rejected),
+        PollWoken,
+        Freeze(31_015),
+        Call,
+        Token(Transient),
+        Wait(13_267),
+        Wait(17_617),
+        Ask,
+        Token(Same(3000)),
+    ]);
+    history(&steps);
+}
