@@ -2,7 +2,7 @@
 
 use http::{
     Extensions, Method, Request, Uri, Version,
-    header::{AUTHORIZATION, HeaderName, HeaderValue},
+    header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
     request::Parts,
 };
 
@@ -68,14 +68,11 @@ pub(crate) struct Head {
 
 impl Head {
     pub(crate) fn of(head: &Parts) -> Self {
-        let headers = head.headers.iter();
         Self {
             method: head.method.clone(),
             uri: head.uri.clone(),
             version: head.version,
-            headers: headers
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect(),
+            headers: list(&head.headers),
             extensions: head.extensions.clone(),
         }
     }
@@ -90,6 +87,17 @@ impl Head {
         *request.extensions_mut() = self.extensions;
         request
     }
+}
+
+fn list(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
+    if headers.is_empty() {
+        // Collecting nothing takes more instructions than asking whether there is anything.
+        return Vec::new();
+    }
+    let headers = headers.iter();
+    headers
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }
 
 /// A request that was sent with a token.

@@ -18,8 +18,6 @@ const CEILINGS: &[(&str, &str, usize, f64)] = &[
     ("Never", "opaque", 4, 1.66),
     ("Never", "inlined", 0, 1.27),
     ("Never", "inlined", 4, 1.55),
-    ("CloneBody", "opaque", 0, 1.02),
-    ("CloneBody", "inlined", 0, 1.02),
 ];
 
 /// A service looks at the cache when its view is a millisecond old, so how many calls do depends on
