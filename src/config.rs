@@ -1,6 +1,6 @@
 //! What all clones of a service share, and what is decided by it alone.
 
-use std::sync::Arc;
+use std::{ops::Deref, sync::Arc};
 
 use http::{Response, StatusCode, request, response};
 
@@ -21,6 +21,52 @@ pub(crate) struct Config<R> {
     pub(crate) replay: R,
     pub(crate) reject_when: Option<RejectWhen>,
     pub(crate) destinations: Destinations,
+}
+
+/// The config, as a service holds it and hands it to its calls.
+///
+/// Calls count references to the lease. Threads that count on the same one slow each other down, so a
+/// service that lasts has a lease of its own.
+pub(crate) struct Lease<R>(Arc<Leased<R>>);
+
+struct Leased<R> {
+    config: Arc<Config<R>>,
+}
+
+impl<R> Lease<R> {
+    pub(crate) fn new(config: Config<R>) -> Self {
+        Self::of(Arc::new(config))
+    }
+
+    /// Another lease of the same config.
+    pub(crate) fn another(&self) -> Self {
+        Self::of(Arc::clone(&self.0.config))
+    }
+
+    fn of(config: Arc<Config<R>>) -> Self {
+        Self(Arc::new(Leased { config }))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn counts_apart_from(&self, other: &Self) -> bool {
+        !Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl<R> Clone for Lease<R> {
+    #[inline]
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<R> Deref for Lease<R> {
+    type Target = Config<R>;
+
+    #[inline]
+    fn deref(&self) -> &Config<R> {
+        &self.0.config
+    }
 }
 
 impl<R> Config<R> {

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -14,7 +13,7 @@ use tower::{BoxError, Service};
 
 use crate::{
     Outcome, Replay, Withheld,
-    config::Config,
+    config::Lease,
     send::{Sent, Underway, Unsent},
     telemetry,
     wait::{Wait, Waited},
@@ -64,7 +63,7 @@ pin_project! {
         state: State<S, R, B>,
         // What there is to do when the API rejects the token; none for a request without ours.
         sent: Option<Sent<S, R::Kept>>,
-        config: Arc<Config<R>>,
+        config: Lease<R>,
     }
 }
 
@@ -95,7 +94,7 @@ where
 {
     #[inline]
     pub(crate) fn calling(
-        config: Arc<Config<R>>,
+        config: Lease<R>,
         sent: Option<Sent<S, R::Kept>>,
         response: S::Future,
     ) -> Self {
@@ -108,7 +107,7 @@ where
 
     /// A request that must not carry the token.
     #[cold]
-    pub(crate) fn withheld(config: Arc<Config<R>>, reason: Withheld, response: S::Future) -> Self {
+    pub(crate) fn withheld(config: Lease<R>, reason: Withheld, response: S::Future) -> Self {
         telemetry::withheld(reason);
         let outcome = Some(Box::new(Outcome::without_token(reason)));
         Self {
@@ -118,7 +117,7 @@ where
         }
     }
 
-    pub(crate) fn waiting(config: Arc<Config<R>>, unsent: Unsent<S, R, B>) -> Self {
+    pub(crate) fn waiting(config: Lease<R>, unsent: Unsent<S, R, B>) -> Self {
         let wait = Some(Wait::for_token(&config, unsent));
         Self {
             state: State::Waiting { wait },

@@ -1,6 +1,5 @@
 use std::{
     fmt,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -11,7 +10,7 @@ use tower::{BoxError, Service};
 use crate::{
     CloneBody, Replay, TokenCache, Withheld,
     authorization::Authorization,
-    config::Config,
+    config::{Config, Lease},
     future::ResponseFuture,
     send::{Sent, Spare, Unsent, WAITS},
     token::View,
@@ -66,7 +65,7 @@ use crate::{
 pub struct ClientCredentials<S, R = CloneBody> {
     inner: S,
     view: View,
-    config: Arc<Config<R>>,
+    config: Lease<R>,
 }
 
 impl<S, R> ClientCredentials<S, R> {
@@ -74,7 +73,7 @@ impl<S, R> ClientCredentials<S, R> {
         Self {
             inner,
             view: View::new(),
-            config: Arc::new(config),
+            config: Lease::new(config),
         }
     }
 
@@ -121,8 +120,10 @@ where
             return self.send_without_token(reason, head, body);
         }
         let (body, retained) = self.config.split(&head, body);
-        let token = self.view.token(&self.config.cache);
-        match Authorization::put(&mut head.headers, token) {
+        if self.view.is_over(&self.config.cache) {
+            self.look();
+        }
+        match Authorization::put(&mut head.headers, self.view.token()) {
             Authorization::Ours(generation) => {
                 // The readied service sends; its clone is for the replay and not ready yet.
                 let reserve = retained.map(|original| Spare {
@@ -133,12 +134,12 @@ where
                     generation,
                     reserve,
                 });
-                let config = Arc::clone(&self.config);
+                let config = self.config.clone();
                 let request = Request::from_parts(head, body);
                 ResponseFuture::calling(config, sent, self.inner.call(request))
             }
             Authorization::Callers => {
-                let config = Arc::clone(&self.config);
+                let config = self.config.clone();
                 let request = Request::from_parts(head, body);
                 ResponseFuture::calling(config, None, self.inner.call(request))
             }
@@ -153,13 +154,21 @@ where
                     waits_left: WAITS,
                     outcome: Box::default(),
                 };
-                ResponseFuture::waiting(Arc::clone(&self.config), unsent)
+                ResponseFuture::waiting(self.config.clone(), unsent)
             }
         }
     }
 }
 
 impl<S, R> ClientCredentials<S, R> {
+    #[cold]
+    fn look(&mut self) {
+        let has_turned_out_to_last = self.view.look(&self.config.cache);
+        if has_turned_out_to_last {
+            self.config = self.config.another();
+        }
+    }
+
     /// The request must not carry the token; one that brings its own `Authorization` needs none.
     #[cold]
     fn send_without_token<B>(
@@ -172,7 +181,7 @@ impl<S, R> ClientCredentials<S, R> {
         S: Service<Request<R::Body>>,
         R: Replay<B>,
     {
-        let config = Arc::clone(&self.config);
+        let config = self.config.clone();
         let brings_its_own = head.headers.contains_key(AUTHORIZATION);
         let (body, _kept) = config.replay.split(body);
         let response = self.inner.call(Request::from_parts(head, body));
@@ -189,7 +198,7 @@ impl<S: Clone, R> Clone for ClientCredentials<S, R> {
         Self {
             inner: self.inner.clone(),
             view: self.view.clone(),
-            config: Arc::clone(&self.config),
+            config: self.config.clone(),
         }
     }
 }
@@ -201,5 +210,40 @@ impl<S: fmt::Debug, R: fmt::Debug> fmt::Debug for ClientCredentials<S, R> {
             .field("cache", &self.config.cache)
             .field("replay", &self.config.replay)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{convert::Infallible, time::Duration};
+
+    use tokio::time::advance;
+    use tower::{Layer, ServiceExt, service_fn};
+
+    use super::*;
+    use crate::{AccessToken, ClientCredentialsLayer, TokenRequest};
+
+    /// Threads that count references to the same thing slow each other down.
+    #[tokio::test(start_paused = true)]
+    async fn clones_that_last_share_nothing_that_calls_count() {
+        let cache = TokenCache::new(service_fn(|_: TokenRequest| async {
+            Ok::<_, BoxError>(AccessToken::new("token-1")?)
+        }));
+        cache.token().await.unwrap();
+        let http = service_fn(|_: Request<String>| async {
+            Ok::<_, Infallible>(Response::new(String::new()))
+        });
+        let mut first = ClientCredentialsLayer::with_cache(cache).layer(http);
+        let mut second = first.clone();
+
+        for lasts in [false, true] {
+            for service in [&mut first, &mut second] {
+                let called = service.ready().await.unwrap();
+                called.call(Request::default()).await.unwrap();
+            }
+            assert_eq!(first.config.counts_apart_from(&second.config), lasts);
+            advance(Duration::from_millis(1)).await;
+        }
+        assert!(!first.clone().config.counts_apart_from(&first.config));
     }
 }

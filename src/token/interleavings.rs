@@ -81,7 +81,11 @@ impl<'a> Caller<'a> {
 
     /// The generation of the token that a call would be sent with now.
     fn token(&mut self) -> Option<Generation> {
-        Some(self.1.token(self.0)?.generation())
+        let Self(cache, view) = self;
+        if view.is_over(cache) {
+            view.look(cache);
+        }
+        Some(view.token()?.generation())
     }
 }
 

@@ -11,12 +11,23 @@ use crate::clock::Clock;
 /// a look at the cache counts references and reads both clocks.
 ///
 /// A view keeps the token that it saw until it looks again or is dropped.
-#[derive(Clone)]
 pub(crate) struct View {
     held: Option<Arc<Held>>,
+    text: Text,
     edition: u64,
     /// Until then, by the monotonic clock, the token needs no other look while the edition stays.
     quiet_until: Instant,
+}
+
+/// Who else has the text of the token that a view holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Text {
+    /// The view that this one was cloned from; it has not looked itself.
+    Inherited,
+    /// The cache, and other views.
+    Shared,
+    /// Nobody.
+    Own,
 }
 
 impl View {
@@ -24,35 +35,60 @@ impl View {
     pub(crate) fn new() -> Self {
         Self {
             held: None,
+            text: Text::Inherited,
             edition: 0,
             quiet_until: Clock::monotonic(),
         }
     }
 
-    /// The current token, if it may be used.
+    /// Whether it is time for another look.
     #[inline]
-    pub(crate) fn token(&mut self, cache: &TokenCache) -> Option<&Held> {
-        if self.edition != cache.edition() || Clock::monotonic() >= self.quiet_until {
-            self.look(cache);
-        }
+    pub(crate) fn is_over(&self, cache: &TokenCache) -> bool {
+        self.edition != cache.edition() || Clock::monotonic() >= self.quiet_until
+    }
+
+    /// The token that was current at the last look, if there was one that might be used.
+    #[inline]
+    pub(crate) fn token(&self) -> Option<&Held> {
         self.held.as_deref()
     }
 
+    /// Looks at the cache; returns whether the view took a text of its own.
+    ///
+    /// It does when it sees the same token for the second time, and so has turned out to last: threads
+    /// that count references to the same text slow each other down.
     #[cold]
-    fn look(&mut self, cache: &TokenCache) {
+    pub(crate) fn look(&mut self, cache: &TokenCache) -> bool {
         // Read before the token: one that is published in between is looked at again.
         self.edition = cache.edition();
         let (current, quiet_until) = cache.look();
         self.quiet_until = quiet_until;
-        match (&mut self.held, current) {
-            (Some(seen), Some(current)) if seen.generation() == current.generation() => {
-                // A view that lasts takes a text of its own: threads that count references to the same
-                // one slow each other down.
-                if Arc::ptr_eq(seen, &current) {
-                    *seen = Arc::new(current.copied());
-                }
+        let is_same = match (&self.held, &current) {
+            (Some(seen), Some(current)) => seen.generation() == current.generation(),
+            _ => false,
+        };
+        match (self.text, current) {
+            (Text::Own, Some(_)) if is_same => false,
+            (Text::Shared, Some(current)) if is_same => {
+                self.held = Some(Arc::new(current.copied()));
+                self.text = Text::Own;
+                true
             }
-            (held, current) => *held = current,
+            (_, current) => {
+                self.held = current;
+                self.text = Text::Shared;
+                false
+            }
+        }
+    }
+}
+
+impl Clone for View {
+    fn clone(&self) -> Self {
+        Self {
+            held: self.held.clone(),
+            text: Text::Inherited,
+            ..*self
         }
     }
 }
@@ -71,6 +107,20 @@ mod tests {
     use crate::{AccessToken, TokenRequest, token::settings::Settings};
 
     const LIFETIME: Duration = Duration::from_secs(1800);
+
+    impl View {
+        /// The token that a call would be sent with.
+        fn now(&mut self, cache: &TokenCache) -> Option<&Held> {
+            if self.is_over(cache) {
+                self.look(cache);
+            }
+            self.token()
+        }
+
+        fn text(&mut self, cache: &TokenCache) -> *const u8 {
+            self.now(cache).unwrap().token().expose().as_ptr()
+        }
+    }
 
     /// The seconds that a wall clock shows, and how often it was asked.
     #[derive(Clone, Default)]
@@ -108,12 +158,12 @@ mod tests {
         wall.times_asked();
 
         for _ in 0..1000 {
-            assert!(view.token(&cache).is_some());
+            assert!(view.now(&cache).is_some());
         }
         assert_eq!(wall.times_asked(), 1);
 
         advance(Duration::from_millis(1)).await;
-        assert!(view.token(&cache).is_some());
+        assert!(view.now(&cache).is_some());
         assert_eq!(wall.times_asked(), 1);
     }
 
@@ -122,30 +172,59 @@ mod tests {
         let (cache, mut view) = (Wall::default().cache().await, View::new());
         let shared = cache.token().await.unwrap();
         let text = |token: &AccessToken| token.expose().as_ptr();
-        let seen = view.token(&cache).unwrap().token();
+        let seen = view.now(&cache).unwrap().token();
         assert_eq!(text(seen), text(&shared));
 
         advance(Duration::from_millis(1)).await;
-        let own = view.token(&cache).unwrap().token().clone();
+        let own = view.now(&cache).unwrap().token().clone();
         assert_ne!(text(&own), text(&shared));
         assert_eq!(own.header_value(), shared.header_value());
         assert!(own.header_value().is_sensitive());
 
         advance(Duration::from_millis(1)).await;
-        let kept = view.token(&cache).unwrap().token();
+        let kept = view.now(&cache).unwrap().token();
         assert_eq!(text(kept), text(&own));
+    }
+
+    /// However many calls are made with a clone for each.
+    #[tokio::test(start_paused = true)]
+    async fn view_of_one_call_copies_no_text() {
+        let (cache, mut view) = (Wall::default().cache().await, View::new());
+        let text = view.text(&cache);
+
+        for _ in 0..3 {
+            advance(Duration::from_millis(1)).await;
+            assert_eq!(view.clone().text(&cache), text);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clone_that_lasts_shares_its_text_with_no_other_view() {
+        let (cache, mut view) = (Wall::default().cache().await, View::new());
+        view.text(&cache);
+        advance(Duration::from_millis(1)).await;
+        let own = view.text(&cache);
+        let mut clone = view.clone();
+        assert_eq!(clone.text(&cache), own, "as long as it has not looked");
+
+        for lasts in [false, true] {
+            advance(Duration::from_millis(1)).await;
+            let shared = cache.token().await.unwrap().expose().as_ptr();
+            assert_eq!(clone.text(&cache) != shared, lasts);
+        }
+        assert_ne!(clone.text(&cache), view.text(&cache));
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_expired_token_is_never_sent_a_millisecond_after_the_wall_clock_said_so() {
         let wall = Wall::default();
         let (cache, mut view) = (wall.cache().await, View::new());
-        assert!(view.token(&cache).is_some());
+        assert!(view.now(&cache).is_some());
 
         wall.0.0.store(LIFETIME.as_secs(), Ordering::Relaxed);
         advance(Duration::from_millis(1)).await;
 
-        assert!(view.token(&cache).is_none());
+        assert!(view.now(&cache).is_none());
     }
 
     /// However lately the view looked.
@@ -162,21 +241,21 @@ mod tests {
         let cache = TokenCache::with_settings(token_service, settings);
         let mut view = View::new();
         cache.token().await.unwrap();
-        assert!(view.token(&cache).is_some());
+        assert!(view.now(&cache).is_some());
 
         advance(LIFETIME).await;
 
-        assert!(view.token(&cache).is_none());
+        assert!(view.now(&cache).is_none());
     }
 
     #[tokio::test(start_paused = true)]
     async fn view_and_its_clones_see_at_once_that_a_token_was_rejected() {
         let (cache, mut view) = (Wall::default().cache().await, View::new());
-        let token = view.token(&cache).unwrap().token().clone();
+        let token = view.now(&cache).unwrap().token().clone();
         let mut clone = view.clone();
 
         cache.reject(&token);
 
-        assert!(view.token(&cache).is_none() && clone.token(&cache).is_none());
+        assert!(view.now(&cache).is_none() && clone.now(&cache).is_none());
     }
 }
