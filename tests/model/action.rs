@@ -18,6 +18,8 @@ pub(crate) enum Action {
     Frame(usize),
     /// Somebody asks the cache for a token, without the layer.
     Ask,
+    /// The same, on a runtime that need not be the first.
+    AskOn(Home),
     /// Every call is polled that was woken.
     PollWoken,
     /// One call is polled, woken or not.
@@ -55,6 +57,21 @@ pub(crate) enum Reply {
     /// A transient error that says in how many seconds to ask again.
     RetryAfter(u64),
     Panic,
+}
+
+impl Reply {
+    /// The same, if need be with a lifetime that no test takes by the system's clock.
+    pub(crate) fn lasting_longer_than_a_test(self) -> Self {
+        let longer = |lifetime: u64| match lifetime {
+            0 => 0,
+            _ => lifetime.max(60_000),
+        };
+        match self {
+            Self::New(lifetime) => Self::New(longer(lifetime)),
+            Self::Same(lifetime) => Self::Same(longer(lifetime)),
+            other => other,
+        }
+    }
 }
 
 /// What an API answers.
@@ -96,7 +113,7 @@ fn action(step: u8, detail: u16) -> Action {
         34..49 => Action::Token(reply(detail)),
         49..65 => Action::Api(index, answer(detail)),
         65..77 => Action::Wait(pause(detail)),
-        77..80 => Action::Ask,
+        77..80 => Action::AskOn(home(detail)),
         80..84 => Action::Frame(index),
         84..87 => Action::Poll(index),
         87..90 => Action::Drop(index),

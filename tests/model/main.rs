@@ -22,22 +22,15 @@ use action::{
 use bodies::Policy::*;
 use proptest::{prelude::*, test_runner::RngSeed};
 use runtimes::Home::*;
-use world::World;
-
-/// Whether the cache asks for tokens that nobody uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Warmth {
-    WhenUsed,
-    Always,
-}
+use world::{Setup, World};
 
 /// The lifetime of the tokens that the calls which are left at the end get, in milliseconds.
 const LASTING: u64 = 1_800_000;
 
-fn run(warmth: Warmth, seed: u64, last_lifetime: u64, history: &[Action]) -> Result<(), String> {
+fn run(setup: Setup, seed: u64, last_lifetime: u64, history: &[Action]) -> Result<(), String> {
     // All chance is on this thread: the same seed gives the same history.
     fastrand::seed(seed);
-    let mut world = World::new(warmth == Warmth::Always);
+    let mut world = World::new(setup);
     for (number, action) in history.iter().enumerate() {
         let step = world.step(*action);
         step.map_err(|broken| format!("step {number}, {action:?}: {broken}"))?;
@@ -74,13 +67,13 @@ proptest! {
 
     #[test]
     fn promises_hold_after_every_step(seed: u64, history in any_history()) {
-        run(Warmth::WhenUsed, seed, LASTING, &history).map_err(TestCaseError::fail)?;
+        run(Setup::Plain, seed, LASTING, &history).map_err(TestCaseError::fail)?;
     }
 
     /// The last tokens live for no time: they serve those who waited for them.
     #[test]
     fn promises_hold_when_tokens_end_on_landing(seed: u64, history in any_history()) {
-        run(Warmth::WhenUsed, seed, 0, &history).map_err(TestCaseError::fail)?;
+        run(Setup::Plain, seed, 0, &history).map_err(TestCaseError::fail)?;
     }
 }
 
@@ -89,18 +82,24 @@ proptest! {
 
     #[test]
     fn promises_hold_while_the_token_is_kept_warm(seed: u64, history in any_history()) {
-        run(Warmth::Always, seed, LASTING, &history).map_err(TestCaseError::fail)?;
+        run(Setup::KeptWarm, seed, LASTING, &history).map_err(TestCaseError::fail)?;
+    }
+
+    /// Most of whose calls do not look at the cache.
+    #[test]
+    fn promises_hold_for_services_that_last(seed: u64, history in any_history()) {
+        run(Setup::ServicesThatLast, seed, LASTING, &history).map_err(TestCaseError::fail)?;
     }
 }
 
 /// What a random history found once.
 fn history(history: &[Action]) {
-    run(Warmth::WhenUsed, 0, LASTING, history).unwrap();
+    run(Setup::Plain, 0, LASTING, history).unwrap();
 }
 
 /// The same, with last tokens that live for no time.
 fn history_without_life(history: &[Action]) {
-    run(Warmth::WhenUsed, 0, 0, history).unwrap();
+    run(Setup::Plain, 0, 0, history).unwrap();
 }
 
 #[test]
@@ -258,7 +257,7 @@ fn token_that_is_handed_out_again_goes_to_those_who_wait_for_its_renewal() {
         Token(Same(LASTING)),
         Call,
     ];
-    run(Warmth::Always, 0, LASTING, &history).unwrap();
+    run(Setup::KeptWarm, 0, LASTING, &history).unwrap();
 }
 
 /// The renewal failed, and a refresh brought the rejected token again: there is none to send instead.

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::Either;
 use http::{Request, Response, header::AUTHORIZATION};
 use http_body::Body;
 use tokio::sync::oneshot;
@@ -33,7 +34,20 @@ use crate::{
 /// So many calls at once show what more would show.
 const MOST_CALLS: usize = 24;
 
+/// How a cache is made, and how its services are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Setup {
+    /// Each call has a clone of a service that makes none, so each looks at the cache.
+    Plain,
+    /// The cache asks for tokens that nobody uses.
+    KeptWarm,
+    /// One service makes call after call, and looks at the cache once in a millisecond: for that the
+    /// wall clock has to be the system's, which nobody sets, and which stands all but still.
+    ServicesThatLast,
+}
+
 pub(crate) struct World {
+    setup: Setup,
     clocks: Clocks,
     observer: SharedObserver,
     gate: Gate,
@@ -65,17 +79,17 @@ impl Services {
         }
     }
 
-    fn call(&self, policy: Policy, id: CallId, belt: &Belt) -> Outcoming {
+    fn call(&mut self, setup: Setup, policy: Policy, id: CallId, belt: &Belt) -> Outcoming {
         let text = || request(id, TEXT.to_owned());
         match policy {
-            Policy::Cloned => outcome(&self.cloned, text()),
-            Policy::Buffered => outcome(&self.buffered, request(id, belt.body())),
-            Policy::Overflowing => outcome(&self.overflowing, request(id, belt.body())),
-            Policy::Never => outcome(&self.never, text()),
+            Policy::Cloned => outcome(setup, &mut self.cloned, text()),
+            Policy::Buffered => outcome(setup, &mut self.buffered, request(id, belt.body())),
+            Policy::Overflowing => outcome(setup, &mut self.overflowing, request(id, belt.body())),
+            Policy::Never => outcome(setup, &mut self.never, text()),
             Policy::OptedOut => {
                 let mut request = text();
                 request.extensions_mut().insert(NoReplay);
-                outcome(&self.cloned, request)
+                outcome(setup, &mut self.cloned, request)
             }
         }
     }
@@ -89,13 +103,19 @@ fn request<B>(id: CallId, body: B) -> Request<B> {
 /// A call on its way to what it comes to.
 type Outcoming = Pin<Box<dyn Future<Output = Outcome>>>;
 
-fn outcome<S, B>(service: &S, request: Request<B>) -> Outcoming
+fn outcome<S, B>(setup: Setup, service: &mut S, request: Request<B>) -> Outcoming
 where
     S: Service<Request<B>, Response = Response<String>, Error = BoxError, Future: 'static>,
     S: Clone + 'static,
     B: 'static,
 {
-    let response = service.clone().oneshot(request);
+    let mut cx = Context::from_waker(Waker::noop());
+    let calls_itself = setup == Setup::ServicesThatLast && service.poll_ready(&mut cx).is_ready();
+    let response = if calls_itself {
+        Either::Left(service.call(request))
+    } else {
+        Either::Right(service.clone().oneshot(request))
+    };
     Box::pin(async move {
         match response.await {
             Ok(response) => {
@@ -168,7 +188,8 @@ type Uploading = Pin<Box<dyn Future<Output = ()>>>;
 type LeftUploads = Rc<RefCell<Vec<(CallId, usize, Uploading)>>>;
 
 impl World {
-    pub(crate) fn new(is_kept_warm: bool) -> Self {
+    pub(crate) fn new(setup: Setup) -> Self {
+        let is_kept_warm = setup == Setup::KeptWarm;
         let runtimes = Runtimes::start();
         let first = runtimes.handle(Home::First);
         let _context = first.enter();
@@ -176,10 +197,12 @@ impl World {
         let observer = Observer::new(clocks.clone(), runtimes.driven(), is_kept_warm);
         let observer = SharedObserver::new(observer);
         let wall = clocks.clone();
-        let mut builder = TokenCache::builder().wall_clock(move || wall.system_time());
-        if is_kept_warm {
-            builder = builder.keep_warm();
-        }
+        let builder = TokenCache::builder();
+        let builder = match setup {
+            Setup::Plain => builder.wall_clock(move || wall.system_time()),
+            Setup::KeptWarm => builder.wall_clock(move || wall.system_time()).keep_warm(),
+            Setup::ServicesThatLast => builder,
+        };
         let issuer = observer.clone();
         let cache = builder.build(service_fn(move |request| issue(issuer.clone(), request)));
         let gate = Gate::default();
@@ -192,6 +215,7 @@ impl World {
         };
         let services = Services::new(&cache, &api);
         Self {
+            setup,
             clocks,
             observer,
             gate,
@@ -251,7 +275,8 @@ impl World {
         match action {
             Action::Call => self.call(Policy::Cloned, Home::First),
             Action::CallWith(policy, home) => self.call(policy, home),
-            Action::Ask => self.ask(),
+            Action::Ask => self.ask(Home::First),
+            Action::AskOn(home) => self.ask(home),
             Action::PollWoken => self.poll_woken(),
             Action::Poll(call) if !self.calls.is_empty() => self.poll(call % self.calls.len()),
             Action::Drop(call) if !self.calls.is_empty() => self.drop_call(call),
@@ -265,6 +290,7 @@ impl World {
                 self.observer.lock().stands_still = true;
                 self.runtimes.freeze(milliseconds(time));
             }
+            Action::SetWall(_) if self.setup == Setup::ServicesThatLast => {}
             Action::SetWall(seconds) => self.clocks.set_wall(seconds),
             Action::Lose => self.lose_second_runtime(),
             Action::Unready => self.gate.close(),
@@ -279,16 +305,16 @@ impl World {
         };
         let belt = seen.belt.clone();
         self.start(seen, home, move |world, id| {
-            world.services.call(policy, id, &belt)
+            world.services.call(world.setup, policy, id, &belt)
         });
     }
 
-    fn ask(&mut self) {
+    fn ask(&mut self, home: Home) {
         let seen = CallSeen {
             is_ask: true,
             ..CallSeen::default()
         };
-        self.start(seen, Home::First, |world, _| {
+        self.start(seen, home, |world, _| {
             let cache = world.cache.clone();
             Box::pin(async move {
                 match cache.token().await {
@@ -299,7 +325,12 @@ impl World {
         });
     }
 
-    fn start(&mut self, seen: CallSeen, home: Home, call: impl FnOnce(&Self, CallId) -> Outcoming) {
+    fn start(
+        &mut self,
+        seen: CallSeen,
+        home: Home,
+        call: impl FnOnce(&mut Self, CallId) -> Outcoming,
+    ) {
         if self.calls.len() == MOST_CALLS {
             return;
         }
@@ -308,7 +339,11 @@ impl World {
             calls.push(seen);
             CallId(calls.len() - 1)
         };
-        let task = spawn(call(self, id));
+        let task = {
+            let home = self.runtimes.handle(home);
+            let _context = home.enter();
+            spawn(call(self, id))
+        };
         self.calls.push(PendingCall { id, home, task });
         self.poll(self.calls.len() - 1);
     }
@@ -374,6 +409,10 @@ impl World {
     }
 
     fn answer_token_request(&mut self, reply: Reply) {
+        let reply = match self.setup {
+            Setup::ServicesThatLast => reply.lasting_longer_than_a_test(),
+            Setup::Plain | Setup::KeptWarm => reply,
+        };
         let mut observer = self.observer.lock();
         let now = observer.now();
         let Some(flight) = &mut observer.flight else {
