@@ -93,7 +93,8 @@ pub(crate) enum Kind {
     RuntimeLost,
     /// A request has as many headers as it can hold.
     TooManyHeaders,
-    /// The rejected token was renewed so lately that it is not renewed again.
+    /// The rejected token was renewed so lately that it is not renewed again. Callers are told so by
+    /// [`NotReplayed::CoolingDown`](crate::NotReplayed::CoolingDown) instead.
     CoolingDown,
     /// No token that was waited for was usable any more when the inner service was ready to send.
     Expired,

@@ -291,6 +291,12 @@ pub(crate) fn rejected(rejection: &Rejection, is_news: bool) {
     }
 }
 
+/// A rejection that was counted when it came has the token withheld now, as it came to nothing then.
+pub(crate) fn withheld_again() {
+    #[cfg(feature = "tracing")]
+    tracing::info!(action = "withheld", "API rejected the token");
+}
+
 /// A request is sent a second time.
 pub(crate) fn replayed(is_renewed: bool) {
     #[cfg(feature = "metrics")]

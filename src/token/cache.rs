@@ -262,12 +262,10 @@ impl TokenCache {
     /// Says that the API rejected the token of this generation.
     pub(crate) fn reject_generation(&self, generation: Generation) -> Rejection {
         let now = self.shared.now();
-        let (rejection, is_news) = self.shared.update(|ledger| {
-            let was_in_use = ledger.current().is_some();
-            let rejection = ledger.reject(generation, &now, &self.shared.settings);
-            (rejection, was_in_use && ledger.current().is_none())
-        });
-        telemetry::rejected(&rejection, is_news);
+        let (rejection, withheld) = self
+            .shared
+            .update_and_watch(|ledger| ledger.reject(generation, &now, &self.shared.settings));
+        telemetry::rejected(&rejection, withheld);
         rejection
     }
 
@@ -402,13 +400,27 @@ impl Shared {
         result
     }
 
+    /// The same, and whether the transition withheld the token that was in use.
+    fn update_and_watch<T>(&self, transition: impl FnOnce(&mut Ledger) -> T) -> (T, bool) {
+        self.update(|ledger| {
+            let was_in_use = ledger.current().is_some();
+            let result = transition(ledger);
+            (result, was_in_use && ledger.current().is_none())
+        })
+    }
+
     fn now(&self) -> Moment {
         self.settings.clock.now()
     }
 
     fn join(&self, rejected: Option<Generation>) -> Join {
         let now = self.now();
-        self.update(|ledger| ledger.join(rejected, &now, &self.settings))
+        let (join, withheld) =
+            self.update_and_watch(|ledger| ledger.join(rejected, &now, &self.settings));
+        if withheld {
+            telemetry::withheld_again();
+        }
+        join
     }
 
     fn lock(&self) -> MutexGuard<'_, Ledger> {

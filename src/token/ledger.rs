@@ -121,7 +121,7 @@ pub(super) enum Join {
     Departing(Departure),
     /// The last flight failed a moment ago.
     Failing(Error),
-    /// There is only the token that this call's was, and it was renewed in vain a moment ago.
+    /// There is only the rejected token, and a renewal was tried so lately that another would not help.
     CoolingDown,
 }
 
@@ -230,19 +230,20 @@ impl Ledger {
         if let Some(held) = self.current().filter(|held| held.may_serve(rejected, now)) {
             return Join::Token(held.for_anyone());
         }
+        // A token that may be used is there, so it is the rejected one: it is in use again, as nobody
+        // could renew it. The rejection counts as if it came now.
+        if let Some(issue) = rejected.filter(|_| self.has_usable(now)) {
+            match self.reject(issue, now, settings) {
+                Rejection::CoolingDown => return Join::CoolingDown,
+                Rejection::Failing(error) => return Join::Failing(error),
+                Rejection::Withheld | Rejection::Replaced => {}
+            }
+        }
         if let Some(flight) = self.flight_under_way(now) {
             return Join::Waiting(flight.clone());
         }
         if let Some(error) = self.failing(now) {
             return Join::Failing(error);
-        }
-        // A token that may be used is there, so it is the rejected one: it is in use again because
-        // its renewal failed. Asked for like any other, it might be handed out once more.
-        let rejection = rejected
-            .filter(|_| self.has_usable(now))
-            .map(|issue| self.reject(issue, now, settings));
-        if let Some(Rejection::CoolingDown) = rejection {
-            return Join::CoolingDown;
         }
         let cause = match self.held {
             None => Cause::First,
@@ -418,8 +419,7 @@ impl Ledger {
     }
 
     fn has_usable(&self, now: &Moment) -> bool {
-        self.current()
-            .is_some_and(|held| held.freshness(now) != Freshness::Expired)
+        self.current().is_some_and(|held| held.may_serve(None, now))
     }
 
     fn failing(&self, now: &Moment) -> Option<Error> {

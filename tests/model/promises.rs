@@ -298,7 +298,9 @@ impl Observer {
             }
             Some(NotReplayed::CoolingDown) => may_replay && self.is_cooling_down(now),
             Some(NotReplayed::RenewalFailed(error)) => {
-                may_replay && (self.failed_lately(call) || self.is_without_token(call, error))
+                let is_of_a_flight = error.is_token_service() || error.is_timeout();
+                let has_failed = is_of_a_flight && self.failed_lately(call);
+                may_replay && (has_failed || self.is_without_token(call, error))
             }
             Some(_) => false,
         };
