@@ -1,19 +1,23 @@
 //! What all clones of a service share, and what is decided by it alone.
 
-use std::{ops::Deref, sync::Arc};
+use std::sync::Arc;
 
-use http::{Response, StatusCode, request, response};
+use http::{Request, Response, StatusCode, request, response};
 
 use crate::{
     NoReplay, NotReplayed, Outcome, Rejection, Replay, TokenCache,
     origin::Destinations,
-    send::{Head, NotKept, Original, Retained, Sent, Spare, Unsent, WAITS},
+    send::{Head, NotKept, Original, Retained},
     telemetry,
+    token::Generation,
     verdict::Verdict,
 };
 
 /// Decides which responses reject the token.
 pub(crate) type RejectWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
+
+/// A second request, and what its response will tell.
+pub(crate) type Second<B> = (Request<B>, Box<Outcome>);
 
 /// What all clones of a service share.
 pub(crate) struct Config<R> {
@@ -21,52 +25,6 @@ pub(crate) struct Config<R> {
     pub(crate) replay: R,
     pub(crate) reject_when: Option<RejectWhen>,
     pub(crate) destinations: Destinations,
-}
-
-/// The config, as a service holds it and hands it to its calls.
-///
-/// Calls count references to the lease. Threads that count on the same one slow each other down, so a
-/// service that lasts has a lease of its own.
-pub(crate) struct Lease<R>(Arc<Leased<R>>);
-
-struct Leased<R> {
-    config: Arc<Config<R>>,
-}
-
-impl<R> Lease<R> {
-    pub(crate) fn new(config: Config<R>) -> Self {
-        Self::of(Arc::new(config))
-    }
-
-    /// Another lease of the same config.
-    pub(crate) fn another(&self) -> Self {
-        Self::of(Arc::clone(&self.0.config))
-    }
-
-    fn of(config: Arc<Config<R>>) -> Self {
-        Self(Arc::new(Leased { config }))
-    }
-
-    #[cfg(test)]
-    pub(crate) fn counts_apart_from(&self, other: &Self) -> bool {
-        !Arc::ptr_eq(&self.0, &other.0)
-    }
-}
-
-impl<R> Clone for Lease<R> {
-    #[inline]
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<R> Deref for Lease<R> {
-    type Target = Config<R>;
-
-    #[inline]
-    fn deref(&self) -> &Config<R> {
-        &self.0.config
-    }
 }
 
 impl<R> Config<R> {
@@ -95,12 +53,12 @@ impl<R> Config<R> {
     }
 
     /// Reads the verdict off a response; also gives what to send again, if that may help.
-    pub(crate) fn judge<S, B, ResBody>(
+    pub(crate) fn judge<B, ResBody>(
         &self,
         response: Response<ResBody>,
-        sent: Sent<S, R::Kept>,
+        (generation, retained): (Generation, Retained<R::Kept>),
         outcome: Option<Box<Outcome>>,
-    ) -> (Response<ResBody>, Option<Unsent<S, R, B>>)
+    ) -> (Response<ResBody>, Option<Second<R::Body>>)
     where
         R: Replay<B>,
     {
@@ -109,8 +67,8 @@ impl<R> Config<R> {
             return (Outcome::attach(outcome, response), None);
         }
         let outcome = outcome.unwrap_or_default();
-        match self.prepare_replay(sent) {
-            Ok(unsent) => (response, Some(Unsent { outcome, ..unsent })),
+        match self.prepare_replay(generation, retained) {
+            Ok(request) => (response, Some((request, outcome))),
             Err(reason) => (outcome.explain(reason, response), None),
         }
     }
@@ -129,12 +87,16 @@ impl<R> Config<R> {
     }
 
     /// Makes the second request, if its body can be sent again and another token may help.
-    fn prepare_replay<S, B>(&self, sent: Sent<S, R::Kept>) -> Result<Unsent<S, R, B>, NotReplayed>
+    fn prepare_replay<B>(
+        &self,
+        generation: Generation,
+        retained: Retained<R::Kept>,
+    ) -> Result<Request<R::Body>, NotReplayed>
     where
         R: Replay<B>,
     {
-        let rejection = self.cache.reject_generation(sent.generation);
-        let spare = sent.reserve.map_err(|reason| match reason {
+        let rejection = self.cache.reject_generation(generation);
+        let retained = retained.map_err(|reason| match reason {
             NotKept::Body => self.replay.not_kept(),
             NotKept::OptedOut => NotReplayed::OptedOut,
             NotKept::SentTwice => {
@@ -142,10 +104,10 @@ impl<R> Config<R> {
                 NotReplayed::RejectedAgain
             }
         });
-        let replay = spare.and_then(|spare| match rejection {
+        let replay = retained.and_then(|original| match rejection {
             Rejection::CoolingDown => Err(NotReplayed::CoolingDown),
             Rejection::Failing(ref error) => Err(NotReplayed::RenewalFailed(error.clone())),
-            Rejection::Withheld | Rejection::Replaced => self.restore(spare),
+            Rejection::Withheld | Rejection::Replaced => self.restore(original),
         });
         if replay.is_err() && matches!(rejection, Rejection::Withheld) {
             // This request has no use for another token, but the next one has.
@@ -154,21 +116,13 @@ impl<R> Config<R> {
         replay
     }
 
-    fn restore<S, B>(&self, spare: Spare<S, R::Kept>) -> Result<Unsent<S, R, B>, NotReplayed>
+    fn restore<B>(&self, original: Original<R::Kept>) -> Result<Request<R::Body>, NotReplayed>
     where
         R: Replay<B>,
     {
-        let Original { head, body } = spare.original;
-        let body = self
-            .replay
-            .restore(body)
-            .ok_or_else(|| self.replay.not_restored())?;
-        Ok(Unsent {
-            inner: spare.inner,
-            request: head.with_body(body),
-            retained: Err(NotKept::SentTwice),
-            waits_left: WAITS,
-            outcome: Box::default(),
-        })
+        let Original { head, body } = original;
+        let body = self.replay.restore(body);
+        let body = body.ok_or_else(|| self.replay.not_restored())?;
+        Ok(head.with_body(body))
     }
 }

@@ -13,7 +13,7 @@ use tower::{BoxError, Service};
 
 use crate::{
     Outcome, Replay, Withheld,
-    config::Lease,
+    lease::Lease,
     send::{Sent, Underway, Unsent},
     telemetry,
     wait::{Wait, Waited},
@@ -61,9 +61,8 @@ pin_project! {
     {
         #[pin]
         state: State<S, R, B>,
-        // What there is to do when the API rejects the token; none for a request without ours.
-        sent: Option<Sent<S, R::Kept>>,
-        config: Lease<R>,
+        sent: Sent<R::Kept>,
+        lease: Lease<S, R>,
     }
 }
 
@@ -93,36 +92,32 @@ where
     R: Replay<B>,
 {
     #[inline]
-    pub(crate) fn calling(
-        config: Lease<R>,
-        sent: Option<Sent<S, R::Kept>>,
-        response: S::Future,
-    ) -> Self {
+    pub(crate) fn calling(lease: Lease<S, R>, sent: Sent<R::Kept>, response: S::Future) -> Self {
         Self {
             state: State::Calling { response },
             sent,
-            config,
+            lease,
         }
     }
 
     /// A request that must not carry the token.
     #[cold]
-    pub(crate) fn withheld(config: Lease<R>, reason: Withheld, response: S::Future) -> Self {
+    pub(crate) fn withheld(lease: Lease<S, R>, reason: Withheld, response: S::Future) -> Self {
         telemetry::withheld(reason);
         let outcome = Some(Box::new(Outcome::without_token(reason)));
         Self {
             state: State::Reporting { response, outcome },
-            sent: None,
-            config,
+            sent: Sent::WithoutToken,
+            lease,
         }
     }
 
-    pub(crate) fn waiting(config: Lease<R>, unsent: Unsent<S, R, B>) -> Self {
-        let wait = Some(Wait::for_token(&config, unsent));
+    pub(crate) fn waiting(lease: Lease<S, R>, unsent: Unsent<S, R, B>) -> Self {
+        let wait = Some(Wait::for_token(&lease, unsent));
         Self {
             state: State::Waiting { wait },
-            sent: None,
-            config,
+            sent: Sent::WithoutToken,
+            lease,
         }
     }
 }
@@ -143,7 +138,7 @@ where
             return self.poll_on(cx);
         };
         match response.poll(cx) {
-            Poll::Ready(Ok(response)) if this.config.may_reject(&response) => {
+            Poll::Ready(Ok(response)) if this.lease.may_reject(&response) => {
                 self.judge(response, None, cx)
             }
             output => output.map_err(Into::into),
@@ -170,12 +165,12 @@ where
         let Some(sent) = this.sent.take() else {
             return Poll::Ready(Ok(Outcome::attach(outcome, response)));
         };
-        let rejected = sent.generation;
-        let (response, unsent) = this.config.judge(response, sent, outcome);
+        let (rejected, _) = sent;
+        let (response, unsent) = this.lease.judge(response, sent, outcome);
         let Some(unsent) = unsent else {
             return Poll::Ready(Ok(response));
         };
-        let wait = Wait::for_renewal(this.config, unsent, rejected, response);
+        let wait = Wait::for_renewal(this.lease, unsent, rejected, response);
         this.state.set(State::Waiting { wait: Some(wait) });
         self.poll_on(cx)
     }
@@ -188,7 +183,7 @@ where
             match this.state.as_mut().project() {
                 StateProj::Waiting { wait } => {
                     let waiting = wait.as_mut().expect(POLLED_AFTER_READY);
-                    let granted = match ready!(waiting.poll(this.config, cx))? {
+                    let granted = match ready!(waiting.poll(this.lease, cx))? {
                         Waited::Granted(granted) => granted,
                         Waited::Returned(rejection) => return Poll::Ready(Ok(rejection)),
                     };
@@ -202,7 +197,7 @@ where
                         sent,
                         outcome,
                     } = unsent.send(generation);
-                    *this.sent = Some(sent);
+                    *this.sent = sent;
                     let outcome = Some(outcome);
                     this.state.set(State::Reporting { response, outcome });
                 }

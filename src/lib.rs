@@ -150,6 +150,7 @@ mod endpoint;
 mod error;
 mod future;
 mod layer;
+mod lease;
 mod origin;
 mod outcome;
 mod secret;

@@ -1,5 +1,7 @@
 //! The two sends of a request: what is sent, and what is kept for the second.
 
+use std::mem;
+
 use http::{
     Extensions, Method, Request, Uri, Version,
     header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
@@ -100,10 +102,45 @@ fn list(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
         .collect()
 }
 
-/// A request that was sent with a token.
-pub(crate) struct Sent<S, K> {
-    pub(crate) generation: Generation,
-    pub(crate) reserve: Reserve<S, K>,
+/// A request that was sent: what there is to do when the API rejects its token.
+pub(crate) enum Sent<K> {
+    /// It can be sent again.
+    Repeatable {
+        generation: Generation,
+        original: Original<K>,
+    },
+    /// It cannot.
+    Unrepeatable {
+        generation: Generation,
+        reason: NotKept,
+    },
+    /// It carried no token of ours.
+    WithoutToken,
+}
+
+impl<K> Sent<K> {
+    #[inline]
+    pub(crate) fn with_token(generation: Generation, retained: Retained<K>) -> Self {
+        match retained {
+            Ok(original) => Self::Repeatable {
+                generation,
+                original,
+            },
+            Err(reason) => Self::Unrepeatable { generation, reason },
+        }
+    }
+
+    /// The token that it was sent with, and what is kept of it; nothing is left behind.
+    pub(crate) fn take(&mut self) -> Option<(Generation, Retained<K>)> {
+        match mem::replace(self, Self::WithoutToken) {
+            Self::Repeatable {
+                generation,
+                original,
+            } => Some((generation, Ok(original))),
+            Self::Unrepeatable { generation, reason } => Some((generation, Err(reason))),
+            Self::WithoutToken => None,
+        }
+    }
 }
 
 /// A request that was sent after a wait.
@@ -113,17 +150,8 @@ where
     R: Replay<B>,
 {
     pub(crate) response: S::Future,
-    pub(crate) sent: Sent<S, R::Kept>,
+    pub(crate) sent: Sent<R::Kept>,
     pub(crate) outcome: Box<Outcome>,
-}
-
-/// What a replay is made of, or why there will be none.
-pub(crate) type Reserve<S, K> = Result<Spare<S, K>, NotKept>;
-
-/// What a replay is made of.
-pub(crate) struct Spare<S, K> {
-    pub(crate) inner: S,
-    pub(crate) original: Original<K>,
 }
 
 impl<S, R, B> Unsent<S, R, B>
@@ -159,15 +187,9 @@ where
     where
         S: Service<Request<R::Body>>,
     {
-        let response = self.inner.call(self.request);
-        let inner = self.inner;
-        let reserve = self.retained.map(|original| Spare { inner, original });
         Underway {
-            response,
-            sent: Sent {
-                generation,
-                reserve,
-            },
+            response: self.inner.call(self.request),
+            sent: Sent::with_token(generation, self.retained),
             outcome: self.outcome,
         }
     }

@@ -10,15 +10,20 @@ use tower::{BoxError, Service};
 use crate::{
     CloneBody, Replay, TokenCache, Withheld,
     authorization::Authorization,
-    config::{Config, Lease},
+    config::Config,
     future::ResponseFuture,
-    send::{Sent, Spare, Unsent, WAITS},
-    token::View,
+    lease::Lease,
+    send::{Sent, Unsent, WAITS},
+    token::{Seen, View},
 };
 
 /// A service whose requests carry an access token; see the [crate docs](crate).
 ///
 /// Made by [`ClientCredentialsLayer`](crate::ClientCredentialsLayer). Clones share the tokens.
+///
+/// The inner service sends a request when it is ready, as with any middleware. A second send goes through a
+/// clone of it that is polled ready first. That is a clone of a clone: one is kept from the first request
+/// on that may be sent twice, instead of one for each request.
 ///
 /// # Examples
 ///
@@ -65,7 +70,7 @@ use crate::{
 pub struct ClientCredentials<S, R = CloneBody> {
     inner: S,
     view: View,
-    config: Lease<R>,
+    lease: Lease<S, R>,
 }
 
 impl<S, R> ClientCredentials<S, R> {
@@ -73,13 +78,13 @@ impl<S, R> ClientCredentials<S, R> {
         Self {
             inner,
             view: View::new(),
-            config: Lease::new(config),
+            lease: Lease::new(config),
         }
     }
 
     /// The cache that the tokens come from.
     pub fn cache(&self) -> &TokenCache {
-        &self.config.cache
+        &self.lease.cache
     }
 
     /// The inner service.
@@ -87,8 +92,10 @@ impl<S, R> ClientCredentials<S, R> {
         &self.inner
     }
 
-    /// The inner service.
+    /// The inner service; requests that are sent from now on are replayed with what it becomes.
     pub fn get_mut(&mut self) -> &mut S {
+        // The next request that may be sent twice leaves a spare service in the new lease.
+        self.lease = self.lease.another();
         &mut self.inner
     }
 
@@ -116,32 +123,23 @@ where
     #[inline]
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut head, body) = request.into_parts();
-        if let Some(reason) = self.config.destinations.withholds_from(&head) {
+        if let Some(reason) = self.lease.destinations.withholds_from(&head) {
             return self.send_without_token(reason, head, body);
         }
-        let (body, retained) = self.config.split(&head, body);
-        if self.view.is_over(&self.config.cache) {
-            self.look();
+        if self.view.see(&self.lease.cache) == Seen::SameTwice {
+            self.take_a_lease();
         }
+        let (body, retained) = self.lease.split(&self.inner, &head, body);
         match Authorization::put(&mut head.headers, self.view.token()) {
             Authorization::Ours(generation) => {
-                // The readied service sends; its clone is for the replay and not ready yet.
-                let reserve = retained.map(|original| Spare {
-                    inner: self.inner.clone(),
-                    original,
-                });
-                let sent = Some(Sent {
-                    generation,
-                    reserve,
-                });
-                let config = self.config.clone();
-                let request = Request::from_parts(head, body);
-                ResponseFuture::calling(config, sent, self.inner.call(request))
+                let response = self.inner.call(Request::from_parts(head, body));
+                let sent = Sent::with_token(generation, retained);
+                ResponseFuture::calling(self.lease.clone(), sent, response)
             }
             Authorization::Callers => {
-                let config = self.config.clone();
+                let lease = self.lease.clone();
                 let request = Request::from_parts(head, body);
-                ResponseFuture::calling(config, None, self.inner.call(request))
+                ResponseFuture::calling(lease, Sent::WithoutToken, self.inner.call(request))
             }
             Authorization::Missing => {
                 // The readied service may hold the very permit that the token request needs, so it
@@ -154,19 +152,17 @@ where
                     waits_left: WAITS,
                     outcome: Box::default(),
                 };
-                ResponseFuture::waiting(self.config.clone(), unsent)
+                ResponseFuture::waiting(self.lease.clone(), unsent)
             }
         }
     }
 }
 
 impl<S, R> ClientCredentials<S, R> {
+    /// A service that lasts has a lease of its own, as its view has a text.
     #[cold]
-    fn look(&mut self) {
-        let has_turned_out_to_last = self.view.look(&self.config.cache);
-        if has_turned_out_to_last {
-            self.config = self.config.another();
-        }
+    fn take_a_lease(&mut self) {
+        self.lease = self.lease.another();
     }
 
     /// The request must not carry the token; one that brings its own `Authorization` needs none.
@@ -181,14 +177,14 @@ impl<S, R> ClientCredentials<S, R> {
         S: Service<Request<R::Body>>,
         R: Replay<B>,
     {
-        let config = self.config.clone();
+        let lease = self.lease.clone();
         let brings_its_own = head.headers.contains_key(AUTHORIZATION);
-        let (body, _kept) = config.replay.split(body);
+        let (body, _kept) = lease.replay.split(body);
         let response = self.inner.call(Request::from_parts(head, body));
         if brings_its_own {
-            ResponseFuture::calling(config, None, response)
+            ResponseFuture::calling(lease, Sent::WithoutToken, response)
         } else {
-            ResponseFuture::withheld(config, reason, response)
+            ResponseFuture::withheld(lease, reason, response)
         }
     }
 }
@@ -198,7 +194,7 @@ impl<S: Clone, R> Clone for ClientCredentials<S, R> {
         Self {
             inner: self.inner.clone(),
             view: self.view.clone(),
-            config: self.config.clone(),
+            lease: self.lease.clone(),
         }
     }
 }
@@ -207,8 +203,8 @@ impl<S: fmt::Debug, R: fmt::Debug> fmt::Debug for ClientCredentials<S, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientCredentials")
             .field("inner", &self.inner)
-            .field("cache", &self.config.cache)
-            .field("replay", &self.config.replay)
+            .field("cache", &self.lease.cache)
+            .field("replay", &self.lease.replay)
             .finish_non_exhaustive()
     }
 }
@@ -221,7 +217,7 @@ mod tests {
     use tower::{Layer, ServiceExt, service_fn};
 
     use super::*;
-    use crate::{AccessToken, ClientCredentialsLayer, TokenRequest};
+    use crate::{AccessToken, ClientCredentialsLayer, TokenRequest, token::Held};
 
     /// Threads that count references to the same thing slow each other down.
     #[tokio::test(start_paused = true)]
@@ -235,15 +231,26 @@ mod tests {
         });
         let mut first = ClientCredentialsLayer::with_cache(cache).layer(http);
         let mut second = first.clone();
+        let inherited = first.lease.clone();
 
         for lasts in [false, true] {
             for service in [&mut first, &mut second] {
                 let called = service.ready().await.unwrap();
                 called.call(Request::default()).await.unwrap();
             }
-            assert_eq!(first.config.counts_apart_from(&second.config), lasts);
+            let pairs = [
+                (&first, &second.lease),
+                (&first, &inherited),
+                (&second, &inherited),
+            ];
+            for (service, lease) in pairs {
+                assert_eq!(service.lease.counts_apart_from(lease), lasts);
+            }
+            let [one, other] = [&first, &second].map(|service| service.view.token().unwrap());
+            let text = |held: &Held| held.token().expose().as_ptr();
+            assert_eq!(text(one) != text(other), lasts);
             advance(Duration::from_millis(1)).await;
         }
-        assert!(!first.clone().config.counts_apart_from(&first.config));
+        assert!(!first.clone().lease.counts_apart_from(&first.lease));
     }
 }

@@ -233,6 +233,21 @@ async fn token_error_is_found_in_the_box_error() {
     assert!(error.is_token_service());
 }
 
+#[tokio::test(start_paused = true)]
+async fn replay_goes_through_a_clone_of_what_the_inner_service_was_changed_to() {
+    let first = Api::accepting(|token| token != "token-1");
+    let second = Api::accepting(|token| token != "token-2");
+    let mut service = stack(&Issuer::new(), first.service());
+    assert_eq!(call(&service).await.unwrap().status(), StatusCode::OK);
+    advance(Duration::from_secs(60)).await;
+
+    *service.get_mut() = second.service();
+    assert_eq!(call(&service).await.unwrap().status(), StatusCode::OK);
+
+    assert_eq!(first.tokens(), ["token-1", "token-2"]);
+    assert_eq!(second.tokens(), ["token-2", "token-3"]);
+}
+
 #[test]
 fn inner_service_can_be_had_back() {
     let mut service = stack(&Issuer::new(), "inner");

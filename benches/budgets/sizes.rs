@@ -15,14 +15,10 @@ use http_body_util::Full;
 use tower::{BoxError, Service};
 use tower_client_credentials::{Buffered, CloneBody, Never, Replay, ResponseFuture};
 
-use crate::table::{Limit, Table};
+use crate::table::Table;
 
 /// What the future may take beside the inner one and what is kept.
 const REST: f64 = 192.0;
-
-/// With [`Never`] the future has room for the service and the head that it does not keep, so it is over
-/// budget where the service is large. Beside that room it takes this at most.
-const REST_OF_NEVER: usize = 48;
 
 type Answer = Result<ApiResponse, BoxError>;
 
@@ -57,20 +53,13 @@ where
     let inner_future = size_of::<F>();
     let kept = match keeps {
         Keeps::Nothing => 0,
-        Keeps::Request => size_of::<Inner<SIZE, F>>() + HEAD + size_of::<R::Kept>(),
+        Keeps::Request => HEAD + size_of::<R::Kept>(),
     };
     let rest = all - inner_future - kept;
-    let limit = Limit {
-        budget: REST,
-        ceiling: match keeps {
-            Keeps::Nothing => Some((size_of::<Inner<SIZE, F>>() + HEAD + REST_OF_NEVER) as f64),
-            Keeps::Request => None,
-        },
-    };
-    table.held_row(
+    table.row(
         &format!("{policy}, {inner}"),
         rest as f64,
-        &limit,
+        REST,
         &format!("{all} in all: {inner_future} inner, {kept} kept"),
     );
 }

@@ -82,9 +82,7 @@ impl<'a> Caller<'a> {
     /// The generation of the token that a call would be sent with now.
     fn token(&mut self) -> Option<Generation> {
         let Self(cache, view) = self;
-        if view.is_over(cache) {
-            view.look(cache);
-        }
+        let _ = view.see(cache);
         Some(view.token()?.generation())
     }
 }

@@ -24,5 +24,5 @@ pub use self::{
 pub(crate) use self::{
     cache::{Acquired, Acquiring},
     ledger::{Generation, Held},
-    view::View,
+    view::{Seen, View},
 };

@@ -12,22 +12,31 @@ use crate::clock::Clock;
 ///
 /// A view keeps the token that it saw until it looks again or is dropped.
 pub(crate) struct View {
-    held: Option<Arc<Held>>,
-    text: Text,
+    held: Option<(Arc<Held>, Text)>,
     edition: u64,
     /// Until then, by the monotonic clock, the token needs no other look while the edition stays.
     quiet_until: Instant,
 }
 
-/// Who else has the text of the token that a view holds.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Where a view has the text of its token from.
+#[derive(Clone, Copy)]
 enum Text {
-    /// The view that this one was cloned from; it has not looked itself.
+    /// From the view that it was cloned from; it has not looked itself.
     Inherited,
-    /// The cache, and other views.
+    /// From the cache; other views have the same.
     Shared,
-    /// Nobody.
+    /// It is a copy.
     Own,
+}
+
+/// What a view found.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    /// What was to be expected.
+    Ordinary,
+    /// The token that it had found before: it has turned out to last, and has a text of its own now.
+    SameTwice,
 }
 
 impl View {
@@ -35,49 +44,48 @@ impl View {
     pub(crate) fn new() -> Self {
         Self {
             held: None,
-            text: Text::Inherited,
             edition: 0,
             quiet_until: Clock::monotonic(),
         }
     }
 
-    /// Whether it is time for another look.
+    /// Looks at the cache if it is time to.
     #[inline]
-    pub(crate) fn is_over(&self, cache: &TokenCache) -> bool {
-        self.edition != cache.edition() || Clock::monotonic() >= self.quiet_until
+    pub(crate) fn see(&mut self, cache: &TokenCache) -> Seen {
+        if self.edition == cache.edition() && Clock::monotonic() < self.quiet_until {
+            return Seen::Ordinary;
+        }
+        self.look(cache)
     }
 
-    /// The token that was current at the last look, if there was one that might be used.
+    /// The token that may be used, if the view has just seen the cache.
     #[inline]
     pub(crate) fn token(&self) -> Option<&Held> {
-        self.held.as_deref()
+        let (held, _) = self.held.as_ref()?;
+        Some(held)
     }
 
-    /// Looks at the cache; returns whether the view took a text of its own.
-    ///
-    /// It does when it sees the same token for the second time, and so has turned out to last: threads
-    /// that count references to the same text slow each other down.
     #[cold]
-    pub(crate) fn look(&mut self, cache: &TokenCache) -> bool {
+    fn look(&mut self, cache: &TokenCache) -> Seen {
         // Read before the token: one that is published in between is looked at again.
         self.edition = cache.edition();
         let (current, quiet_until) = cache.look();
         self.quiet_until = quiet_until;
-        let is_same = match (&self.held, &current) {
-            (Some(seen), Some(current)) => seen.generation() == current.generation(),
-            _ => false,
+        let is_seen = |current: &Held| {
+            self.token()
+                .is_some_and(|seen| seen.generation() == current.generation())
         };
-        match (self.text, current) {
-            (Text::Own, Some(_)) if is_same => false,
-            (Text::Shared, Some(current)) if is_same => {
-                self.held = Some(Arc::new(current.copied()));
-                self.text = Text::Own;
-                true
+        let text = self.held.as_ref().map(|(_, text)| *text);
+        match (text, current) {
+            (Some(Text::Own), Some(current)) if is_seen(&current) => Seen::Ordinary,
+            // Threads that count references to the same text slow each other down.
+            (Some(Text::Shared), Some(current)) if is_seen(&current) => {
+                self.held = Some((Arc::new(current.copied()), Text::Own));
+                Seen::SameTwice
             }
             (_, current) => {
-                self.held = current;
-                self.text = Text::Shared;
-                false
+                self.held = current.map(|current| (current, Text::Shared));
+                Seen::Ordinary
             }
         }
     }
@@ -85,9 +93,9 @@ impl View {
 
 impl Clone for View {
     fn clone(&self) -> Self {
+        let held = self.held.as_ref();
         Self {
-            held: self.held.clone(),
-            text: Text::Inherited,
+            held: held.map(|(held, _)| (Arc::clone(held), Text::Inherited)),
             ..*self
         }
     }
@@ -111,9 +119,7 @@ mod tests {
     impl View {
         /// The token that a call would be sent with.
         fn now(&mut self, cache: &TokenCache) -> Option<&Held> {
-            if self.is_over(cache) {
-                self.look(cache);
-            }
+            let _ = self.see(cache);
             self.token()
         }
 
@@ -184,6 +190,26 @@ mod tests {
         advance(Duration::from_millis(1)).await;
         let kept = view.now(&cache).unwrap().token();
         assert_eq!(text(kept), text(&own));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn view_with_a_text_of_its_own_goes_over_to_the_next_token() {
+        let (cache, mut view) = (Wall::default().cache().await, View::new());
+        for seen in [Seen::Ordinary, Seen::SameTwice, Seen::Ordinary] {
+            assert_eq!(view.see(&cache), seen);
+            advance(Duration::from_millis(1)).await;
+        }
+        let first = view.now(&cache).unwrap().token().clone();
+
+        cache.reject(&first);
+        assert!(view.now(&cache).is_none());
+        cache.token().await.unwrap();
+
+        let generation = view.now(&cache).map(Held::generation);
+        assert_eq!(generation, cache.look().0.as_deref().map(Held::generation));
+        assert_eq!(view.see(&cache), Seen::Ordinary);
+        advance(Duration::from_millis(1)).await;
+        assert_eq!(view.see(&cache), Seen::SameTwice);
     }
 
     /// However many calls are made with a clone for each.

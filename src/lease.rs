@@ -1,0 +1,121 @@
+//! What a service shares with its calls: the config, and a service to send replays with.
+
+use std::{
+    ops::Deref,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+};
+
+use http::{Response, request};
+
+use crate::{
+    Outcome, Replay,
+    config::Config,
+    send::{NotKept, Retained, Unsent, WAITS},
+    token::Generation,
+};
+
+/// The config, and a spare service, as a service holds them and hands them to its calls.
+///
+/// Calls count references to the lease. Threads that count on the same one slow each other down, so a
+/// service that lasts has a lease of its own.
+pub(crate) struct Lease<S, R>(Arc<Leased<S, R>>);
+
+struct Leased<S, R> {
+    config: Arc<Config<R>>,
+    /// What the services of replays are clones of; never polled. One for all calls instead of one in
+    /// each: it makes their futures smaller by a service, and counts no references for each call.
+    spare: OnceLock<Mutex<S>>,
+}
+
+impl<S, R> Lease<S, R> {
+    pub(crate) fn new(config: Config<R>) -> Self {
+        Self::of(Arc::new(config))
+    }
+
+    /// Another lease of the same config, without a spare service yet.
+    pub(crate) fn another(&self) -> Self {
+        Self::of(Arc::clone(&self.0.config))
+    }
+
+    fn of(config: Arc<Config<R>>) -> Self {
+        Self(Arc::new(Leased {
+            config,
+            spare: OnceLock::new(),
+        }))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn counts_apart_from(&self, other: &Self) -> bool {
+        !Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl<S: Clone, R> Lease<S, R> {
+    /// Makes the body to send, and what is kept of the request for a second send with a clone of
+    /// `inner`.
+    #[inline]
+    pub(crate) fn split<B>(
+        &self,
+        inner: &S,
+        head: &request::Parts,
+        body: B,
+    ) -> (R::Body, Retained<R::Kept>)
+    where
+        R: Replay<B>,
+    {
+        let (body, retained) = self.0.config.split(head, body);
+        if retained.is_ok() && self.0.spare.get().is_none() {
+            self.keep_spare(inner.clone());
+        }
+        (body, retained)
+    }
+
+    #[cold]
+    fn keep_spare(&self, spare: S) {
+        // Another call may have been faster; then this one is dropped.
+        let _ = self.0.spare.set(Mutex::new(spare));
+    }
+
+    /// Reads the verdict off a response; also gives what to send again, if that may help.
+    pub(crate) fn judge<B, ResBody>(
+        &self,
+        response: Response<ResBody>,
+        sent: (Generation, Retained<R::Kept>),
+        outcome: Option<Box<Outcome>>,
+    ) -> (Response<ResBody>, Option<Unsent<S, R, B>>)
+    where
+        R: Replay<B>,
+    {
+        let (response, replay) = self.0.config.judge(response, sent, outcome);
+        let unsent = replay.map(|(request, outcome)| Unsent {
+            inner: self.spare(),
+            request,
+            retained: Err(NotKept::SentTwice),
+            waits_left: WAITS,
+            outcome,
+        });
+        (response, unsent)
+    }
+
+    fn spare(&self) -> S {
+        let spare = self.0.spare.get();
+        let spare = spare.expect("a spare service is kept with the first request that is");
+        spare.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl<S, R> Clone for Lease<S, R> {
+    #[inline]
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S, R> Deref for Lease<S, R> {
+    type Target = Config<R>;
+
+    #[inline]
+    fn deref(&self) -> &Config<R> {
+        &self.0.config
+    }
+}
