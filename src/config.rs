@@ -30,7 +30,7 @@ pub(crate) struct Config<R> {
 impl<R> Config<R> {
     /// Makes the body to send, and what is kept of the request for a second send.
     #[inline]
-    pub(crate) fn split<B>(&self, head: &request::Parts, body: B) -> (R::Body, Retained<R::Kept>)
+    pub(crate) fn retain<B>(&self, head: &request::Parts, body: B) -> (R::Body, Retained<R::Kept>)
     where
         R: Replay<B>,
     {
@@ -53,7 +53,7 @@ impl<R> Config<R> {
     }
 
     /// Reads the verdict off a response; also gives what to send again, if that may help.
-    pub(crate) fn judge<B, ResBody>(
+    pub(crate) fn decide<B, ResBody>(
         &self,
         response: Response<ResBody>,
         (generation, retained): (Generation, Retained<R::Kept>),

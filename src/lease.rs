@@ -1,8 +1,9 @@
 //! What a service shares with its calls: the config, and a service to send replays with.
 
 use std::{
+    mem,
     ops::Deref,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError, TryLockError},
 };
 
 use http::{Response, request};
@@ -24,6 +25,9 @@ struct Leased<S, R> {
     config: Arc<Config<R>>,
     /// What the services of replays are clones of; never polled. One for all calls instead of one in
     /// each: it makes their futures smaller by a service, and counts no references for each call.
+    ///
+    /// Behind a lock, because a service need not be `Sync`. Nothing but a service's `clone` runs under it,
+    /// and for a replay only.
     spare: OnceLock<Mutex<S>>,
 }
 
@@ -63,7 +67,7 @@ impl<S: Clone, R> Lease<S, R> {
     where
         R: Replay<B>,
     {
-        let (body, retained) = self.0.config.split(head, body);
+        let (body, retained) = self.0.config.retain(head, body);
         if retained.is_ok() && self.0.spare.get().is_none() {
             self.keep_spare(inner.clone());
         }
@@ -76,6 +80,25 @@ impl<S: Clone, R> Lease<S, R> {
         let _ = self.0.spare.set(Mutex::new(spare));
     }
 
+    /// Takes the service as it is now for the spare one, if there is one.
+    ///
+    /// What a service changes in itself, such as a connection that it replaces, is kept no longer, and
+    /// replays do not go by what it was long ago.
+    pub(crate) fn renew_spare(&self, inner: &S) {
+        let Some(spare) = self.0.spare.get() else {
+            return;
+        };
+        let fresh = inner.clone();
+        // A call does not wait: whoever has the lock renews the spare service, too, or replays.
+        let replaced = match spare.try_lock() {
+            Ok(mut spare) => mem::replace(&mut *spare, fresh),
+            Err(TryLockError::Poisoned(spare)) => mem::replace(&mut *spare.into_inner(), fresh),
+            Err(TryLockError::WouldBlock) => fresh,
+        };
+        // Not dropped under the lock: that is code of somebody else's, too.
+        drop(replaced);
+    }
+
     /// Reads the verdict off a response; also gives what to send again, if that may help.
     pub(crate) fn judge<B, ResBody>(
         &self,
@@ -86,7 +109,7 @@ impl<S: Clone, R> Lease<S, R> {
     where
         R: Replay<B>,
     {
-        let (response, replay) = self.0.config.judge(response, sent, outcome);
+        let (response, replay) = self.0.config.decide(response, sent, outcome);
         let unsent = replay.map(|(request, outcome)| Unsent {
             inner: self.spare(),
             request,
@@ -100,6 +123,7 @@ impl<S: Clone, R> Lease<S, R> {
     fn spare(&self) -> S {
         let spare = self.0.spare.get();
         let spare = spare.expect("a spare service is kept with the first request that is");
+        // A panic of `clone` leaves the service as it was.
         spare.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

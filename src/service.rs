@@ -22,8 +22,10 @@ use crate::{
 /// Made by [`ClientCredentialsLayer`](crate::ClientCredentialsLayer). Clones share the tokens.
 ///
 /// The inner service sends a request when it is ready, as with any middleware. A second send goes through a
-/// clone of it that is polled ready first. That is a clone of a clone: one is kept from the first request
-/// on that may be sent twice, instead of one for each request.
+/// clone that is polled ready first. It is cloned from one that is kept for all calls and taken anew once in
+/// a millisecond at most, not from one for each call. So a replay does not see what the inner service changed
+/// in itself a moment before its request was sent, and clones of this service may replay with each other's:
+/// state that has to be exact belongs behind an `Arc`, as with tower's `Retry`.
 ///
 /// # Examples
 ///
@@ -92,7 +94,9 @@ impl<S, R> ClientCredentials<S, R> {
         &self.inner
     }
 
-    /// The inner service; requests that are sent from now on are replayed with what it becomes.
+    /// The inner service; calls that are made from now on are replayed with what it becomes.
+    ///
+    /// Allocates, and the next call that may be replayed clones the inner service.
     pub fn get_mut(&mut self) -> &mut S {
         // The next request that may be sent twice leaves a spare service in the new lease.
         self.lease = self.lease.another();
@@ -126,8 +130,10 @@ where
         if let Some(reason) = self.lease.destinations.withholds_from(&head) {
             return self.send_without_token(reason, head, body);
         }
-        if self.view.see(&self.lease.cache) == Seen::SameTwice {
-            self.take_a_lease();
+        match self.view.see(&self.lease.cache) {
+            Seen::Before => {}
+            Seen::Now => self.lease.renew_spare(&self.inner),
+            Seen::Twice => self.take_a_lease(),
         }
         let (body, retained) = self.lease.split(&self.inner, &head, body);
         match Authorization::put(&mut head.headers, self.view.token()) {
@@ -159,7 +165,8 @@ where
 }
 
 impl<S, R> ClientCredentials<S, R> {
-    /// A service that lasts has a lease of its own, as its view has a text.
+    /// A service that lasts has a lease of its own, as its view has a text: clones that were made since
+    /// it took the last one share that.
     #[cold]
     fn take_a_lease(&mut self) {
         self.lease = self.lease.another();

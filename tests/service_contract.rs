@@ -2,13 +2,23 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use futures_util::future::poll_fn;
 use http::{Request, Response, StatusCode};
 use support::{Api, Issuer, call, request, settle, stack};
 use tokio::time::{advance, timeout};
-use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, buffer::Buffer, service_fn};
+use tower::{
+    BoxError, Layer, Service, ServiceBuilder, ServiceExt, buffer::Buffer, service_fn,
+    util::BoxCloneService,
+};
 use tower_client_credentials::{
     AccessToken, ClientCredentials, ClientCredentialsLayer, TokenCache, TokenRequest,
 };
@@ -235,17 +245,130 @@ async fn token_error_is_found_in_the_box_error() {
 
 #[tokio::test(start_paused = true)]
 async fn replay_goes_through_a_clone_of_what_the_inner_service_was_changed_to() {
-    let first = Api::accepting(|token| token != "token-1");
-    let second = Api::accepting(|token| token != "token-2");
+    let first = Api::accepting_all();
+    let second = Api::accepting(|token| token != "token-1");
     let mut service = stack(&Issuer::new(), first.service());
-    assert_eq!(call(&service).await.unwrap().status(), StatusCode::OK);
-    advance(Duration::from_secs(60)).await;
+    // The second one finds the token that the first one waited for, and all there is to look at.
+    for _ in 0..2 {
+        let response = service.ready().await.unwrap().call(request());
+        assert_eq!(response.await.unwrap().status(), StatusCode::OK);
+    }
 
     *service.get_mut() = second.service();
-    assert_eq!(call(&service).await.unwrap().status(), StatusCode::OK);
+    let response = service.ready().await.unwrap().call(request());
+    assert_eq!(response.await.unwrap().status(), StatusCode::OK);
 
-    assert_eq!(first.tokens(), ["token-1", "token-2"]);
-    assert_eq!(second.tokens(), ["token-2", "token-3"]);
+    assert_eq!(first.tokens(), ["token-1", "token-1"]);
+    assert_eq!(second.tokens(), ["token-1", "token-2"]);
+}
+
+/// An API behind a service that counts its clones; each sends the number of the call that it makes.
+struct Counting<S> {
+    inner: S,
+    calls: usize,
+    counted: Arc<()>,
+    clones: Arc<AtomicUsize>,
+}
+
+impl<S> Counting<S> {
+    fn new(inner: S) -> Self {
+        Self {
+            inner,
+            calls: 0,
+            counted: Arc::default(),
+            clones: Arc::default(),
+        }
+    }
+}
+
+impl<S: Clone> Clone for Counting<S> {
+    fn clone(&self) -> Self {
+        self.clones.fetch_add(1, Ordering::Relaxed);
+        Self {
+            inner: self.inner.clone(),
+            calls: self.calls,
+            counted: self.counted.clone(),
+            clones: self.clones.clone(),
+        }
+    }
+}
+
+impl<S: Service<Request<String>>> Service<Request<String>> for Counting<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<String>) -> S::Future {
+        self.calls += 1;
+        *request.body_mut() = self.calls.to_string();
+        self.inner.call(request)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn inner_service_is_not_cloned_for_each_call() {
+    let issuer = Issuer::new();
+    let counting = Counting::new(Api::accepting_all().service());
+    let (clones, counted) = (counting.clones.clone(), Arc::downgrade(&counting.counted));
+    let mut service = stack(&issuer, counting);
+    service
+        .ready()
+        .await
+        .unwrap()
+        .call(request())
+        .await
+        .unwrap();
+    clones.store(0, Ordering::Relaxed);
+
+    let mut responses = Vec::new();
+    for _ in 0..100 {
+        responses.push(service.ready().await.unwrap().call(request()));
+    }
+
+    // One is kept for replays, and was taken anew with the look that the first of these calls had.
+    assert!(clones.load(Ordering::Relaxed) <= 1);
+    drop((service, responses));
+    assert_eq!(counted.strong_count(), 0, "nothing is kept");
+}
+
+/// What is in a service itself is not looked at for each call, and not kept for long.
+#[tokio::test(start_paused = true)]
+async fn replay_goes_through_a_clone_of_the_inner_service_as_it_was_a_millisecond_ago() {
+    let mut sends = 0;
+    let api = Api::accepting(move |_| {
+        sends += 1;
+        sends != 4
+    });
+    let mut service = stack(&Issuer::new(), Counting::new(api.service()));
+
+    for _ in 0..4 {
+        let response = service.ready().await.unwrap().call(request());
+        assert_eq!(response.await.unwrap().status(), StatusCode::OK);
+        advance(Duration::from_millis(1)).await;
+    }
+
+    let received = api.received();
+    let [.., before, rejected, replayed] = &received[..] else {
+        panic!("one is replayed");
+    };
+    assert_ne!(rejected.body, before.body);
+    assert_eq!(replayed.body, rejected.body);
+}
+
+/// Such as `BoxCloneService`.
+#[tokio::test(start_paused = true)]
+async fn inner_service_need_not_be_sync() {
+    let api = Api::accepting(|token| token != "token-1");
+    let service = stack(&Issuer::new(), BoxCloneService::new(api.service()));
+
+    let response = tokio::spawn(service.oneshot(request())).await.unwrap();
+
+    assert_eq!(response.unwrap().status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["token-1", "token-2"]);
 }
 
 #[test]

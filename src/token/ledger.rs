@@ -236,7 +236,9 @@ impl Ledger {
             match self.reject(issue, now, settings) {
                 Rejection::CoolingDown => return Join::CoolingDown,
                 Rejection::Failing(error) => return Join::Failing(error),
-                Rejection::Withheld | Rejection::Replaced => {}
+                Rejection::Withheld => {}
+                // The token that is there is the rejected one.
+                Rejection::Replaced => {}
             }
         }
         if let Some(flight) = self.flight_under_way(now) {

@@ -29,14 +29,16 @@ enum Text {
     Own,
 }
 
-/// What a view found.
+/// How a view came by what it knows.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
-    /// What was to be expected.
-    Ordinary,
-    /// The token that it had found before: it has turned out to last, and has a text of its own now.
-    SameTwice,
+    /// It knew already.
+    Before,
+    /// It looked.
+    Now,
+    /// It looked and found what it had found before: it lasts, and took a text of its own.
+    Twice,
 }
 
 impl View {
@@ -53,7 +55,7 @@ impl View {
     #[inline]
     pub(crate) fn see(&mut self, cache: &TokenCache) -> Seen {
         if self.edition == cache.edition() && Clock::monotonic() < self.quiet_until {
-            return Seen::Ordinary;
+            return Seen::Before;
         }
         self.look(cache)
     }
@@ -77,15 +79,15 @@ impl View {
         };
         let text = self.held.as_ref().map(|(_, text)| *text);
         match (text, current) {
-            (Some(Text::Own), Some(current)) if is_seen(&current) => Seen::Ordinary,
+            (Some(Text::Own), Some(current)) if is_seen(&current) => Seen::Now,
             // Threads that count references to the same text slow each other down.
             (Some(Text::Shared), Some(current)) if is_seen(&current) => {
                 self.held = Some((Arc::new(current.copied()), Text::Own));
-                Seen::SameTwice
+                Seen::Twice
             }
             (_, current) => {
                 self.held = current.map(|current| (current, Text::Shared));
-                Seen::Ordinary
+                Seen::Now
             }
         }
     }
@@ -195,21 +197,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn view_with_a_text_of_its_own_goes_over_to_the_next_token() {
         let (cache, mut view) = (Wall::default().cache().await, View::new());
-        for seen in [Seen::Ordinary, Seen::SameTwice, Seen::Ordinary] {
+        for seen in [Seen::Now, Seen::Twice, Seen::Now] {
             assert_eq!(view.see(&cache), seen);
             advance(Duration::from_millis(1)).await;
         }
         let first = view.now(&cache).unwrap().token().clone();
 
         cache.reject(&first);
-        assert!(view.now(&cache).is_none());
         cache.token().await.unwrap();
 
         let generation = view.now(&cache).map(Held::generation);
         assert_eq!(generation, cache.look().0.as_deref().map(Held::generation));
-        assert_eq!(view.see(&cache), Seen::Ordinary);
+        assert_eq!(view.see(&cache), Seen::Before);
         advance(Duration::from_millis(1)).await;
-        assert_eq!(view.see(&cache), Seen::SameTwice);
+        assert_eq!(view.see(&cache), Seen::Twice);
+        advance(Duration::from_secs(60)).await;
+        cache.reject(&cache.token().await.unwrap());
+        assert!(view.now(&cache).is_none());
     }
 
     /// However many calls are made with a clone for each.
