@@ -16,7 +16,7 @@ const CLONE_BODY: f64 = 1.0;
 const CEILINGS: &[(&str, &str, usize, f64)] = &[
     ("Never", "opaque", 0, 1.31),
     ("Never", "opaque", 4, 1.64),
-    ("Never", "inlined", 4, 1.53),
+    ("Never", "inlined", 4, 1.55),
 ];
 
 /// A service looks at the cache when its view is a millisecond old, so how many calls do depends on
