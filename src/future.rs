@@ -187,16 +187,12 @@ where
                         Waited::Granted(granted) => granted,
                         Waited::Returned(rejection) => return Poll::Ready(Ok(rejection)),
                     };
-                    let mut unsent = wait.take().expect(POLLED_AFTER_READY).into_unsent();
-                    let waited = unsent.outcome.waited();
-                    let generation = unsent
-                        .authorize(&granted)
-                        .map_err(|error| error.after(waited))?;
+                    let unsent = wait.take().expect(POLLED_AFTER_READY).into_unsent();
                     let Underway {
                         response,
                         sent,
                         outcome,
-                    } = unsent.send(generation);
+                    } = unsent.send(&granted)?;
                     *this.sent = sent;
                     let outcome = Some(outcome);
                     this.state.set(State::Reporting { response, outcome });

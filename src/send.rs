@@ -172,25 +172,26 @@ impl<S, R, B> Unsent<S, R, B>
 where
     R: Replay<B>,
 {
-    /// Puts the token on the request.
-    pub(crate) fn authorize(&mut self, granted: &Held) -> Result<Generation, Error> {
+    /// Sends the request with the token; the service has to be ready.
+    pub(crate) fn send(mut self, granted: &Held) -> Result<Underway<S, R, B>, Error>
+    where
+        S: Service<Request<R::Body>>,
+    {
+        let authorized = self.authorize(granted);
+        let generation = authorized.map_err(|error| error.after(self.outcome.waited()))?;
+        Ok(Underway {
+            response: self.inner.call(self.request),
+            sent: Sent::with_token(generation, self.retained),
+            outcome: self.outcome,
+        })
+    }
+
+    fn authorize(&mut self, granted: &Held) -> Result<Generation, Error> {
         let value = granted.token().header_value().clone();
         let headers = self.request.headers_mut();
         match headers.try_insert(AUTHORIZATION, value) {
             Ok(_none) => Ok(granted.generation()),
             Err(_full) => Err(Error::new(Kind::TooManyHeaders)),
-        }
-    }
-
-    /// Sends the request; the service has to be ready.
-    pub(crate) fn send(mut self, generation: Generation) -> Underway<S, R, B>
-    where
-        S: Service<Request<R::Body>>,
-    {
-        Underway {
-            response: self.inner.call(self.request),
-            sent: Sent::with_token(generation, self.retained),
-            outcome: self.outcome,
         }
     }
 }

@@ -22,10 +22,10 @@ use crate::{
 /// Made by [`ClientCredentialsLayer`](crate::ClientCredentialsLayer). Clones share the tokens.
 ///
 /// The inner service sends a request when it is ready, as with any middleware. A second send goes through a
-/// clone that is polled ready first. It is cloned from one that is kept for all calls and taken anew once in
-/// a millisecond at most, not from one for each call. So a replay does not see what the inner service changed
-/// in itself a moment before its request was sent, and clones of this service may replay with each other's:
-/// state that has to be exact belongs behind an `Arc`, as with tower's `Retry`.
+/// clone that is polled ready first. It is cloned from one that is kept for all calls, not from one for each
+/// call, and taken anew when a call looks at the cache: if the last look is a millisecond old, or another
+/// token is there. So a replay may not see what the inner service changed in itself since, and clones of this
+/// service may replay with each other's: state that has to be exact belongs behind an `Arc`.
 ///
 /// # Examples
 ///

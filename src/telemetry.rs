@@ -273,7 +273,8 @@ pub(crate) fn failed_fast(error: &Error) {
     );
 }
 
-/// The API rejected a token; news is what changed something, as only the first of many calls does.
+/// The API rejected a token; it is news if the token is withheld now, which only the first of many calls
+/// brings about.
 pub(crate) fn rejected(rejection: &Rejection, is_news: bool) {
     let action = match rejection {
         Rejection::Withheld => "withheld",
@@ -285,14 +286,15 @@ pub(crate) fn rejected(rejection: &Rejection, is_news: bool) {
     metrics::counter!(names::REJECTIONS, "action" => action).increment(1);
     #[cfg(feature = "tracing")]
     if is_news {
-        tracing::info!(action, "API rejected the token");
+        token_withheld();
     } else {
         tracing::debug!(action, "API rejected the token");
     }
 }
 
-/// A rejection that was counted when it came has the token withheld now, as it came to nothing then.
-pub(crate) fn withheld_again() {
+/// The token is withheld: by a rejection that has just been counted, or by one that came to nothing when
+/// it was.
+pub(crate) fn token_withheld() {
     #[cfg(feature = "tracing")]
     tracing::info!(action = "withheld", "API rejected the token");
 }

@@ -418,7 +418,7 @@ impl Shared {
         let (join, withheld) =
             self.update_and_watch(|ledger| ledger.join(rejected, &now, &self.settings));
         if withheld {
-            telemetry::withheld_again();
+            telemetry::token_withheld();
         }
         join
     }
