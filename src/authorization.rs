@@ -18,7 +18,10 @@ pub(crate) enum Authorization {
 
 impl Authorization {
     /// Puts the token, if there is one, on a request that has no `Authorization` of its own.
-    #[inline]
+    ///
+    /// Always inlined: most of it is `try_append`, which the compiler takes in here instead of this into
+    /// the call.
+    #[inline(always)]
     pub(crate) fn put(headers: &mut HeaderMap, token: Option<&Held>) -> Self {
         // Not looked for first: that would hash the name a second time for each request.
         let appended = token.map(|held| {

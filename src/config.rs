@@ -30,7 +30,12 @@ pub(crate) struct Config<R> {
 impl<R> Config<R> {
     /// Makes the body to send, and what is kept of the request for a second send.
     #[inline]
-    pub(crate) fn retain<B>(&self, head: &request::Parts, body: B) -> (R::Body, Retained<R::Kept>)
+    pub(crate) fn retain<B>(
+        &self,
+        head: &request::Parts,
+        own_headers: usize,
+        body: B,
+    ) -> (R::Body, Retained<R::Kept>)
     where
         R: Replay<B>,
     {
@@ -38,7 +43,7 @@ impl<R> Config<R> {
         let retained = match kept {
             Some(_) if head.extensions.get::<NoReplay>().is_some() => Err(NotKept::OptedOut),
             Some(body) => Ok(Original {
-                head: Head::of(head),
+                head: Head::of(head, own_headers),
                 body,
             }),
             None => Err(NotKept::Body),

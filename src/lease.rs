@@ -62,12 +62,13 @@ impl<S: Clone, R> Lease<S, R> {
         &self,
         inner: &S,
         head: &request::Parts,
+        own_headers: usize,
         body: B,
     ) -> (R::Body, Retained<R::Kept>)
     where
         R: Replay<B>,
     {
-        let (body, retained) = self.0.config.retain(head, body);
+        let (body, retained) = self.0.config.retain(head, own_headers, body);
         if retained.is_ok() && self.0.spare.get().is_none() {
             self.keep_spare(inner.clone());
         }

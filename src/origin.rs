@@ -3,9 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use http::{
-    Method, Uri,
+    Method, Request, Uri,
     header::{HOST, HeaderMap},
-    request::Parts,
     uri::{Authority, Scheme},
 };
 use tower::BoxError;
@@ -42,15 +41,14 @@ impl Destinations {
 
     /// Why a request must not carry the token, if there is a reason.
     #[inline]
-    pub(crate) fn withholds_from(&self, head: &Parts) -> Option<Withheld> {
-        if self.origins.is_none() && head.uri.scheme_str() == Some("https") {
+    pub(crate) fn withholds_from<B>(&self, request: &Request<B>) -> Option<Withheld> {
+        if self.origins.is_none() && request.uri().scheme_str() == Some("https") {
             return None;
         }
-        self.look_closer(head)
+        self.look_closer(request.method(), request.uri(), request.headers())
     }
 
-    fn look_closer(&self, head: &Parts) -> Option<Withheld> {
-        let uri = &head.uri;
+    fn look_closer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Withheld> {
         let is_plain = uri
             .scheme_str()
             .is_some_and(|scheme| !is_any_of(scheme, &PRIVATE));
@@ -61,10 +59,10 @@ impl Destinations {
             return Some(Withheld::PlainHttp);
         }
         // The target of a tunnel is a proxy's affair: whoever reads the request is another party.
-        let is_tunnel = head.method == Method::CONNECT && uri.scheme().is_none();
+        let is_tunnel = method == Method::CONNECT && uri.scheme().is_none();
         let is_inside = match &self.origins {
             None => true,
-            Some(origins) => is_within(origins, uri, &head.headers),
+            Some(origins) => is_within(origins, uri, headers),
         };
         (is_tunnel || !is_inside).then_some(Withheld::OtherOrigin)
     }

@@ -69,12 +69,13 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn of(head: &Parts) -> Self {
+    /// What is kept of a request that has so many headers beside the token. A replay gets another one.
+    pub(crate) fn of(head: &Parts, own_headers: usize) -> Self {
         Self {
             method: head.method.clone(),
             uri: head.uri.clone(),
             version: head.version,
-            headers: list(&head.headers),
+            headers: list(&head.headers, own_headers),
             extensions: head.extensions.clone(),
         }
     }
@@ -91,15 +92,19 @@ impl Head {
     }
 }
 
-fn list(headers: &HeaderMap) -> Vec<(HeaderName, HeaderValue)> {
-    if headers.is_empty() {
-        // Collecting nothing takes more instructions than asking whether there is anything.
+/// The headers beside the token; there are so many.
+fn list(headers: &HeaderMap, own: usize) -> Vec<(HeaderName, HeaderValue)> {
+    if own == 0 {
+        // Asking takes fewer instructions than looking at nothing but the token.
         return Vec::new();
     }
-    let headers = headers.iter();
-    headers
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect()
+    let mut list = Vec::with_capacity(own);
+    for (name, value) in headers {
+        if *name != AUTHORIZATION {
+            list.push((name.clone(), value.clone()));
+        }
+    }
+    list
 }
 
 /// A request that was sent: what there is to do when the API rejects its token.

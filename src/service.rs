@@ -3,7 +3,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response, header::AUTHORIZATION, request::Parts};
+use http::{Request, Response, header::AUTHORIZATION};
 use http_body::Body;
 use tower::{BoxError, Service};
 
@@ -124,42 +124,28 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    #[inline]
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let (mut head, body) = request.into_parts();
-        if let Some(reason) = self.lease.destinations.withholds_from(&head) {
-            return self.send_without_token(reason, head, body);
+    // Inlined, it takes more instructions: the compiler then copies the request once more.
+    #[inline(never)]
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        if let Some(reason) = self.lease.destinations.withholds_from(&request) {
+            return self.send_without_token(reason, request);
         }
         match self.view.see(&self.lease.cache) {
             Seen::Before => {}
             Seen::Now => self.lease.renew_spare(&self.inner),
             Seen::Twice => self.take_a_lease(),
         }
-        let (body, retained) = self.lease.split(&self.inner, &head, body);
-        match Authorization::put(&mut head.headers, self.view.token()) {
+        let own_headers = request.headers().len();
+        match Authorization::put(request.headers_mut(), self.view.token()) {
             Authorization::Ours(generation) => {
+                let (head, body) = request.into_parts();
+                let (body, retained) = self.lease.split(&self.inner, &head, own_headers, body);
                 let response = self.inner.call(Request::from_parts(head, body));
                 let sent = Sent::with_token(generation, retained);
                 ResponseFuture::calling(self.lease.clone(), sent, response)
             }
-            Authorization::Callers => {
-                let lease = self.lease.clone();
-                let request = Request::from_parts(head, body);
-                ResponseFuture::calling(lease, Sent::WithoutToken, self.inner.call(request))
-            }
-            Authorization::Missing => {
-                // The readied service may hold the very permit that the token request needs, so it
-                // goes. Its clones have to be polled ready, here and in the future.
-                self.inner = self.inner.clone();
-                let unsent = Unsent {
-                    inner: self.inner.clone(),
-                    request: Request::from_parts(head, body),
-                    retained,
-                    waits_left: WAITS,
-                    outcome: Box::default(),
-                };
-                ResponseFuture::waiting(self.lease.clone(), unsent)
-            }
+            Authorization::Callers => self.send_untouched(request),
+            Authorization::Missing => self.send_later(request),
         }
     }
 }
@@ -177,22 +163,61 @@ impl<S, R> ClientCredentials<S, R> {
     fn send_without_token<B>(
         &mut self,
         reason: Withheld,
-        head: Parts,
-        body: B,
+        request: Request<B>,
     ) -> ResponseFuture<S, R, B>
     where
         S: Service<Request<R::Body>>,
         R: Replay<B>,
     {
-        let lease = self.lease.clone();
-        let brings_its_own = head.headers.contains_key(AUTHORIZATION);
-        let (body, _kept) = lease.replay.split(body);
-        let response = self.inner.call(Request::from_parts(head, body));
-        if brings_its_own {
-            ResponseFuture::calling(lease, Sent::WithoutToken, response)
-        } else {
-            ResponseFuture::withheld(lease, reason, response)
+        if request.headers().contains_key(AUTHORIZATION) {
+            return self.send_untouched(request);
         }
+        let response = self.send_once(request);
+        ResponseFuture::withheld(self.lease.clone(), reason, response)
+    }
+
+    /// The request brings its own `Authorization`.
+    #[cold]
+    fn send_untouched<B>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
+    where
+        S: Service<Request<R::Body>>,
+        R: Replay<B>,
+    {
+        let response = self.send_once(request);
+        ResponseFuture::calling(self.lease.clone(), Sent::WithoutToken, response)
+    }
+
+    fn send_once<B>(&mut self, request: Request<B>) -> S::Future
+    where
+        S: Service<Request<R::Body>>,
+        R: Replay<B>,
+    {
+        let (head, body) = request.into_parts();
+        let (body, _kept) = self.lease.replay.split(body);
+        self.inner.call(Request::from_parts(head, body))
+    }
+
+    /// There is no token yet.
+    #[cold]
+    fn send_later<B>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
+    where
+        S: Service<Request<R::Body>> + Clone,
+        R: Replay<B>,
+    {
+        let (head, body) = request.into_parts();
+        let own_headers = head.headers.len();
+        let (body, retained) = self.lease.split(&self.inner, &head, own_headers, body);
+        // The readied service may hold the very permit that the token request needs, so it goes. Its
+        // clones have to be polled ready, here and in the future.
+        self.inner = self.inner.clone();
+        let unsent = Unsent {
+            inner: self.inner.clone(),
+            request: Request::from_parts(head, body),
+            retained,
+            waits_left: WAITS,
+            outcome: Box::default(),
+        };
+        ResponseFuture::waiting(self.lease.clone(), unsent)
     }
 }
 

@@ -9,13 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{HeaderName, Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use support::{Issuer, rejection};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    ClientCredentialsLayer, CloneBody, CloneWith, NotReplayed, Outcome, Replay,
+    ClientCredentialsLayer, CloneBody, CloneWith, NotReplayed, Outcome, Replay, TokenCache,
 };
 
 #[derive(Clone, Debug, PartialEq)]
@@ -87,6 +87,37 @@ async fn replay_is_the_first_send_again_but_for_the_token() {
     assert_eq!(first.headers.len(), second.headers.len());
     assert_eq!(second.headers.get_all(AUTHORIZATION).iter().count(), 1);
     assert!(second.headers[AUTHORIZATION].is_sensitive());
+}
+
+/// Whether the first send had to wait for a token or found one.
+#[tokio::test(start_paused = true)]
+async fn replay_has_the_headers_of_the_first_send_however_many() {
+    for (is_warm, count) in (0..8).flat_map(|count| [(false, count), (true, count)]) {
+        let cache = TokenCache::new(Issuer::new().service());
+        if is_warm {
+            cache.token().await.unwrap();
+        }
+        let seen = Seen::default();
+        let service = ClientCredentialsLayer::with_cache(cache).layer(reading_api(seen.clone()));
+        let mut request = Request::new(Empty::<Bytes>::new());
+        *request.uri_mut() = "https://api.example/items".parse().unwrap();
+        for n in 0..count {
+            // Each name but the last has two values.
+            let name: HeaderName = format!("x-{}", n / 2).parse().unwrap();
+            request.headers_mut().append(name, n.into());
+        }
+        let own = request.headers().clone();
+
+        let response = service.oneshot(request).await.unwrap();
+
+        assert_eq!(response.status(), StatusCode::OK);
+        let seen = std::mem::take(&mut *seen.lock().unwrap());
+        assert_eq!(seen.len(), 2);
+        for ((mut head, _), token) in seen.into_iter().zip(["Bearer token-1", "Bearer token-2"]) {
+            assert_eq!(head.headers.remove(AUTHORIZATION).unwrap(), token);
+            assert_eq!(head.headers, own, "{count} headers, warm: {is_warm}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
