@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use http::{Request, Response, StatusCode, request, response};
+use http::{Request, Response, StatusCode, response};
 
 use crate::{
-    NoReplay, NotReplayed, Outcome, Rejection, Replay, TokenCache,
+    NotReplayed, Outcome, Rejection, Replay, TokenCache,
     origin::Destinations,
-    send::{Head, NotKept, Original, Retained},
+    send::{NotKept, Original, Retained},
     telemetry,
     token::Generation,
     verdict::Verdict,
@@ -28,33 +28,10 @@ pub(crate) struct Config<R> {
 }
 
 impl<R> Config<R> {
-    /// Makes the body to send, and what is kept of the request for a second send.
-    #[inline]
-    pub(crate) fn retain<B>(
-        &self,
-        head: &request::Parts,
-        own_headers: usize,
-        body: B,
-    ) -> (R::Body, Retained<R::Kept>)
-    where
-        R: Replay<B>,
-    {
-        let (body, kept) = self.replay.split(body);
-        let retained = match kept {
-            Some(_) if head.extensions.get::<NoReplay>().is_some() => Err(NotKept::OptedOut),
-            Some(body) => Ok(Original {
-                head: Head::of(head, own_headers),
-                body,
-            }),
-            None => Err(NotKept::Body),
-        };
-        (body, retained)
-    }
-
     /// Whether a response may reject the token: what can be said at a glance.
     #[inline]
     pub(crate) fn may_reject<B>(&self, response: &Response<B>) -> bool {
-        self.reject_when.is_some() || response.status() == StatusCode::UNAUTHORIZED
+        response.status() == StatusCode::UNAUTHORIZED || self.reject_when.is_some()
     }
 
     /// Reads the verdict off a response; also gives what to send again, if that may help.

@@ -107,7 +107,7 @@ where
         let outcome = Some(Box::new(Outcome::without_token(reason)));
         Self {
             state: State::Reporting { response, outcome },
-            sent: Sent::WithoutToken,
+            sent: None,
             lease,
         }
     }
@@ -116,7 +116,7 @@ where
         let wait = Some(Wait::for_token(&lease, unsent));
         Self {
             state: State::Waiting { wait },
-            sent: Sent::WithoutToken,
+            sent: None,
             lease,
         }
     }

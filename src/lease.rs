@@ -11,7 +11,7 @@ use http::{Response, request};
 use crate::{
     Outcome, Replay,
     config::Config,
-    send::{NotKept, Retained, Unsent, WAITS},
+    send::{self, NotKept, Retained, Unsent, WAITS},
     token::Generation,
 };
 
@@ -68,7 +68,8 @@ impl<S: Clone, R> Lease<S, R> {
     where
         R: Replay<B>,
     {
-        let (body, retained) = self.0.config.retain(head, own_headers, body);
+        let (body, kept) = self.replay.split(body);
+        let retained = send::retain(kept, head, own_headers);
         if retained.is_ok() && self.0.spare.get().is_none() {
             self.keep_spare(inner.clone());
         }

@@ -42,12 +42,17 @@ impl Destinations {
     /// Why a request must not carry the token, if there is a reason.
     #[inline]
     pub(crate) fn withholds_from<B>(&self, request: &Request<B>) -> Option<Withheld> {
-        if self.origins.is_none() && request.uri().scheme_str() == Some("https") {
-            return None;
+        let (method, uri) = (request.method(), request.uri());
+        let is_unrestricted = self.origins.is_none();
+        match uri.scheme_str() {
+            Some("https") if is_unrestricted => None,
+            // The client knows where to; but the target of a tunnel is another party.
+            None if is_unrestricted && *method != Method::CONNECT => None,
+            _ => self.look_closer(method, uri, request.headers()),
         }
-        self.look_closer(request.method(), request.uri(), request.headers())
     }
 
+    #[cold]
     fn look_closer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Withheld> {
         let is_plain = uri
             .scheme_str()

@@ -1,7 +1,5 @@
 //! The two sends of a request: what is sent, and what is kept for the second.
 
-use std::mem;
-
 use http::{
     Extensions, Method, Request, Uri, Version,
     header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
@@ -11,7 +9,7 @@ use http::{
 use tower::Service;
 
 use crate::{
-    Error, Outcome, Replay,
+    Error, NoReplay, Outcome, Replay,
     error::Kind,
     token::{Generation, Held},
 };
@@ -50,13 +48,26 @@ pub(crate) enum NotKept {
     SentTwice,
 }
 
+/// What is kept of a request with so many headers beside the token, if its body can be sent again.
+#[inline]
+pub(crate) fn retain<K>(kept: Option<K>, head: &Parts, own_headers: usize) -> Retained<K> {
+    match kept {
+        Some(_) if head.extensions.get::<NoReplay>().is_some() => Err(NotKept::OptedOut),
+        Some(body) => Ok(Original {
+            head: Head::of(head, own_headers),
+            body,
+        }),
+        None => Err(NotKept::Body),
+    }
+}
+
 /// What is kept of a request until the verdict.
 pub(crate) struct Original<K> {
     pub(crate) head: Head,
     pub(crate) body: K,
 }
 
-/// What is kept of a request beside its body.
+/// What is kept of a request beside its body, and the token: a replay gets another.
 ///
 /// A list holds the headers, as nothing is looked up in it: that takes one allocation, and in the
 /// future a quarter of the room of a `HeaderMap`.
@@ -69,8 +80,7 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// What is kept of a request that has so many headers beside the token. A replay gets another one.
-    pub(crate) fn of(head: &Parts, own_headers: usize) -> Self {
+    fn of(head: &Parts, own_headers: usize) -> Self {
         Self {
             method: head.method.clone(),
             uri: head.uri.clone(),
@@ -107,46 +117,8 @@ fn list(headers: &HeaderMap, own: usize) -> Vec<(HeaderName, HeaderValue)> {
     list
 }
 
-/// A request that was sent: what there is to do when the API rejects its token.
-pub(crate) enum Sent<K> {
-    /// It can be sent again.
-    Repeatable {
-        generation: Generation,
-        original: Original<K>,
-    },
-    /// It cannot.
-    Unrepeatable {
-        generation: Generation,
-        reason: NotKept,
-    },
-    /// It carried no token of ours.
-    WithoutToken,
-}
-
-impl<K> Sent<K> {
-    #[inline]
-    pub(crate) fn with_token(generation: Generation, retained: Retained<K>) -> Self {
-        match retained {
-            Ok(original) => Self::Repeatable {
-                generation,
-                original,
-            },
-            Err(reason) => Self::Unrepeatable { generation, reason },
-        }
-    }
-
-    /// The token that it was sent with, and what is kept of it; nothing is left behind.
-    pub(crate) fn take(&mut self) -> Option<(Generation, Retained<K>)> {
-        match mem::replace(self, Self::WithoutToken) {
-            Self::Repeatable {
-                generation,
-                original,
-            } => Some((generation, Ok(original))),
-            Self::Unrepeatable { generation, reason } => Some((generation, Err(reason))),
-            Self::WithoutToken => None,
-        }
-    }
-}
+/// A request that was sent: the token that it carried, if that is ours, and what is kept of it.
+pub(crate) type Sent<K> = Option<(Generation, Retained<K>)>;
 
 /// A request that was sent after a wait.
 pub(crate) struct Underway<S, R, B>
@@ -186,7 +158,7 @@ where
         let generation = authorized.map_err(|error| error.after(self.outcome.waited()))?;
         Ok(Underway {
             response: self.inner.call(self.request),
-            sent: Sent::with_token(generation, self.retained),
+            sent: Some((generation, self.retained)),
             outcome: self.outcome,
         })
     }

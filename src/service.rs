@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     future::ResponseFuture,
     lease::Lease,
-    send::{Sent, Unsent, WAITS},
+    send::{Unsent, WAITS},
     token::{Seen, View},
 };
 
@@ -124,8 +124,7 @@ where
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
-    // Inlined, it takes more instructions: the compiler then copies the request once more.
-    #[inline(never)]
+    #[inline]
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         if let Some(reason) = self.lease.destinations.withholds_from(&request) {
             return self.send_without_token(reason, request);
@@ -141,7 +140,7 @@ where
                 let (head, body) = request.into_parts();
                 let (body, retained) = self.lease.split(&self.inner, &head, own_headers, body);
                 let response = self.inner.call(Request::from_parts(head, body));
-                let sent = Sent::with_token(generation, retained);
+                let sent = Some((generation, retained));
                 ResponseFuture::calling(self.lease.clone(), sent, response)
             }
             Authorization::Callers => self.send_untouched(request),
@@ -184,7 +183,7 @@ impl<S, R> ClientCredentials<S, R> {
         R: Replay<B>,
     {
         let response = self.send_once(request);
-        ResponseFuture::calling(self.lease.clone(), Sent::WithoutToken, response)
+        ResponseFuture::calling(self.lease.clone(), None, response)
     }
 
     fn send_once<B>(&mut self, request: Request<B>) -> S::Future
