@@ -13,7 +13,7 @@ use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::{
-    NotReplayed, Replay,
+    NotReplayed, Outcome, Replay,
     config::Config,
     drain::Drain,
     send::Unsent,
@@ -114,25 +114,11 @@ where
                     Stage::Readying { granted }
                 }
                 Stage::Renewing { token, rejection } => {
-                    let Acquired { landed, waited } = ready!(token.as_mut().poll(cx));
+                    let renewal = ready!(token.as_mut().poll(cx));
                     let rejection = rejection.take().expect("a renewal ends once");
-                    self.unsent.outcome.note_wait(waited);
-                    match landed {
-                        Ok(granted) => {
-                            self.unsent.outcome.note_replay(waited.is_some());
-                            telemetry::replayed(waited.is_some());
-                            Stage::Draining {
-                                rejection: Box::pin(rejection),
-                                drain: Drain::new(),
-                                granted,
-                            }
-                        }
-                        Err(error) => {
-                            let outcome = mem::take(&mut self.unsent.outcome);
-                            let reason = NotReplayed::without_token(error);
-                            let rejection = outcome.explain(reason, rejection);
-                            return Poll::Ready(Ok(Waited::Returned(rejection)));
-                        }
+                    match after_renewal(&mut self.unsent.outcome, renewal, rejection) {
+                        Ok(draining) => draining,
+                        Err(rejection) => return Poll::Ready(Ok(Waited::Returned(rejection))),
                     }
                 }
                 Stage::Draining {
@@ -160,6 +146,30 @@ where
                     }
                 }
             };
+        }
+    }
+}
+
+/// Goes on with the other token, or gives the caller the rejection and the reason.
+fn after_renewal<B>(
+    outcome: &mut Box<Outcome>,
+    Acquired { landed, waited }: Acquired,
+    rejection: Response<B>,
+) -> Result<Stage<Response<B>>, Response<B>> {
+    outcome.note_wait(waited);
+    match landed {
+        Ok(granted) => {
+            outcome.note_replay(waited.is_some());
+            telemetry::replayed(waited.is_some());
+            Ok(Stage::Draining {
+                rejection: Box::pin(rejection),
+                drain: Drain::new(),
+                granted,
+            })
+        }
+        Err(error) => {
+            let reason = NotReplayed::without_token(error);
+            Err(mem::take(outcome).explain(reason, rejection))
         }
     }
 }
