@@ -12,15 +12,15 @@ pub(crate) enum Authorization {
     Ours(Generation),
     /// The caller's own.
     Callers,
-    /// None yet.
+    /// None yet: there is no token, or no room for it.
     Missing,
 }
 
 impl Authorization {
     /// Puts the token, if there is one, on a request that has no `Authorization` of its own.
     ///
-    /// Always inlined: most of it is `try_append`, which the compiler takes in here instead of this into
-    /// the call.
+    /// Always inlined: left to choose, the compiler inlines `try_append` into this function, and then not
+    /// this one into the call.
     #[inline(always)]
     pub(crate) fn put(headers: &mut HeaderMap, token: Option<&Held>) -> Self {
         // Not looked for first: that would hash the name a second time for each request.

@@ -56,7 +56,7 @@ impl<S, R> Lease<S, R> {
 
 impl<S: Clone, R> Lease<S, R> {
     /// Makes the body to send, and what is kept of the request for a second send with a clone of
-    /// `inner`.
+    /// `inner`. The request has `own_headers` headers other than the token, if that is on it already.
     #[inline]
     pub(crate) fn split<B>(
         &self,

@@ -46,13 +46,14 @@ impl Destinations {
         let is_unrestricted = self.origins.is_none();
         match uri.scheme_str() {
             Some("https") if is_unrestricted => None,
-            // The client knows where to; but the target of a tunnel is another party.
+            // The client knows where to; but a proxy that is asked for a tunnel is another party.
             None if is_unrestricted && *method != Method::CONNECT => None,
             _ => self.look_closer(method, uri, request.headers()),
         }
     }
 
-    #[cold]
+    // Most calls do without.
+    #[inline(never)]
     fn look_closer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Withheld> {
         let is_plain = uri
             .scheme_str()

@@ -48,7 +48,9 @@ pub(crate) enum NotKept {
     SentTwice,
 }
 
-/// What is kept of a request with so many headers beside the token, if its body can be sent again.
+/// What is kept of a request, if what its policy `kept` of the body can be sent again.
+///
+/// It has `own_headers` headers other than the token, if that is on it already.
 #[inline]
 pub(crate) fn retain<K>(kept: Option<K>, head: &Parts, own_headers: usize) -> Retained<K> {
     match kept {
@@ -67,7 +69,7 @@ pub(crate) struct Original<K> {
     pub(crate) body: K,
 }
 
-/// What is kept of a request beside its body, and the token: a replay gets another.
+/// What is kept of a request, without its body and without the token: a replay gets another.
 ///
 /// A list holds the headers, as nothing is looked up in it: that takes one allocation, and in the
 /// future a quarter of the room of a `HeaderMap`.
@@ -96,13 +98,13 @@ impl Head {
         *request.method_mut() = self.method;
         *request.uri_mut() = self.uri;
         *request.version_mut() = self.version;
-        *request.headers_mut() = self.headers.into_iter().collect();
+        *request.headers_mut() = map(self.headers);
         *request.extensions_mut() = self.extensions;
         request
     }
 }
 
-/// The headers beside the token; there are so many.
+/// The headers other than the token, `own` in number.
 fn list(headers: &HeaderMap, own: usize) -> Vec<(HeaderName, HeaderValue)> {
     if own == 0 {
         // Asking takes fewer instructions than looking at nothing but the token.
@@ -115,6 +117,16 @@ fn list(headers: &HeaderMap, own: usize) -> Vec<(HeaderName, HeaderValue)> {
         }
     }
     list
+}
+
+/// The map that the headers were listed from, but for the token.
+fn map(list: Vec<(HeaderName, HeaderValue)>) -> HeaderMap {
+    // Collected, a list with more values than a map may have names would panic in http before 1.5.
+    let mut headers = HeaderMap::try_with_capacity(list.len()).unwrap_or_default();
+    for (name, value) in list {
+        headers.append(name, value);
+    }
+    headers
 }
 
 /// A request that was sent: the token that it carried, if that is ours, and what is kept of it.
@@ -170,5 +182,41 @@ where
             Ok(_none) => Ok(granted.generation()),
             Err(_full) => Err(Error::new(Kind::TooManyHeaders)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(own: usize) -> Request<()> {
+        let mut request = Request::new(());
+        for n in 0..own {
+            request.headers_mut().append("x-own", n.into());
+        }
+        request
+    }
+
+    #[test]
+    fn token_is_not_kept_for_the_replay() {
+        for own in [0, 1, 4] {
+            let mut with_token = request(own);
+            let token = HeaderValue::from_static("Bearer token-1");
+            with_token.headers_mut().append(AUTHORIZATION, token);
+
+            let retained = retain(Some(()), &with_token.into_parts().0, own);
+
+            let kept = retained.ok().map(|original| original.head.headers);
+            let kept = kept.expect("the body can be sent again");
+            assert_eq!((kept.len(), kept.capacity()), (own, own));
+            assert_eq!(map(kept), *request(own).headers());
+        }
+    }
+
+    #[test]
+    fn replay_may_have_more_values_than_a_map_may_have_names() {
+        let request = request(40_000);
+        let kept = list(request.headers(), 40_000);
+        assert_eq!(map(kept), *request.headers());
     }
 }

@@ -186,6 +186,7 @@ impl<S, R> ClientCredentials<S, R> {
         ResponseFuture::calling(self.lease.clone(), None, response)
     }
 
+    /// Sends a request that will not be sent again, with the body that its policy makes of it.
     fn send_once<B>(&mut self, request: Request<B>) -> S::Future
     where
         S: Service<Request<R::Body>>,
@@ -196,7 +197,7 @@ impl<S, R> ClientCredentials<S, R> {
         self.inner.call(Request::from_parts(head, body))
     }
 
-    /// There is no token yet.
+    /// There is no token yet, or no room for it.
     #[cold]
     fn send_later<B>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
     where

@@ -38,32 +38,34 @@ async fn every_request_carries_the_token_and_it_is_marked_sensitive() {
     }
 }
 
+/// With a token at hand or without: a rejection of it is no affair of the layer's.
 #[tokio::test(start_paused = true)]
 async fn a_callers_own_authorization_header_wins() {
-    let issuer = Issuer::new();
-    let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
-    let service = stack(&issuer, inner);
-    let mut own = request();
-    own.headers_mut()
-        .insert(AUTHORIZATION, "Basic b3du".parse().unwrap());
-    let mut call = tokio_test::task::spawn(service.oneshot(own));
-    assert!(call.poll().is_pending());
+    for is_warm in [false, true] {
+        let issuer = Issuer::new();
+        let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
+        let service = stack(&issuer, inner);
+        if is_warm {
+            service.cache().token().await.unwrap();
+        }
+        let mut own = request();
+        own.headers_mut()
+            .insert(AUTHORIZATION, "Basic b3du".parse().unwrap());
+        let mut call = tokio_test::task::spawn(service.clone().oneshot(own));
+        assert!(call.poll().is_pending());
 
-    let (sent, answer) = api.next_request().await.unwrap();
-    answer.send_response(rejection());
-    let response = call.await.unwrap();
+        let (sent, answer) = api.next_request().await.unwrap();
+        answer.send_response(rejection());
+        let response = call.await.unwrap();
 
-    assert_eq!(sent.headers()[AUTHORIZATION], "Basic b3du");
-    assert_eq!(sent.body(), "name=Ada");
-    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
-    assert!(
-        response
-            .extensions()
-            .get::<Outcome>()
-            .and_then(Outcome::not_replayed)
-            .is_none()
-    );
-    assert_eq!(issuer.requests(), 0);
+        assert_eq!(sent.headers()[AUTHORIZATION], "Basic b3du");
+        assert_eq!(sent.body(), "name=Ada");
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert!(response.extensions().get::<Outcome>().is_none());
+        assert_eq!(issuer.requests(), usize::from(is_warm));
+        let token = service.cache().token().await.unwrap();
+        assert_eq!(token.header_value(), "Bearer token-1");
+    }
 }
 
 /// With a token at hand or without: nothing of the request changes, the order neither.

@@ -9,7 +9,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION,
+};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full};
 use support::{Issuer, rejection};
@@ -89,6 +91,14 @@ async fn replay_is_the_first_send_again_but_for_the_token() {
     assert!(second.headers[AUTHORIZATION].is_sensitive());
 }
 
+fn listed(headers: &HeaderMap) -> Vec<(String, String)> {
+    let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
+    let headers = headers.iter();
+    headers
+        .map(|(name, value)| (name.to_string(), text(value)))
+        .collect()
+}
+
 /// Whether the first send had to wait for a token or found one.
 #[tokio::test(start_paused = true)]
 async fn replay_has_the_headers_of_the_first_send_however_many() {
@@ -102,20 +112,21 @@ async fn replay_has_the_headers_of_the_first_send_however_many() {
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = "https://api.example/items".parse().unwrap();
         for n in 0..count {
-            // Each name but the last has two values.
+            // Two values for each name, as far as they go.
             let name: HeaderName = format!("x-{}", n / 2).parse().unwrap();
             request.headers_mut().append(name, n.into());
         }
-        let own = request.headers().clone();
+        let own = listed(request.headers());
 
         let response = service.oneshot(request).await.unwrap();
 
         assert_eq!(response.status(), StatusCode::OK);
         let seen = std::mem::take(&mut *seen.lock().unwrap());
         assert_eq!(seen.len(), 2);
-        for ((mut head, _), token) in seen.into_iter().zip(["Bearer token-1", "Bearer token-2"]) {
-            assert_eq!(head.headers.remove(AUTHORIZATION).unwrap(), token);
-            assert_eq!(head.headers, own, "{count} headers, warm: {is_warm}");
+        for ((head, _), token) in seen.iter().zip(["Bearer token-1", "Bearer token-2"]) {
+            let mut expected = own.clone();
+            expected.push(("authorization".to_owned(), token.to_owned()));
+            assert_eq!(listed(&head.headers), expected, "warm: {is_warm}");
         }
     }
 }
