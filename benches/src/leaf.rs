@@ -19,24 +19,28 @@ use crate::{ApiRequest, ApiResponse};
 #[derive(Debug)]
 pub struct Leaf<F, const USE: usize = 0>(PhantomData<fn() -> F>);
 
-/// A leaf whose answer the compiler sees through: what is around it is all that there is.
-pub type InlinedLeaf = Leaf<Ready<Result<ApiResponse, BoxError>>>;
-
-/// A leaf whose answer has to be polled, as a client's has.
-pub type OpaqueLeaf = Leaf<OpaqueAnswer>;
-
 /// A future that is there already.
 pub trait Answer: Future<Output = Result<ApiResponse, BoxError>> + Send {
     fn new(response: ApiResponse) -> Self;
 }
 
+/// An answer that the compiler sees through: what is around it is all that is left to measure.
 impl Answer for Ready<Result<ApiResponse, BoxError>> {
     fn new(response: ApiResponse) -> Self {
         ready(Ok(response))
     }
 }
 
-/// An answer whose `poll` is called and not inlined.
+/// An answer on the heap, as that of hyper-util's client is.
+pub type BoxedAnswer = Pin<Box<dyn Future<Output = Result<ApiResponse, BoxError>> + Send>>;
+
+impl Answer for BoxedAnswer {
+    fn new(response: ApiResponse) -> Self {
+        Box::pin(ready(Ok(response)))
+    }
+}
+
+/// An answer that holds the response, and whose `poll` is called and not inlined.
 #[derive(Debug)]
 pub struct OpaqueAnswer(Option<ApiResponse>);
 

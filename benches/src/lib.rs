@@ -10,7 +10,7 @@ mod tokens;
 
 pub use self::{
     crowd::{Crowd, ENDPOINT, crowd_runtime},
-    leaf::{Answer, InlinedLeaf, Leaf, OpaqueAnswer, OpaqueLeaf},
+    leaf::{Answer, BoxedAnswer, Leaf, OpaqueAnswer},
     request::{ApiRequest, ApiResponse, HEADERS, request},
     stacks::{Api, RetryOnce, Stacks},
     timing::{interleaved, median, milliseconds, repeat, time_calls},

@@ -10,10 +10,9 @@ use crate::{Api, request};
 pub fn repeat<S: Api>(service: &mut S, headers: usize, calls: u64) {
     let mut cx = Context::from_waker(Waker::noop());
     for _ in 0..calls {
-        let request = request(headers);
         let is_ready = service.poll_ready(&mut cx);
         assert!(matches!(is_ready, Poll::Ready(Ok(()))), "a leaf is ready");
-        let response = pin!(service.call(request)).poll(&mut cx);
+        let response = pin!(service.call(request(headers))).poll(&mut cx);
         assert!(matches!(response, Poll::Ready(Ok(_))), "a leaf answers");
     }
 }

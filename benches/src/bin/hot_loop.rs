@@ -3,7 +3,7 @@
 
 use std::{env, future::Ready, process::exit};
 
-use benches::{Answer, ApiResponse, OpaqueAnswer, Stacks, repeat};
+use benches::{Answer, ApiResponse, BoxedAnswer, OpaqueAnswer, Stacks, repeat};
 use tower::BoxError;
 
 fn main() -> Result<(), BoxError> {
@@ -15,6 +15,7 @@ fn main() -> Result<(), BoxError> {
     let (headers, calls) = (headers.parse()?, calls.parse()?);
     match leaf.as_str() {
         "inlined" => run::<Ready<Result<ApiResponse, BoxError>>>(stack, headers, calls),
+        "boxed" => run::<BoxedAnswer>(stack, headers, calls),
         "opaque" => run::<OpaqueAnswer>(stack, headers, calls),
         _ => Err(format!("no leaf is called {leaf}").into()),
     }
