@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -17,9 +17,10 @@ use tower_client_credentials::{
     AccessToken, BoxError, ClientCredentialsLayer, CloneBody, Error, TokenCache, TokenRequest,
 };
 use tracing::{
-    Level, Subscriber,
+    Dispatch, Level, Subscriber,
     field::{Field, Visit},
     span,
+    subscriber::NoSubscriber,
 };
 use tracing_subscriber::{Layer as _, layer::Context, layer::SubscriberExt, registry::LookupSpan};
 
@@ -307,8 +308,16 @@ fn text(told: &Snapshotter) -> String {
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<(Level, String)>>>);
 
+/// Listens to nothing for as long as the tests run.
+///
+/// While there is one subscriber alone, `tracing` asks the one of the current thread whether an event that is
+/// met for the first time is of interest. A thread without, as of a test that does not listen, then says no
+/// for all threads.
+static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
+
 impl Log {
     fn listen(&self) -> tracing::subscriber::DefaultGuard {
+        LazyLock::force(&SECOND);
         let subscriber = tracing_subscriber::registry().with(self.clone().with_filter(
             tracing_subscriber::filter::filter_fn(|metadata| {
                 metadata.target().starts_with("tower_client_credentials")
