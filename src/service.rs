@@ -13,7 +13,7 @@ use crate::{
     config::Config,
     future::ResponseFuture,
     lease::Lease,
-    send::{Unsent, WAITS},
+    send::{NotKept, Unsent, WAITS},
     token::{Seen, View},
 };
 
@@ -136,6 +136,12 @@ where
         }
         let own_headers = request.headers().len();
         match Authorization::put(request.headers_mut(), self.view.token()) {
+            // Said apart, because the compiler else moves, and drops, what is not kept.
+            Authorization::Ours(generation) if const { keeps_nothing::<R::Kept>() } => {
+                let response = self.send_once(request);
+                let sent = Some((generation, Err(NotKept::Body)));
+                ResponseFuture::calling(self.lease.clone(), sent, response)
+            }
             Authorization::Ours(generation) => {
                 let (head, body) = request.into_parts();
                 let (body, retained) = self.lease.split(&self.inner, &head, own_headers, body);
@@ -147,6 +153,11 @@ where
             Authorization::Missing => self.send_later(request),
         }
     }
+}
+
+/// Whether a policy whose `Kept` has no values, as that of `Never`, can keep nothing.
+const fn keeps_nothing<K>() -> bool {
+    size_of::<Option<K>>() == 0
 }
 
 impl<S, R> ClientCredentials<S, R> {
@@ -187,6 +198,7 @@ impl<S, R> ClientCredentials<S, R> {
     }
 
     /// Sends a request that will not be sent again, with the body that its policy makes of it.
+    #[inline]
     fn send_once<B>(&mut self, request: Request<B>) -> S::Future
     where
         S: Service<Request<R::Body>>,
