@@ -12,7 +12,7 @@ const NEVER: f64 = 1.25;
 const CLONE_BODY: f64 = 1.0;
 
 /// Where a budget is missed, by leaf and number of headers, and what holds there until it is met: the
-/// ratio when it was last measured, and a hundredth for other compilers.
+/// ratio when it was last measured, and some hundredths for other compilers.
 const CEILINGS: &[(&str, &str, usize, f64)] = &[
     ("Never", "boxed", 4, 1.34),
     ("Never", "opaque", 4, 1.45),
@@ -22,6 +22,10 @@ const CEILINGS: &[(&str, &str, usize, f64)] = &[
 /// A service looks at the cache when its view is a millisecond old, so how many calls do depends on
 /// the machine. They are not counted; the row of calls that all look has them.
 const WITHOUT_LOOKS: [&str; 2] = ["--toggle-collect=*View*look*", "--collect-atstart=yes"];
+
+/// The programs whose calls are counted.
+const HOT_LOOP: &str = env!("CARGO_BIN_EXE_hot_loop");
+const CALLERS: &str = env!("CARGO_BIN_EXE_callers");
 
 const SHORT: i64 = 500;
 const LONG: i64 = 1500;
@@ -41,24 +45,51 @@ pub(crate) fn measure(table: &mut Table) -> Result<(), BoxError> {
             ratios(table, leaf, headers)?;
         }
     }
-    let [bare, looking] = [("leaf", "opaque"), ("watchful", "opaque")]
-        .map(|(stack, leaf)| per_call(stack, leaf, 4, &[]));
+    let [bare, looking] = [["leaf", "opaque", "4"], ["watchful", "opaque", "4"]]
+        .map(|arguments| per_call(HOT_LOOP, arguments, &[]));
     println!(
         "\nFor your information: with `Never` and 4 headers, a call that looks at the cache and at both\n\
          clocks takes {} instructions. Each service does so once in a millisecond at most.",
         looking? - bare?
     );
+    println!(
+        "\nThe same rows, boxed leaf, where the code around the call is compiled otherwise:\n"
+    );
+    callers("async", "in an `async` function")?;
+    callers("cloned", "a clone for each call")
+}
+
+fn callers(caller: &str, what: &str) -> Result<(), BoxError> {
+    for headers in HEADERS {
+        let [bare, theirs, ours] = ["leaf", "add_authorization", "never"].map(|stack| {
+            let arguments = [caller, stack, &headers.to_string()];
+            per_call(CALLERS, arguments, &WITHOUT_LOOKS)
+        });
+        let bare = bare?;
+        let (ours, theirs) = (ours? - bare, theirs? - bare);
+        println!(
+            "Never, {headers} headers, {what:<22} {:10.3}   {ours} to {theirs}",
+            ours as f64 / theirs as f64
+        );
+    }
     Ok(())
 }
 
 fn ratios(table: &mut Table, leaf: &str, headers: usize) -> Result<(), BoxError> {
-    let bare = per_call("leaf", leaf, headers, &WITHOUT_LOOKS)?;
+    let per_call = |stack| {
+        per_call(
+            HOT_LOOP,
+            [stack, leaf, &headers.to_string()],
+            &WITHOUT_LOOKS,
+        )
+    };
+    let bare = per_call("leaf")?;
     for (policy, stack, peer, budget) in [
         ("Never", "never", "add_authorization", NEVER),
         ("CloneBody", "clone_body", "retry", CLONE_BODY),
     ] {
-        let ours = per_call(stack, leaf, headers, &WITHOUT_LOOKS)? - bare;
-        let theirs = per_call(peer, leaf, headers, &WITHOUT_LOOKS)? - bare;
+        let ours = per_call(stack)? - bare;
+        let theirs = per_call(peer)? - bare;
         let ceiling = CEILINGS
             .iter()
             .find(|row| (row.0, row.1, row.2) == (policy, leaf, headers))
@@ -73,23 +104,23 @@ fn ratios(table: &mut Table, leaf: &str, headers: usize) -> Result<(), BoxError>
     Ok(())
 }
 
-fn per_call(stack: &str, leaf: &str, headers: usize, options: &[&str]) -> Result<i64, BoxError> {
-    let count = |calls| count(stack, leaf, headers, calls, options);
+fn per_call(program: &str, arguments: [&str; 3], options: &[&str]) -> Result<i64, BoxError> {
+    let count = |calls| count(program, arguments, calls, options);
     Ok((count(LONG)? - count(SHORT)?) / (LONG - SHORT))
 }
 
 fn count(
-    stack: &str,
-    leaf: &str,
-    headers: usize,
+    program: &str,
+    arguments: [&str; 3],
     calls: i64,
     options: &[&str],
 ) -> Result<i64, BoxError> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .args(options)
-        .arg(env!("CARGO_BIN_EXE_hot_loop"))
-        .args([stack, leaf, &headers.to_string(), &calls.to_string()])
+        .arg(program)
+        .args(arguments)
+        .arg(calls.to_string())
         .output()?;
     let report = String::from_utf8_lossy(&output.stderr);
     let collected = report
@@ -97,6 +128,6 @@ fn count(
         .find_map(|line| line.split_once("Collected : "));
     match collected {
         Some((_, count)) if output.status.success() => Ok(count.trim().parse()?),
-        _ => Err(format!("valgrind counted nothing of {stack}: {report}").into()),
+        _ => Err(format!("valgrind counted nothing of {arguments:?}: {report}").into()),
     }
 }

@@ -13,6 +13,6 @@ pub use self::{
     leaf::{Answer, BoxedAnswer, Leaf, OpaqueAnswer},
     request::{ApiRequest, ApiResponse, HEADERS, request},
     stacks::{Api, RetryOnce, Stacks},
-    timing::{interleaved, median, milliseconds, repeat, time_calls},
+    timing::{interleaved, median, milliseconds, repeat, repeat_async, repeat_cloned, time_calls},
     tokens::{Tokens, secret},
 };

@@ -4,7 +4,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Api, request};
+use tower::{BoxError, ServiceExt};
+
+use crate::{Api, ApiResponse, request};
 
 /// Makes calls of a stack that answers at once; each has a request of its own.
 pub fn repeat<S: Api>(service: &mut S, headers: usize, calls: u64) {
@@ -13,6 +15,27 @@ pub fn repeat<S: Api>(service: &mut S, headers: usize, calls: u64) {
         let is_ready = service.poll_ready(&mut cx);
         assert!(matches!(is_ready, Poll::Ready(Ok(()))), "a leaf is ready");
         let response = pin!(service.call(request(headers))).poll(&mut cx);
+        assert!(matches!(response, Poll::Ready(Ok(_))), "a leaf answers");
+    }
+}
+
+/// The same from an `async` function, as most programs make them.
+pub fn repeat_async<S: Api>(service: &mut S, headers: usize, calls: u64) {
+    async fn call<S: Api>(service: &mut S, headers: usize) -> Result<ApiResponse, BoxError> {
+        service.ready().await?.call(request(headers)).await
+    }
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..calls {
+        let response = pin!(call(service, headers)).poll(&mut cx);
+        assert!(matches!(response, Poll::Ready(Ok(_))), "a leaf answers");
+    }
+}
+
+/// The same with a clone of the service for each call, as tasks make them that share one.
+pub fn repeat_cloned<S: Api + Clone>(service: &S, headers: usize, calls: u64) {
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..calls {
+        let response = pin!(service.clone().oneshot(request(headers))).poll(&mut cx);
         assert!(matches!(response, Poll::Ready(Ok(_))), "a leaf answers");
     }
 }
