@@ -19,12 +19,23 @@ pub(crate) type RejectWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>
 /// A second request, and what its response will tell.
 pub(crate) type Second<B> = (Request<B>, Box<Outcome>);
 
-/// What all clones of a service share.
+/// What all clones of a service share. A clone counts references.
 pub(crate) struct Config<R> {
     pub(crate) cache: TokenCache,
-    pub(crate) replay: R,
+    pub(crate) replay: Arc<R>,
     pub(crate) reject_when: Option<RejectWhen>,
     pub(crate) destinations: Destinations,
+}
+
+impl<R> Clone for Config<R> {
+    fn clone(&self) -> Self {
+        Self {
+            cache: self.cache.clone(),
+            replay: Arc::clone(&self.replay),
+            reject_when: self.reject_when.clone(),
+            destinations: self.destinations.clone(),
+        }
+    }
 }
 
 impl<R> Config<R> {

@@ -259,7 +259,7 @@ impl<S, R: Clone> Layer<S> for ClientCredentialsLayer<R> {
     fn layer(&self, inner: S) -> Self::Service {
         let config = Config {
             cache: self.cache.clone(),
-            replay: self.replay.clone(),
+            replay: Arc::new(self.replay.clone()),
             reject_when: self.reject_when.clone(),
             destinations: self.destinations.clone(),
         };

@@ -22,7 +22,7 @@ use crate::{
 pub(crate) struct Lease<S, R>(Arc<Leased<S, R>>);
 
 struct Leased<S, R> {
-    config: Arc<Config<R>>,
+    config: Config<R>,
     /// What the services of replays are clones of; never polled. One for all calls instead of one in
     /// each: it makes their futures smaller by a service, and counts no references for each call.
     ///
@@ -33,19 +33,15 @@ struct Leased<S, R> {
 
 impl<S, R> Lease<S, R> {
     pub(crate) fn new(config: Config<R>) -> Self {
-        Self::of(Arc::new(config))
-    }
-
-    /// Another lease of the same config, without a spare service yet.
-    pub(crate) fn another(&self) -> Self {
-        Self::of(Arc::clone(&self.0.config))
-    }
-
-    fn of(config: Arc<Config<R>>) -> Self {
         Self(Arc::new(Leased {
             config,
             spare: OnceLock::new(),
         }))
+    }
+
+    /// Another lease of the same config, without a spare service yet.
+    pub(crate) fn another(&self) -> Self {
+        Self::new(self.0.config.clone())
     }
 
     #[cfg(test)]
@@ -86,6 +82,7 @@ impl<S: Clone, R> Lease<S, R> {
     ///
     /// What a service changes in itself, such as a connection that it replaces, is kept no longer, and
     /// replays do not go by what it was long ago.
+    #[cold]
     pub(crate) fn renew_spare(&self, inner: &S) {
         let Some(spare) = self.0.spare.get() else {
             return;

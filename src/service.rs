@@ -248,7 +248,7 @@ impl<S: fmt::Debug, R: fmt::Debug> fmt::Debug for ClientCredentials<S, R> {
         f.debug_struct("ClientCredentials")
             .field("inner", &self.inner)
             .field("cache", &self.lease.cache)
-            .field("replay", &self.lease.replay)
+            .field("replay", &*self.lease.replay)
             .finish_non_exhaustive()
     }
 }
