@@ -5,7 +5,6 @@ use http::{
     header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
     request::Parts,
 };
-
 use tower::Service;
 
 use crate::{
@@ -72,12 +71,13 @@ pub(crate) struct Original<K> {
 /// What is kept of a request, without its body and without the token: a replay gets another.
 ///
 /// A list holds the headers, as nothing is looked up in it: that takes one allocation, and in the
-/// future a quarter of the room of a `HeaderMap`.
+/// future a sixth of the room of a `HeaderMap`. It is boxed, and no `Vec`, because the states of the
+/// future are then told apart by a byte, and not by what a capacity of 64 bits cannot be.
 pub(crate) struct Head {
     method: Method,
     uri: Uri,
     version: Version,
-    headers: Vec<(HeaderName, HeaderValue)>,
+    headers: Box<[(HeaderName, HeaderValue)]>,
     extensions: Extensions,
 }
 
@@ -105,10 +105,10 @@ impl Head {
 }
 
 /// The headers other than the token, `own` in number.
-fn list(headers: &HeaderMap, own: usize) -> Vec<(HeaderName, HeaderValue)> {
+fn list(headers: &HeaderMap, own: usize) -> Box<[(HeaderName, HeaderValue)]> {
     if own == 0 {
         // Asking takes fewer instructions than looking at nothing but the token.
-        return Vec::new();
+        return Box::default();
     }
     let mut list = Vec::with_capacity(own);
     for (name, value) in headers {
@@ -116,11 +116,11 @@ fn list(headers: &HeaderMap, own: usize) -> Vec<(HeaderName, HeaderValue)> {
             list.push((name.clone(), value.clone()));
         }
     }
-    list
+    list.into_boxed_slice()
 }
 
 /// The map that the headers were listed from, but for the token.
-fn map(list: Vec<(HeaderName, HeaderValue)>) -> HeaderMap {
+fn map(list: Box<[(HeaderName, HeaderValue)]>) -> HeaderMap {
     // Collected, a list with more values than a map may have names would panic in http before 1.5.
     let mut headers = HeaderMap::try_with_capacity(list.len()).unwrap_or_default();
     for (name, value) in list {
@@ -208,7 +208,7 @@ mod tests {
 
             let kept = retained.ok().map(|original| original.head.headers);
             let kept = kept.expect("the body can be sent again");
-            assert_eq!((kept.len(), kept.capacity()), (own, own));
+            assert_eq!(kept.len(), own);
             assert_eq!(map(kept), *request(own).headers());
         }
     }
