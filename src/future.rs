@@ -1,9 +1,9 @@
-//! The way of one request: send, judge, and wait where one has to.
+//! The way of one request: it is sent and answered, or goes on by a detour.
 
 use std::{
     fmt,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use http::{Request, Response};
@@ -13,10 +13,11 @@ use tower::{BoxError, Service};
 
 use crate::{
     Outcome, Replay, Withheld,
+    detour::Detour,
     lease::Lease,
     send::{Sent, Underway, Unsent},
     telemetry,
-    wait::{Wait, Waited},
+    wait::Wait,
 };
 
 pin_project! {
@@ -75,14 +76,8 @@ pin_project! {
     {
         // The API has the request.
         Calling { #[pin] response: S::Future },
-        // The same, and there is something to tell with the response.
-        Reporting {
-            #[pin]
-            response: S::Future,
-            outcome: Option<Box<Outcome>>,
-        },
-        // The request has to wait before it is sent, the first time or the second.
-        Waiting { wait: Option<Box<Wait<S, R, B>>> },
+        // It has to wait, or there is something to tell with the response.
+        Detour { detour: Pin<Box<Detour<S, R, B>>> },
     }
 }
 
@@ -92,7 +87,7 @@ where
     R: Replay<B>,
 {
     #[inline]
-    pub(crate) fn calling(lease: Lease<S, R>, sent: Sent<R::Kept>, response: S::Future) -> Self {
+    pub(crate) fn calling(response: S::Future, sent: Sent<R::Kept>, lease: Lease<S, R>) -> Self {
         Self {
             state: State::Calling { response },
             sent,
@@ -102,20 +97,25 @@ where
 
     /// A request that must not carry the token.
     #[cold]
-    pub(crate) fn withheld(lease: Lease<S, R>, reason: Withheld, response: S::Future) -> Self {
+    pub(crate) fn withheld(response: S::Future, reason: Withheld, lease: Lease<S, R>) -> Self {
         telemetry::withheld(reason);
-        let outcome = Some(Box::new(Outcome::without_token(reason)));
-        Self {
-            state: State::Reporting { response, outcome },
+        let underway = Underway {
+            response,
             sent: None,
-            lease,
-        }
+            outcome: Some(Box::new(Outcome::without_token(reason))),
+        };
+        Self::on(Detour::calling(underway), lease)
     }
 
-    pub(crate) fn waiting(lease: Lease<S, R>, unsent: Unsent<S, R, B>) -> Self {
-        let wait = Some(Wait::for_token(&lease, unsent));
+    /// A request that has to wait for a token.
+    pub(crate) fn waiting(unsent: Unsent<S, R, B>, lease: Lease<S, R>) -> Self {
+        let wait = Wait::for_token(&lease, unsent);
+        Self::on(Detour::waiting(wait), lease)
+    }
+
+    fn on(detour: Pin<Box<Detour<S, R, B>>>, lease: Lease<S, R>) -> Self {
         Self {
-            state: State::Waiting { wait },
+            state: State::Detour { detour },
             sent: None,
             lease,
         }
@@ -134,14 +134,14 @@ where
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
-        let StateProj::Calling { response } = this.state.project() else {
-            return self.poll_on(cx);
-        };
-        match response.poll(cx) {
-            Poll::Ready(Ok(response)) if this.lease.may_reject(&response) => {
-                self.judge(response, None, cx)
-            }
-            output => output.map_err(Into::into),
+        match this.state.project() {
+            StateProj::Calling { response } => match response.poll(cx) {
+                Poll::Ready(Ok(response)) if this.lease.may_reject(&response) => {
+                    self.judge(response, cx)
+                }
+                output => output.map_err(Into::into),
+            },
+            StateProj::Detour { detour } => detour.as_mut().poll(this.lease, cx),
         }
     }
 }
@@ -155,60 +155,22 @@ where
 {
     /// Gives the response to the caller, or begins to wait for another token.
     #[cold]
+    #[inline(never)]
     fn judge(
         mut self: Pin<&mut Self>,
         response: Response<ResBody>,
-        outcome: Option<Box<Outcome>>,
         cx: &mut Context<'_>,
     ) -> Poll<<Self as Future>::Output> {
         let mut this = self.as_mut().project();
-        let Some(sent) = this.sent.take() else {
-            return Poll::Ready(Ok(Outcome::attach(outcome, response)));
+        let wait = match Wait::after(this.lease, response, this.sent.take(), None) {
+            Ok(wait) => wait,
+            Err(response) => return Poll::Ready(Ok(response)),
         };
-        let (rejected, _) = sent;
-        let (response, unsent) = this.lease.judge(response, sent, outcome);
-        let Some(unsent) = unsent else {
-            return Poll::Ready(Ok(response));
-        };
-        let wait = Wait::for_renewal(this.lease, unsent, rejected, response);
-        this.state.set(State::Waiting { wait: Some(wait) });
-        self.poll_on(cx)
-    }
-
-    /// Goes on with a call that had to wait, or still has to.
-    #[cold]
-    fn poll_on(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<<Self as Future>::Output> {
-        loop {
-            let mut this = self.as_mut().project();
-            match this.state.as_mut().project() {
-                StateProj::Waiting { wait } => {
-                    let waiting = wait.as_mut().expect(POLLED_AFTER_READY);
-                    let granted = match ready!(waiting.poll(this.lease, cx))? {
-                        Waited::Granted(granted) => granted,
-                        Waited::Returned(rejection) => return Poll::Ready(Ok(rejection)),
-                    };
-                    let unsent = wait.take().expect(POLLED_AFTER_READY).into_unsent();
-                    let Underway {
-                        response,
-                        sent,
-                        outcome,
-                    } = unsent.send(&granted)?;
-                    *this.sent = sent;
-                    let outcome = Some(outcome);
-                    this.state.set(State::Reporting { response, outcome });
-                }
-                StateProj::Reporting { response, outcome } => {
-                    let response = ready!(response.poll(cx)).map_err(Into::into)?;
-                    let outcome = outcome.take();
-                    return self.judge(response, outcome, cx);
-                }
-                StateProj::Calling { .. } => return self.poll(cx),
-            }
-        }
+        let detour = Detour::waiting(wait);
+        this.state.set(State::Detour { detour });
+        self.poll(cx)
     }
 }
-
-const POLLED_AFTER_READY: &str = "`ResponseFuture` is not polled after it returned `Ready`";
 
 impl<S, R, B> fmt::Debug for ResponseFuture<S, R, B>
 where
@@ -216,10 +178,9 @@ where
     R: Replay<B>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match self.state {
+        let state = match &self.state {
             State::Calling { .. } => "Calling",
-            State::Reporting { .. } => "Reporting",
-            State::Waiting { .. } => "Waiting",
+            State::Detour { detour } => detour.state(),
         };
         f.debug_struct("ResponseFuture")
             .field("state", &state)

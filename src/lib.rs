@@ -145,6 +145,7 @@ pub mod replay;
 mod authorization;
 mod clock;
 mod config;
+mod detour;
 mod drain;
 mod endpoint;
 mod error;

@@ -5,6 +5,7 @@ use http::{
     header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
     request::Parts,
 };
+use pin_project_lite::pin_project;
 use tower::Service;
 
 use crate::{
@@ -132,15 +133,19 @@ fn map(list: Box<[(HeaderName, HeaderValue)]>) -> HeaderMap {
 /// A request that was sent: the token that it carried, if that is ours, and what is kept of it.
 pub(crate) type Sent<K> = Option<(Generation, Retained<K>)>;
 
-/// A request that was sent after a wait.
-pub(crate) struct Underway<S, R, B>
-where
-    S: Service<Request<R::Body>>,
-    R: Replay<B>,
-{
-    pub(crate) response: S::Future,
-    pub(crate) sent: Sent<R::Kept>,
-    pub(crate) outcome: Box<Outcome>,
+pin_project! {
+    /// A request that was sent, and whose response has something to tell.
+    #[project = UnderwayProj]
+    pub(crate) struct Underway<S, R, B>
+    where
+        S: Service<Request<R::Body>>,
+        R: Replay<B>,
+    {
+        #[pin]
+        pub(crate) response: S::Future,
+        pub(crate) sent: Sent<R::Kept>,
+        pub(crate) outcome: Option<Box<Outcome>>,
+    }
 }
 
 impl<S, R, B> Unsent<S, R, B>
@@ -171,7 +176,7 @@ where
         Ok(Underway {
             response: self.inner.call(self.request),
             sent: Some((generation, self.retained)),
-            outcome: self.outcome,
+            outcome: Some(self.outcome),
         })
     }
 

@@ -140,14 +140,14 @@ where
             Authorization::Ours(generation) if const { keeps_nothing::<R::Kept>() } => {
                 let response = self.send_once(request);
                 let sent = Some((generation, Err(NotKept::Body)));
-                ResponseFuture::calling(self.lease.clone(), sent, response)
+                ResponseFuture::calling(response, sent, self.lease.clone())
             }
             Authorization::Ours(generation) => {
                 let (head, body) = request.into_parts();
                 let (body, retained) = self.lease.split(&self.inner, &head, own_headers, body);
                 let response = self.inner.call(Request::from_parts(head, body));
                 let sent = Some((generation, retained));
-                ResponseFuture::calling(self.lease.clone(), sent, response)
+                ResponseFuture::calling(response, sent, self.lease.clone())
             }
             Authorization::Callers => self.send_untouched(request),
             Authorization::Missing => self.send_later(request),
@@ -183,7 +183,7 @@ impl<S, R> ClientCredentials<S, R> {
             return self.send_untouched(request);
         }
         let response = self.send_once(request);
-        ResponseFuture::withheld(self.lease.clone(), reason, response)
+        ResponseFuture::withheld(response, reason, self.lease.clone())
     }
 
     /// The request brings its own `Authorization`.
@@ -194,7 +194,7 @@ impl<S, R> ClientCredentials<S, R> {
         R: Replay<B>,
     {
         let response = self.send_once(request);
-        ResponseFuture::calling(self.lease.clone(), None, response)
+        ResponseFuture::calling(response, None, self.lease.clone())
     }
 
     /// Sends a request that will not be sent again, with the body that its policy makes of it.
@@ -229,7 +229,7 @@ impl<S, R> ClientCredentials<S, R> {
             waits_left: WAITS,
             outcome: Box::default(),
         };
-        ResponseFuture::waiting(self.lease.clone(), unsent)
+        ResponseFuture::waiting(unsent, self.lease.clone())
     }
 }
 

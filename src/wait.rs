@@ -16,14 +16,13 @@ use crate::{
     NotReplayed, Outcome, Replay,
     config::Config,
     drain::Drain,
-    send::Unsent,
+    lease::Lease,
+    send::{Sent, Unsent},
     telemetry,
-    token::{Acquired, Acquiring, Generation, Held},
+    token::{Acquired, Acquiring, Held},
 };
 
 /// A request that waits, and what it waits for.
-///
-/// Boxed, because only calls that wait have one: it does not make the future larger.
 pub(crate) struct Wait<S, R, B>
 where
     S: Service<Request<R::Body>>,
@@ -68,23 +67,11 @@ where
     S: Service<Request<R::Body>>,
     R: Replay<B>,
 {
-    pub(crate) fn for_token(config: &Config<R>, unsent: Unsent<S, R, B>) -> Box<Self> {
+    /// There is no token yet.
+    pub(crate) fn for_token(config: &Config<R>, unsent: Unsent<S, R, B>) -> Self {
         let token = config.cache.clone().acquire(None);
         let stage = Stage::AwaitingToken { token };
-        Box::new(Self { unsent, stage })
-    }
-
-    pub(crate) fn for_renewal(
-        config: &Config<R>,
-        unsent: Unsent<S, R, B>,
-        rejected: Generation,
-        rejection: S::Response,
-    ) -> Box<Self> {
-        let stage = Stage::Renewing {
-            token: config.cache.clone().acquire(Some(rejected)),
-            rejection: Some(rejection),
-        };
-        Box::new(Self { unsent, stage })
+        Self { unsent, stage }
     }
 
     pub(crate) fn into_unsent(self) -> Unsent<S, R, B> {
@@ -99,6 +86,29 @@ where
     R: Replay<B>,
     ResBody: Body,
 {
+    /// Reads the verdict off a response: the request waits for another token, if that may help, or the
+    /// caller gets the response.
+    pub(crate) fn after(
+        lease: &Lease<S, R>,
+        response: S::Response,
+        sent: Sent<R::Kept>,
+        outcome: Option<Box<Outcome>>,
+    ) -> Result<Self, S::Response> {
+        let Some(sent) = sent else {
+            return Err(Outcome::attach(outcome, response));
+        };
+        let (rejected, _) = sent;
+        let (response, unsent) = lease.judge(response, sent, outcome);
+        let Some(unsent) = unsent else {
+            return Err(response);
+        };
+        let stage = Stage::Renewing {
+            token: lease.cache.clone().acquire(Some(rejected)),
+            rejection: Some(response),
+        };
+        Ok(Self { unsent, stage })
+    }
+
     pub(crate) fn poll(
         &mut self,
         config: &Config<R>,
