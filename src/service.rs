@@ -1,5 +1,6 @@
 use std::{
     fmt,
+    mem::ManuallyDrop,
     task::{Context, Poll},
 };
 
@@ -65,6 +66,12 @@ use crate::{
 /// A call fails with an [`Error`](crate::Error) if no token can be had or put on the request, and
 /// else with the inner service's own error. A rejection that comes back carries an
 /// [`Outcome`](crate::Outcome) that says why it was not mended.
+///
+/// # Panics
+///
+/// A call panics when that of the inner service does; further calls are served. But with a policy that can
+/// keep nothing, such as [`Never`](crate::Never), a reference is then lost: the cache lasts until the
+/// process ends, and with it the task that keeps it warm, if one does.
 ///
 /// # Cancel safety
 ///
@@ -138,9 +145,14 @@ where
         match Authorization::put(request.headers_mut(), self.view.token()) {
             // Said apart, because the compiler else moves, and drops, what is not kept.
             Authorization::Ours(generation) if const { keeps_nothing::<R::Kept>() } => {
-                let response = self.send_once(request);
-                let sent = Some((generation, Err(NotKept::Body)));
-                ResponseFuture::calling(response, sent, self.lease.clone())
+                // Lost if the inner service panics: with anything to drop then, the compiler has its future,
+                // however large, written to one place and copied to another.
+                let lease = ManuallyDrop::new(self.lease.clone());
+                ResponseFuture::calling(
+                    self.send_once(request),
+                    Some((generation, Err(NotKept::Body))),
+                    ManuallyDrop::into_inner(lease),
+                )
             }
             Authorization::Ours(generation) => {
                 let (head, body) = request.into_parts();
@@ -204,9 +216,7 @@ impl<S, R> ClientCredentials<S, R> {
         S: Service<Request<R::Body>>,
         R: Replay<B>,
     {
-        let (head, body) = request.into_parts();
-        let (body, _kept) = self.lease.replay.split(body);
-        self.inner.call(Request::from_parts(head, body))
+        self.inner.call(self.lease.replay.sent_once(request))
     }
 
     /// There is no token yet, or no room for it.

@@ -30,6 +30,10 @@ async fn tokens_go_over_plain_http_to_this_machine_only() {
         ("unix://2f746d70/", Ok(())),
         ("ftp://api.example/", PLAIN),
         ("h2c://api.example/", PLAIN),
+        // As long as https, and nearly it.
+        ("httpx://api.example/", PLAIN),
+        ("xttps://api.example/", PLAIN),
+        ("https2://api.example/", PLAIN),
         ("http://localhost/", Ok(())),
         ("http://LOCALHOST.:8080/", Ok(())),
         ("http://127.0.0.1:8080/", Ok(())),

@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    convert::Infallible,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll},
@@ -89,6 +90,52 @@ async fn replay_is_the_first_send_again_but_for_the_token() {
     assert_eq!(first.headers.len(), second.headers.len());
     assert_eq!(second.headers.get_all(AUTHORIZATION).iter().count(), 1);
     assert!(second.headers[AUTHORIZATION].is_sensitive());
+}
+
+/// A policy of which nothing can be kept, and that sends another type of body than it is given.
+#[derive(Clone)]
+struct Shouting;
+
+impl Replay<&'static str> for Shouting {
+    type Body = String;
+    type Kept = Infallible;
+
+    fn split(&self, body: &'static str) -> (String, Option<Infallible>) {
+        (body.to_uppercase(), None)
+    }
+
+    fn restore(&self, kept: Infallible) -> Option<String> {
+        match kept {}
+    }
+}
+
+/// As with `Never`, and what it makes of the body is sent.
+#[tokio::test(start_paused = true)]
+async fn policy_of_ones_own_that_can_keep_nothing_makes_the_body() {
+    for is_warm in [false, true] {
+        let cache = Issuer::new().cache();
+        if is_warm {
+            cache.token().await.unwrap();
+        }
+        let seen = Seen::default();
+        let service = ClientCredentialsLayer::with_cache(cache)
+            .replay(Shouting)
+            .layer(reading_api(seen.clone()));
+
+        let response = service.oneshot(Request::new("name=ada")).await.unwrap();
+
+        let outcome = response.extensions().get::<Outcome>().unwrap();
+        assert!(matches!(
+            outcome.not_replayed(),
+            Some(NotReplayed::BodyNotKept)
+        ));
+        let seen = seen.lock().unwrap();
+        let [(head, body)] = &seen[..] else {
+            panic!("{} sends", seen.len());
+        };
+        assert_eq!(head.headers[AUTHORIZATION], "Bearer token-1");
+        assert_eq!(body, "NAME=ADA");
+    }
 }
 
 fn listed(headers: &HeaderMap) -> Vec<(String, String)> {

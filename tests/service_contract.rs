@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -20,7 +21,8 @@ use tower::{
     util::BoxCloneService,
 };
 use tower_client_credentials::{
-    AccessToken, ClientCredentials, ClientCredentialsLayer, TokenCache, TokenRequest,
+    AccessToken, ClientCredentials, ClientCredentialsLayer, CloneBody, Never, Replay, TokenCache,
+    TokenRequest,
 };
 use tower_test::mock;
 
@@ -357,6 +359,39 @@ async fn replay_goes_through_a_clone_of_the_inner_service_as_it_was_a_millisecon
     };
     assert_ne!(rejected.body, before.body);
     assert_eq!(replayed.body, rejected.body);
+}
+
+/// In `call`, not in its future: where a client finds out that it has no runtime, say.
+#[tokio::test(start_paused = true)]
+async fn service_serves_on_after_its_inner_service_panicked() {
+    async fn panics_and_serves_with<R: Replay<String, Body = String> + Clone>(policy: R) {
+        let issuer = Issuer::new();
+        let mut calls = 0;
+        let api = Api::accepting_all();
+        let inner = api.service();
+        let panicking = service_fn(move |request| {
+            calls += 1;
+            assert!(calls % 2 == 0, "on purpose");
+            inner.clone().oneshot(request)
+        });
+        let cache = issuer.cache();
+        cache.token().await.unwrap();
+        let mut service = ClientCredentialsLayer::with_cache(cache)
+            .replay(policy)
+            .layer(panicking);
+
+        for _ in 0..3 {
+            let service = service.ready().await.unwrap();
+            let panicked = catch_unwind(AssertUnwindSafe(|| drop(service.call(request()))));
+            assert!(panicked.is_err());
+            let response = service.ready().await.unwrap().call(request()).await;
+            assert_eq!(response.unwrap().status(), StatusCode::OK);
+        }
+        assert_eq!(api.tokens(), ["token-1"; 3]);
+        assert_eq!(issuer.requests(), 1);
+    }
+    panics_and_serves_with(CloneBody).await;
+    panics_and_serves_with(Never).await;
 }
 
 /// Such as `BoxCloneService`.

@@ -14,6 +14,8 @@ mod interleavings;
 mod never;
 mod replay_body;
 
+use http::Request;
+
 use crate::NotReplayed;
 
 pub use self::{
@@ -76,6 +78,16 @@ pub trait Replay<B> {
     ///
     /// `None` means that it cannot be made; the caller then gets the response to the first send.
     fn restore(&self, kept: Self::Kept) -> Option<Self::Body>;
+
+    /// What [`split`](Self::split) makes of a request of which nothing is kept. Not for others to
+    /// implement: [`Never`] does without taking the request apart, which copies it piece by piece.
+    #[doc(hidden)]
+    #[inline]
+    fn sent_once(&self, request: Request<B>) -> Request<Self::Body> {
+        let (head, body) = request.into_parts();
+        let (body, _kept) = self.split(body);
+        Request::from_parts(head, body)
+    }
 
     /// Called when the API rejected the token and [`split`](Self::split) had kept nothing: the reason
     /// that the caller is given. By default [`NotReplayed::BodyNotKept`].

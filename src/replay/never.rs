@@ -1,5 +1,7 @@
 use std::convert::Infallible;
 
+use http::Request;
+
 use super::Replay;
 
 /// Keeps nothing and costs nothing: every request is sent once, with whatever body it has.
@@ -28,6 +30,11 @@ impl<B> Replay<B> for Never {
 
     fn split(&self, body: B) -> (B, Option<Infallible>) {
         (body, None)
+    }
+
+    #[inline]
+    fn sent_once(&self, request: Request<B>) -> Request<B> {
+        request
     }
 
     fn restore(&self, kept: Infallible) -> Option<B> {
