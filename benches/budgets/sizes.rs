@@ -68,7 +68,7 @@ where
 const HEAD: usize = size_of::<Method>()
     + size_of::<Uri>()
     + size_of::<Version>()
-    + size_of::<Vec<(HeaderName, HeaderValue)>>()
+    + size_of::<Box<[(HeaderName, HeaderValue)]>>()
     + size_of::<Extensions>();
 
 /// A service of some size with a future of some size; nobody calls it.
