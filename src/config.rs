@@ -9,19 +9,24 @@ use crate::{
     origin::Destinations,
     send::{NotKept, Original, Retained},
     telemetry,
-    token::Generation,
+    token::{Generation, WeakTokenCache},
     verdict::Verdict,
 };
 
 /// Decides which responses reject the token.
 pub(crate) type RejectWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 
-/// A second request, and what its response will tell.
-pub(crate) type Second<B> = (Request<B>, Box<Outcome>);
+/// A second request, what its response will tell, and where its token comes from.
+pub(crate) struct Second<B> {
+    pub(crate) request: Request<B>,
+    pub(crate) outcome: Box<Outcome>,
+    pub(crate) cache: Arc<TokenCache>,
+}
 
 /// What all clones of a service share. A clone counts references.
 pub(crate) struct Config<R> {
-    pub(crate) cache: TokenCache,
+    /// Does not keep the cache: whoever needs another token does.
+    pub(crate) cache: WeakTokenCache,
     pub(crate) replay: Arc<R>,
     pub(crate) reject_when: Option<RejectWhen>,
     pub(crate) destinations: Destinations,
@@ -61,7 +66,14 @@ impl<R> Config<R> {
         }
         let outcome = outcome.unwrap_or_default();
         match self.prepare_replay(generation, retained) {
-            Ok(request) => (response, Some((request, outcome))),
+            Ok((request, cache)) => {
+                let second = Second {
+                    request,
+                    outcome,
+                    cache,
+                };
+                (response, Some(second))
+            }
             Err(reason) => (outcome.explain(reason, response), None),
         }
     }
@@ -84,38 +96,53 @@ impl<R> Config<R> {
         &self,
         generation: Generation,
         retained: Retained<R::Kept>,
-    ) -> Result<Request<R::Body>, NotReplayed>
+    ) -> Result<(Request<R::Body>, Arc<TokenCache>), NotReplayed>
     where
         R: Replay<B>,
     {
-        let rejection = self.cache.reject_generation(generation);
-        let retained = retained.map_err(|reason| match reason {
+        let Original { head, body } = match retained {
+            Ok(original) => original,
+            Err(reason) => {
+                self.reject_for_others(generation);
+                return Err(self.reason(reason));
+            }
+        };
+        let cache = Arc::clone(&head.cache);
+        let restore = || {
+            let body = self.replay.restore(body);
+            let body = body.ok_or_else(|| self.replay.not_restored())?;
+            Ok(head.with_body(body))
+        };
+        let request = match cache.reject_generation(generation) {
+            Rejection::CoolingDown => Err(NotReplayed::CoolingDown),
+            Rejection::Failing(error) => Err(NotReplayed::RenewalFailed(error)),
+            Rejection::Replaced => restore(),
+            Rejection::Withheld => restore().inspect_err(|_| cache.renew_behind()),
+        };
+        Ok((request?, cache))
+    }
+
+    /// The request has no use for another token, but the next one has, if the cache has other handles.
+    fn reject_for_others(&self, generation: Generation) {
+        let Some(cache) = self.cache.upgrade() else {
+            return;
+        };
+        if matches!(cache.reject_generation(generation), Rejection::Withheld) {
+            cache.renew_behind();
+        }
+    }
+
+    fn reason<B>(&self, reason: NotKept) -> NotReplayed
+    where
+        R: Replay<B>,
+    {
+        match reason {
             NotKept::Body => self.replay.not_kept(),
             NotKept::OptedOut => NotReplayed::OptedOut,
             NotKept::SentTwice => {
                 telemetry::rejected_again();
                 NotReplayed::RejectedAgain
             }
-        });
-        let replay = retained.and_then(|original| match rejection {
-            Rejection::CoolingDown => Err(NotReplayed::CoolingDown),
-            Rejection::Failing(ref error) => Err(NotReplayed::RenewalFailed(error.clone())),
-            Rejection::Withheld | Rejection::Replaced => self.restore(original),
-        });
-        if replay.is_err() && matches!(rejection, Rejection::Withheld) {
-            // This request has no use for another token, but the next one has.
-            self.cache.renew_behind();
         }
-        replay
-    }
-
-    fn restore<B>(&self, original: Original<R::Kept>) -> Result<Request<R::Body>, NotReplayed>
-    where
-        R: Replay<B>,
-    {
-        let Original { head, body } = original;
-        let body = self.replay.restore(body);
-        let body = body.ok_or_else(|| self.replay.not_restored())?;
-        Ok(head.with_body(body))
     }
 }

@@ -26,7 +26,7 @@ pin_project! {
         S: Service<Request<R::Body>>,
         R: Replay<B>,
     {
-        // The request has to wait before it is sent.
+        // The request has to wait before it is sent, the first time or the second.
         Waiting { wait: Option<Wait<S, R, B>> },
         // The API has the request.
         Calling {
@@ -76,7 +76,7 @@ where
             let next = match self.as_mut().project() {
                 DetourProj::Waiting { wait } => {
                     let waiting = wait.as_mut().expect(POLLED_AFTER_READY);
-                    let granted = match ready!(waiting.poll(lease, cx))? {
+                    let granted = match ready!(waiting.poll(cx))? {
                         Waited::Granted(granted) => granted,
                         Waited::Returned(rejection) => return Poll::Ready(Ok(rejection)),
                     };

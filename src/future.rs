@@ -109,7 +109,7 @@ where
 
     /// A request that has to wait for a token.
     pub(crate) fn waiting(unsent: Unsent<S, R, B>, lease: Lease<S, R>) -> Self {
-        let wait = Wait::for_token(&lease, unsent);
+        let wait = Wait::for_token(unsent);
         Self::on(Detour::waiting(wait), lease)
     }
 

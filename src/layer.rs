@@ -258,12 +258,12 @@ impl<S, R: Clone> Layer<S> for ClientCredentialsLayer<R> {
 
     fn layer(&self, inner: S) -> Self::Service {
         let config = Config {
-            cache: self.cache.clone(),
+            cache: self.cache.downgrade(),
             replay: Arc::new(self.replay.clone()),
             reject_when: self.reject_when.clone(),
             destinations: self.destinations.clone(),
         };
-        ClientCredentials::new(inner, config)
+        ClientCredentials::new(inner, self.cache.clone(), config)
     }
 }
 

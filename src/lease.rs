@@ -9,13 +9,15 @@ use std::{
 use http::{Response, request};
 
 use crate::{
-    Outcome, Replay,
+    Outcome, Replay, TokenCache,
     config::Config,
     send::{self, NotKept, Retained, Unsent, WAITS},
     token::Generation,
 };
 
 /// The config, and a spare service, as a service holds them and hands them to its calls.
+///
+/// It does not keep the cache: calls that may need another token do.
 ///
 /// Calls count references to the lease. Threads that count on the same one slow each other down, so a
 /// service that lasts has a lease of its own.
@@ -60,12 +62,13 @@ impl<S: Clone, R> Lease<S, R> {
         head: &request::Parts,
         own_headers: usize,
         body: B,
+        cache: &Arc<TokenCache>,
     ) -> (R::Body, Retained<R::Kept>)
     where
         R: Replay<B>,
     {
         let (body, kept) = self.replay.split(body);
-        let retained = send::retain(kept, head, own_headers);
+        let retained = send::retain(kept, head, own_headers, cache);
         if retained.is_ok() && self.0.spare.get().is_none() {
             self.keep_spare(inner.clone());
         }
@@ -109,12 +112,13 @@ impl<S: Clone, R> Lease<S, R> {
         R: Replay<B>,
     {
         let (response, replay) = self.0.config.decide(response, sent, outcome);
-        let unsent = replay.map(|(request, outcome)| Unsent {
+        let unsent = replay.map(|second| Unsent {
             inner: self.spare(),
-            request,
+            request: second.request,
             retained: Err(NotKept::SentTwice),
+            cache: second.cache,
             waits_left: WAITS,
-            outcome,
+            outcome: second.outcome,
         });
         (response, unsent)
     }

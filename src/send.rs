@@ -1,5 +1,7 @@
 //! The two sends of a request: what is sent, and what is kept for the second.
 
+use std::sync::Arc;
+
 use http::{
     Extensions, Method, Request, Uri, Version,
     header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue},
@@ -9,7 +11,7 @@ use pin_project_lite::pin_project;
 use tower::Service;
 
 use crate::{
-    Error, NoReplay, Outcome, Replay,
+    Error, NoReplay, Outcome, Replay, TokenCache,
     error::Kind,
     token::{Generation, Held},
 };
@@ -28,6 +30,8 @@ where
     pub(crate) inner: S,
     pub(crate) request: Request<R::Body>,
     pub(crate) retained: Retained<R::Kept>,
+    /// Where the token comes from.
+    pub(crate) cache: Arc<TokenCache>,
     /// How often the request may still wait for another token.
     pub(crate) waits_left: u8,
     /// What the response will tell.
@@ -52,11 +56,16 @@ pub(crate) enum NotKept {
 ///
 /// It has `own_headers` headers other than the token, if that is on it already.
 #[inline]
-pub(crate) fn retain<K>(kept: Option<K>, head: &Parts, own_headers: usize) -> Retained<K> {
+pub(crate) fn retain<K>(
+    kept: Option<K>,
+    head: &Parts,
+    own_headers: usize,
+    cache: &Arc<TokenCache>,
+) -> Retained<K> {
     match kept {
         Some(_) if head.extensions.get::<NoReplay>().is_some() => Err(NotKept::OptedOut),
         Some(body) => Ok(Original {
-            head: Head::of(head, own_headers),
+            head: Head::of(head, own_headers, cache),
             body,
         }),
         None => Err(NotKept::Body),
@@ -72,24 +81,27 @@ pub(crate) struct Original<K> {
 /// What is kept of a request, without its body and without the token: a replay gets another.
 ///
 /// A list holds the headers, as nothing is looked up in it: that takes one allocation, and in the
-/// future a sixth of the room of a `HeaderMap`. It is boxed, and no `Vec`, because the states of the
-/// future are then told apart by a byte, and not by what a capacity of 64 bits cannot be.
+/// future a sixth of the room of a `HeaderMap`. It is boxed, and no `Vec`, because the future then
+/// tells by a byte whether anything is kept, and not by a capacity of 64 bits.
 pub(crate) struct Head {
     method: Method,
     uri: Uri,
     version: Version,
     headers: Box<[(HeaderName, HeaderValue)]>,
     extensions: Extensions,
+    /// Keeps the cache, whatever becomes of the service meanwhile.
+    pub(crate) cache: Arc<TokenCache>,
 }
 
 impl Head {
-    fn of(head: &Parts, own_headers: usize) -> Self {
+    fn of(head: &Parts, own_headers: usize, cache: &Arc<TokenCache>) -> Self {
         Self {
             method: head.method.clone(),
             uri: head.uri.clone(),
             version: head.version,
             headers: list(&head.headers, own_headers),
             extensions: head.extensions.clone(),
+            cache: Arc::clone(cache),
         }
     }
 
@@ -117,6 +129,7 @@ fn list(headers: &HeaderMap, own: usize) -> Box<[(HeaderName, HeaderValue)]> {
             list.push((name.clone(), value.clone()));
         }
     }
+    debug_assert_eq!(list.len(), own, "else it would be allocated again");
     list.into_boxed_slice()
 }
 
@@ -135,7 +148,6 @@ pub(crate) type Sent<K> = Option<(Generation, Retained<K>)>;
 
 pin_project! {
     /// A request that was sent, and whose response has something to tell.
-    #[project = UnderwayProj]
     pub(crate) struct Underway<S, R, B>
     where
         S: Service<Request<R::Body>>,
@@ -192,7 +204,12 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
+
+    use tower::{BoxError, service_fn};
+
     use super::*;
+    use crate::{AccessToken, TokenRequest};
 
     fn request(own: usize) -> Request<()> {
         let mut request = Request::new(());
@@ -204,12 +221,16 @@ mod tests {
 
     #[test]
     fn token_is_not_kept_for_the_replay() {
+        let cache = TokenCache::new(service_fn(|_: TokenRequest| {
+            ready(Err::<AccessToken, BoxError>("nobody asks".into()))
+        }));
+        let cache = Arc::new(cache);
         for own in [0, 1, 4] {
             let mut with_token = request(own);
             let token = HeaderValue::from_static("Bearer token-1");
             with_token.headers_mut().append(AUTHORIZATION, token);
 
-            let retained = retain(Some(()), &with_token.into_parts().0, own);
+            let retained = retain(Some(()), &with_token.into_parts().0, own, &cache);
 
             let kept = retained.ok().map(|original| original.head.headers);
             let kept = kept.expect("the body can be sent again");

@@ -1,6 +1,7 @@
 use std::{
     fmt,
     mem::ManuallyDrop,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -69,9 +70,9 @@ use crate::{
 ///
 /// # Panics
 ///
-/// A call panics when that of the inner service does; further calls are served. But with a policy that can
-/// keep nothing, such as [`Never`](crate::Never), a reference is then lost: the cache lasts until the
-/// process ends, and with it the task that keeps it warm, if one does.
+/// A call panics when that of the inner service does; further calls are served. With a policy that can keep
+/// nothing, such as [`Never`](crate::Never), what the service shares with its calls is then not freed: its
+/// options, some hundred bytes, but neither the cache nor a token.
 ///
 /// # Cancel safety
 ///
@@ -80,20 +81,26 @@ pub struct ClientCredentials<S, R = CloneBody> {
     inner: S,
     view: View,
     lease: Lease<S, R>,
+    cache: TokenCache,
+    /// The same, for calls that may need another token: they keep the cache, whatever becomes of the
+    /// service. Counted apart from that of other services, as the lease is.
+    anchor: Arc<TokenCache>,
 }
 
 impl<S, R> ClientCredentials<S, R> {
-    pub(crate) fn new(inner: S, config: Config<R>) -> Self {
+    pub(crate) fn new(inner: S, cache: TokenCache, config: Config<R>) -> Self {
         Self {
             inner,
             view: View::new(),
             lease: Lease::new(config),
+            anchor: Arc::new(cache.clone()),
+            cache,
         }
     }
 
     /// The cache that the tokens come from.
     pub fn cache(&self) -> &TokenCache {
-        &self.lease.cache
+        &self.cache
     }
 
     /// The inner service.
@@ -136,7 +143,7 @@ where
         if let Some(reason) = self.lease.destinations.withholds_from(&request) {
             return self.send_without_token(reason, request);
         }
-        match self.view.see(&self.lease.cache) {
+        match self.view.see(&self.cache) {
             Seen::Before => {}
             Seen::Now => self.lease.renew_spare(&self.inner),
             Seen::Twice => self.take_a_lease(),
@@ -145,8 +152,9 @@ where
         match Authorization::put(request.headers_mut(), self.view.token()) {
             // Said apart, because the compiler else moves, and drops, what is not kept.
             Authorization::Ours(generation) if const { keeps_nothing::<R::Kept>() } => {
-                // Lost if the inner service panics: with anything to drop then, the compiler has its future,
-                // however large, written to one place and copied to another.
+                // Not dropped if the inner service panics: with anything to drop then, the compiler has its
+                // future, however large, written to one place and copied to another. What is lost is small,
+                // as a lease does not keep the cache.
                 let lease = ManuallyDrop::new(self.lease.clone());
                 ResponseFuture::calling(
                     self.send_once(request),
@@ -156,7 +164,9 @@ where
             }
             Authorization::Ours(generation) => {
                 let (head, body) = request.into_parts();
-                let (body, retained) = self.lease.split(&self.inner, &head, own_headers, body);
+                let (body, retained) =
+                    self.lease
+                        .split(&self.inner, &head, own_headers, body, &self.anchor);
                 let response = self.inner.call(Request::from_parts(head, body));
                 let sent = Some((generation, retained));
                 ResponseFuture::calling(response, sent, self.lease.clone())
@@ -178,6 +188,7 @@ impl<S, R> ClientCredentials<S, R> {
     #[cold]
     fn take_a_lease(&mut self) {
         self.lease = self.lease.another();
+        self.anchor = Arc::new(self.cache.clone());
     }
 
     /// The request must not carry the token; one that brings its own `Authorization` needs none.
@@ -228,7 +239,9 @@ impl<S, R> ClientCredentials<S, R> {
     {
         let (head, body) = request.into_parts();
         let own_headers = head.headers.len();
-        let (body, retained) = self.lease.split(&self.inner, &head, own_headers, body);
+        let (body, retained) =
+            self.lease
+                .split(&self.inner, &head, own_headers, body, &self.anchor);
         // The readied service may hold the very permit that the token request needs, so it goes. Its
         // clones have to be polled ready, here and in the future.
         self.inner = self.inner.clone();
@@ -236,6 +249,7 @@ impl<S, R> ClientCredentials<S, R> {
             inner: self.inner.clone(),
             request: Request::from_parts(head, body),
             retained,
+            cache: Arc::clone(&self.anchor),
             waits_left: WAITS,
             outcome: Box::default(),
         };
@@ -249,6 +263,8 @@ impl<S: Clone, R> Clone for ClientCredentials<S, R> {
             inner: self.inner.clone(),
             view: self.view.clone(),
             lease: self.lease.clone(),
+            cache: self.cache.clone(),
+            anchor: Arc::clone(&self.anchor),
         }
     }
 }
@@ -257,7 +273,7 @@ impl<S: fmt::Debug, R: fmt::Debug> fmt::Debug for ClientCredentials<S, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientCredentials")
             .field("inner", &self.inner)
-            .field("cache", &self.lease.cache)
+            .field("cache", &self.cache)
             .field("replay", &*self.lease.replay)
             .finish_non_exhaustive()
     }
@@ -300,6 +316,7 @@ mod tests {
             for (service, lease) in pairs {
                 assert_eq!(service.lease.counts_apart_from(lease), lasts);
             }
+            assert_eq!(!Arc::ptr_eq(&first.anchor, &second.anchor), lasts);
             let [one, other] = [&first, &second].map(|service| service.view.token().unwrap());
             let text = |held: &Held| held.token().expose().as_ptr();
             assert_eq!(text(one) != text(other), lasts);

@@ -14,7 +14,6 @@ use tower::{BoxError, Service};
 
 use crate::{
     NotReplayed, Outcome, Replay,
-    config::Config,
     drain::Drain,
     lease::Lease,
     send::{Sent, Unsent},
@@ -68,8 +67,8 @@ where
     R: Replay<B>,
 {
     /// There is no token yet.
-    pub(crate) fn for_token(config: &Config<R>, unsent: Unsent<S, R, B>) -> Self {
-        let token = config.cache.clone().acquire(None);
+    pub(crate) fn for_token(unsent: Unsent<S, R, B>) -> Self {
+        let token = unsent.cache.as_ref().clone().acquire(None);
         let stage = Stage::AwaitingToken { token };
         Self { unsent, stage }
     }
@@ -103,7 +102,7 @@ where
             return Err(response);
         };
         let stage = Stage::Renewing {
-            token: lease.cache.clone().acquire(Some(rejected)),
+            token: unsent.cache.as_ref().clone().acquire(Some(rejected)),
             rejection: Some(response),
         };
         Ok(Self { unsent, stage })
@@ -111,7 +110,6 @@ where
 
     pub(crate) fn poll(
         &mut self,
-        config: &Config<R>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Waited<S::Response>, BoxError>> {
         loop {
@@ -142,7 +140,7 @@ where
                 }
                 Stage::Readying { granted } => {
                     ready!(self.unsent.inner.poll_ready(cx)).map_err(Into::into)?;
-                    match config.cache.still_usable(granted) {
+                    match self.unsent.cache.still_usable(granted) {
                         Some(granted) => return Poll::Ready(Ok(Waited::Granted(granted))),
                         // It expired, or was rejected, while the service became ready.
                         None => {
@@ -150,7 +148,7 @@ where
                             self.unsent
                                 .wait_again()
                                 .map_err(|error| error.after(waited))?;
-                            let token = config.cache.clone().acquire(None);
+                            let token = self.unsent.cache.as_ref().clone().acquire(None);
                             Stage::AwaitingToken { token }
                         }
                     }

@@ -173,14 +173,32 @@ async fn lifetime_counts_from_before_the_request_was_sent() {
 #[tokio::test(start_paused = true)]
 async fn request_that_is_never_sent_twice_starts_the_renewal_behind() {
     let issuer = Issuer::new();
-    let service = ClientCredentialsLayer::new(issuer.service())
-        .never_retry()
-        .layer(Api::accepting_none().service());
+    let layer = ClientCredentialsLayer::new(issuer.service()).never_retry();
+    let service = layer.layer(Api::accepting_none().service());
 
     service.oneshot(request()).await.unwrap();
     settle().await;
 
     assert_eq!(issuer.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_that_is_never_sent_twice_renews_nothing_when_nobody_else_has_the_cache() {
+    let issuer = Issuer::new();
+    let service = ClientCredentialsLayer::new(issuer.service())
+        .never_retry()
+        .layer(Api::accepting_none().service());
+
+    let response = service.oneshot(request()).await.unwrap();
+    settle().await;
+
+    let outcome = response.extensions().get::<Outcome>().unwrap();
+    let reason = outcome.not_replayed();
+    assert!(
+        matches!(reason, Some(NotReplayed::BodyNotKept)),
+        "{reason:?}"
+    );
+    assert_eq!(issuer.requests(), 1);
 }
 
 /// What is polled ready but kept by a service that waits for a token blocks its permit.

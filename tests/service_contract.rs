@@ -14,7 +14,7 @@ use std::{
 
 use futures_util::future::poll_fn;
 use http::{Request, Response, StatusCode};
-use support::{Api, Issuer, call, request, settle, stack};
+use support::{Api, Issuer, LONG, call, request, settle, stack};
 use tokio::time::{advance, timeout};
 use tower::{
     BoxError, Layer, Service, ServiceBuilder, ServiceExt, buffer::Buffer, service_fn,
@@ -363,9 +363,15 @@ async fn replay_goes_through_a_clone_of_the_inner_service_as_it_was_a_millisecon
 
 /// In `call`, not in its future: where a client finds out that it has no runtime, say.
 #[tokio::test(start_paused = true)]
-async fn service_serves_on_after_its_inner_service_panicked() {
+async fn service_serves_on_after_its_inner_service_panicked_and_leaves_no_task() {
     async fn panics_and_serves_with<R: Replay<String, Body = String> + Clone>(policy: R) {
         let issuer = Issuer::new();
+        let alive = Arc::new(());
+        let (tokens, in_use) = (issuer.service(), Arc::clone(&alive));
+        let token_service = service_fn(move |request| {
+            let _in_use = Arc::clone(&in_use);
+            tokens.clone().oneshot(request)
+        });
         let mut calls = 0;
         let api = Api::accepting_all();
         let inner = api.service();
@@ -374,7 +380,7 @@ async fn service_serves_on_after_its_inner_service_panicked() {
             assert!(calls % 2 == 0, "on purpose");
             inner.clone().oneshot(request)
         });
-        let cache = issuer.cache();
+        let cache = TokenCache::builder().keep_warm().build(token_service);
         cache.token().await.unwrap();
         let mut service = ClientCredentialsLayer::with_cache(cache)
             .replay(policy)
@@ -386,8 +392,16 @@ async fn service_serves_on_after_its_inner_service_panicked() {
             assert!(panicked.is_err());
             let response = service.ready().await.unwrap().call(request()).await;
             assert_eq!(response.unwrap().status(), StatusCode::OK);
+            // Each with another lease.
+            advance(Duration::from_millis(1)).await;
         }
         assert_eq!(api.tokens(), ["token-1"; 3]);
+
+        drop(service);
+        settle().await;
+        assert_eq!(Arc::strong_count(&alive), 1, "the token service is kept");
+        advance(2 * LONG).await;
+        settle().await;
         assert_eq!(issuer.requests(), 1);
     }
     panics_and_serves_with(CloneBody).await;

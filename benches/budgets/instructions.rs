@@ -20,7 +20,7 @@ const HOT_LOOP: &str = env!("CARGO_BIN_EXE_hot_loop");
 const CALLERS: &str = env!("CARGO_BIN_EXE_callers");
 
 const SHORT: i64 = 500;
-const LONG: i64 = 1500;
+const LONG: i64 = 3500;
 
 pub(crate) fn can_be_counted() -> bool {
     Command::new("valgrind").arg("--version").output().is_ok()

@@ -101,6 +101,17 @@ pub struct TokenCache {
     shared: Arc<Shared>,
 }
 
+/// A handle that does not keep the cache, which is gone with the last other one.
+#[derive(Clone)]
+pub(crate) struct WeakTokenCache(Weak<Shared>);
+
+impl WeakTokenCache {
+    pub(crate) fn upgrade(&self) -> Option<TokenCache> {
+        let shared = self.0.upgrade()?;
+        Some(TokenCache { shared })
+    }
+}
+
 struct Shared {
     /// What calls use without a lock: the ledger's current token, as it was last published.
     snapshot: ArcSwapOption<Held>,
@@ -232,6 +243,11 @@ impl TokenCache {
                 handles: watch::Sender::new(()),
             }),
         }
+    }
+
+    /// A handle that does not keep the cache.
+    pub(crate) fn downgrade(&self) -> WeakTokenCache {
+        WeakTokenCache(Arc::downgrade(&self.shared))
     }
 
     /// How often another token, or none, became current.

@@ -22,7 +22,7 @@ pub use self::{
     request::{TokenParameters, TokenRequest},
 };
 pub(crate) use self::{
-    cache::{Acquired, Acquiring},
+    cache::{Acquired, Acquiring, WeakTokenCache},
     ledger::{Generation, Held},
     view::{Seen, View},
 };
