@@ -5,8 +5,8 @@ use std::sync::Arc;
 use http::{Request, Response, StatusCode, response};
 
 use crate::{
-    NotReplayed, Outcome, Rejection, Replay, TokenCache,
-    origin::Destinations,
+    NotReplayed, Outcome, Rejection, Replay,
+    anchor::Anchor,
     send::{NotKept, Original, Retained},
     telemetry,
     token::{Generation, WeakTokenCache},
@@ -20,7 +20,7 @@ pub(crate) type RejectWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>
 pub(crate) struct Second<B> {
     pub(crate) request: Request<B>,
     pub(crate) outcome: Box<Outcome>,
-    pub(crate) cache: Arc<TokenCache>,
+    pub(crate) anchor: Arc<Anchor>,
 }
 
 /// What all clones of a service share. A clone counts references.
@@ -29,7 +29,6 @@ pub(crate) struct Config<R> {
     pub(crate) cache: WeakTokenCache,
     pub(crate) replay: Arc<R>,
     pub(crate) reject_when: Option<RejectWhen>,
-    pub(crate) destinations: Destinations,
 }
 
 impl<R> Clone for Config<R> {
@@ -38,7 +37,6 @@ impl<R> Clone for Config<R> {
             cache: self.cache.clone(),
             replay: Arc::clone(&self.replay),
             reject_when: self.reject_when.clone(),
-            destinations: self.destinations.clone(),
         }
     }
 }
@@ -66,11 +64,11 @@ impl<R> Config<R> {
         }
         let outcome = outcome.unwrap_or_default();
         match self.prepare_replay(generation, retained) {
-            Ok((request, cache)) => {
+            Ok((request, anchor)) => {
                 let second = Second {
                     request,
                     outcome,
-                    cache,
+                    anchor,
                 };
                 (response, Some(second))
             }
@@ -96,7 +94,7 @@ impl<R> Config<R> {
         &self,
         generation: Generation,
         retained: Retained<R::Kept>,
-    ) -> Result<(Request<R::Body>, Arc<TokenCache>), NotReplayed>
+    ) -> Result<(Request<R::Body>, Arc<Anchor>), NotReplayed>
     where
         R: Replay<B>,
     {
@@ -107,19 +105,19 @@ impl<R> Config<R> {
                 return Err(self.reason(reason));
             }
         };
-        let cache = Arc::clone(&head.cache);
+        let anchor = Arc::clone(&head.anchor);
         let restore = || {
             let body = self.replay.restore(body);
             let body = body.ok_or_else(|| self.replay.not_restored())?;
             Ok(head.with_body(body))
         };
-        let request = match cache.reject_generation(generation) {
+        let request = match anchor.cache.reject_generation(generation) {
             Rejection::CoolingDown => Err(NotReplayed::CoolingDown),
             Rejection::Failing(error) => Err(NotReplayed::RenewalFailed(error)),
             Rejection::Replaced => restore(),
-            Rejection::Withheld => restore().inspect_err(|_| cache.renew_behind()),
+            Rejection::Withheld => restore().inspect_err(|_| anchor.cache.renew_behind()),
         };
-        Ok((request?, cache))
+        Ok((request?, anchor))
     }
 
     /// The request has no use for another token, but the next one has, if the cache has other handles.

@@ -5,6 +5,7 @@ use tower::{BoxError, Layer, Service};
 
 use crate::{
     AccessToken, ClientCredentials, CloneBody, Error, Never, TokenCache, TokenRequest,
+    anchor::Anchor,
     config::{Config, RejectWhen},
     origin::{Destinations, Origin},
 };
@@ -261,9 +262,12 @@ impl<S, R: Clone> Layer<S> for ClientCredentialsLayer<R> {
             cache: self.cache.downgrade(),
             replay: Arc::new(self.replay.clone()),
             reject_when: self.reject_when.clone(),
+        };
+        let anchor = Anchor {
+            cache: self.cache.clone(),
             destinations: self.destinations.clone(),
         };
-        ClientCredentials::new(inner, self.cache.clone(), config)
+        ClientCredentials::new(inner, anchor, config)
     }
 }
 

@@ -9,7 +9,8 @@ use std::{
 use http::{Response, request};
 
 use crate::{
-    Outcome, Replay, TokenCache,
+    Outcome, Replay,
+    anchor::Anchor,
     config::Config,
     send::{self, NotKept, Retained, Unsent, WAITS},
     token::Generation,
@@ -62,13 +63,13 @@ impl<S: Clone, R> Lease<S, R> {
         head: &request::Parts,
         own_headers: usize,
         body: B,
-        cache: &Arc<TokenCache>,
+        anchor: &Arc<Anchor>,
     ) -> (R::Body, Retained<R::Kept>)
     where
         R: Replay<B>,
     {
         let (body, kept) = self.replay.split(body);
-        let retained = send::retain(kept, head, own_headers, cache);
+        let retained = send::retain(kept, head, own_headers, anchor);
         if retained.is_ok() && self.0.spare.get().is_none() {
             self.keep_spare(inner.clone());
         }
@@ -116,7 +117,7 @@ impl<S: Clone, R> Lease<S, R> {
             inner: self.spare(),
             request: second.request,
             retained: Err(NotKept::SentTwice),
-            cache: second.cache,
+            anchor: second.anchor,
             waits_left: WAITS,
             outcome: second.outcome,
         });

@@ -142,6 +142,7 @@
 
 pub mod replay;
 
+mod anchor;
 mod authorization;
 mod clock;
 mod config;

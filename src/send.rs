@@ -11,7 +11,8 @@ use pin_project_lite::pin_project;
 use tower::Service;
 
 use crate::{
-    Error, NoReplay, Outcome, Replay, TokenCache,
+    Error, NoReplay, Outcome, Replay,
+    anchor::Anchor,
     error::Kind,
     token::{Generation, Held},
 };
@@ -30,8 +31,7 @@ where
     pub(crate) inner: S,
     pub(crate) request: Request<R::Body>,
     pub(crate) retained: Retained<R::Kept>,
-    /// Where the token comes from.
-    pub(crate) cache: Arc<TokenCache>,
+    pub(crate) anchor: Arc<Anchor>,
     /// How often the request may still wait for another token.
     pub(crate) waits_left: u8,
     /// What the response will tell.
@@ -60,12 +60,12 @@ pub(crate) fn retain<K>(
     kept: Option<K>,
     head: &Parts,
     own_headers: usize,
-    cache: &Arc<TokenCache>,
+    anchor: &Arc<Anchor>,
 ) -> Retained<K> {
     match kept {
         Some(_) if head.extensions.get::<NoReplay>().is_some() => Err(NotKept::OptedOut),
         Some(body) => Ok(Original {
-            head: Head::of(head, own_headers, cache),
+            head: Head::of(head, own_headers, anchor),
             body,
         }),
         None => Err(NotKept::Body),
@@ -89,19 +89,18 @@ pub(crate) struct Head {
     version: Version,
     headers: Box<[(HeaderName, HeaderValue)]>,
     extensions: Extensions,
-    /// Keeps the cache, whatever becomes of the service meanwhile.
-    pub(crate) cache: Arc<TokenCache>,
+    pub(crate) anchor: Arc<Anchor>,
 }
 
 impl Head {
-    fn of(head: &Parts, own_headers: usize, cache: &Arc<TokenCache>) -> Self {
+    fn of(head: &Parts, own_headers: usize, anchor: &Arc<Anchor>) -> Self {
         Self {
             method: head.method.clone(),
             uri: head.uri.clone(),
             version: head.version,
             headers: list(&head.headers, own_headers),
             extensions: head.extensions.clone(),
-            cache: Arc::clone(cache),
+            anchor: Arc::clone(anchor),
         }
     }
 
@@ -209,7 +208,7 @@ mod tests {
     use tower::{BoxError, service_fn};
 
     use super::*;
-    use crate::{AccessToken, TokenRequest};
+    use crate::{AccessToken, TokenCache, TokenRequest, origin::Destinations};
 
     fn request(own: usize) -> Request<()> {
         let mut request = Request::new(());
@@ -224,13 +223,16 @@ mod tests {
         let cache = TokenCache::new(service_fn(|_: TokenRequest| {
             ready(Err::<AccessToken, BoxError>("nobody asks".into()))
         }));
-        let cache = Arc::new(cache);
+        let anchor = Arc::new(Anchor {
+            cache,
+            destinations: Destinations::default(),
+        });
         for own in [0, 1, 4] {
             let mut with_token = request(own);
             let token = HeaderValue::from_static("Bearer token-1");
             with_token.headers_mut().append(AUTHORIZATION, token);
 
-            let retained = retain(Some(()), &with_token.into_parts().0, own, &cache);
+            let retained = retain(Some(()), &with_token.into_parts().0, own, &anchor);
 
             let kept = retained.ok().map(|original| original.head.headers);
             let kept = kept.expect("the body can be sent again");

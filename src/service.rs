@@ -11,6 +11,7 @@ use tower::{BoxError, Service};
 
 use crate::{
     CloneBody, Replay, TokenCache, Withheld,
+    anchor::Anchor,
     authorization::Authorization,
     config::Config,
     future::ResponseFuture,
@@ -72,7 +73,7 @@ use crate::{
 ///
 /// A call panics when that of the inner service does; further calls are served. With a policy that can keep
 /// nothing, such as [`Never`](crate::Never), what the service shares with its calls is then not freed: its
-/// options, some hundred bytes, but neither the cache nor a token.
+/// options, with what the policy and `reject_when` hold, but neither the cache nor a token.
 ///
 /// # Cancel safety
 ///
@@ -81,26 +82,22 @@ pub struct ClientCredentials<S, R = CloneBody> {
     inner: S,
     view: View,
     lease: Lease<S, R>,
-    cache: TokenCache,
-    /// The same, for calls that may need another token: they keep the cache, whatever becomes of the
-    /// service. Counted apart from that of other services, as the lease is.
-    anchor: Arc<TokenCache>,
+    anchor: Arc<Anchor>,
 }
 
 impl<S, R> ClientCredentials<S, R> {
-    pub(crate) fn new(inner: S, cache: TokenCache, config: Config<R>) -> Self {
+    pub(crate) fn new(inner: S, anchor: Anchor, config: Config<R>) -> Self {
         Self {
             inner,
             view: View::new(),
             lease: Lease::new(config),
-            anchor: Arc::new(cache.clone()),
-            cache,
+            anchor: Arc::new(anchor),
         }
     }
 
     /// The cache that the tokens come from.
     pub fn cache(&self) -> &TokenCache {
-        &self.cache
+        &self.anchor.cache
     }
 
     /// The inner service.
@@ -140,10 +137,10 @@ where
 
     #[inline]
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        if let Some(reason) = self.lease.destinations.withholds_from(&request) {
+        if let Some(reason) = self.anchor.destinations.withholds_from(&request) {
             return self.send_without_token(reason, request);
         }
-        match self.view.see(&self.cache) {
+        match self.view.see(&self.anchor.cache) {
             Seen::Before => {}
             Seen::Now => self.lease.renew_spare(&self.inner),
             Seen::Twice => self.take_a_lease(),
@@ -188,7 +185,7 @@ impl<S, R> ClientCredentials<S, R> {
     #[cold]
     fn take_a_lease(&mut self) {
         self.lease = self.lease.another();
-        self.anchor = Arc::new(self.cache.clone());
+        self.anchor = Arc::new(self.anchor.another());
     }
 
     /// The request must not carry the token; one that brings its own `Authorization` needs none.
@@ -249,7 +246,7 @@ impl<S, R> ClientCredentials<S, R> {
             inner: self.inner.clone(),
             request: Request::from_parts(head, body),
             retained,
-            cache: Arc::clone(&self.anchor),
+            anchor: Arc::clone(&self.anchor),
             waits_left: WAITS,
             outcome: Box::default(),
         };
@@ -263,7 +260,6 @@ impl<S: Clone, R> Clone for ClientCredentials<S, R> {
             inner: self.inner.clone(),
             view: self.view.clone(),
             lease: self.lease.clone(),
-            cache: self.cache.clone(),
             anchor: Arc::clone(&self.anchor),
         }
     }
@@ -273,7 +269,7 @@ impl<S: fmt::Debug, R: fmt::Debug> fmt::Debug for ClientCredentials<S, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientCredentials")
             .field("inner", &self.inner)
-            .field("cache", &self.cache)
+            .field("cache", &self.anchor.cache)
             .field("replay", &*self.lease.replay)
             .finish_non_exhaustive()
     }

@@ -68,7 +68,7 @@ where
 {
     /// There is no token yet.
     pub(crate) fn for_token(unsent: Unsent<S, R, B>) -> Self {
-        let token = unsent.cache.as_ref().clone().acquire(None);
+        let token = unsent.anchor.cache.clone().acquire(None);
         let stage = Stage::AwaitingToken { token };
         Self { unsent, stage }
     }
@@ -102,7 +102,7 @@ where
             return Err(response);
         };
         let stage = Stage::Renewing {
-            token: unsent.cache.as_ref().clone().acquire(Some(rejected)),
+            token: unsent.anchor.cache.clone().acquire(Some(rejected)),
             rejection: Some(response),
         };
         Ok(Self { unsent, stage })
@@ -140,7 +140,7 @@ where
                 }
                 Stage::Readying { granted } => {
                     ready!(self.unsent.inner.poll_ready(cx)).map_err(Into::into)?;
-                    match self.unsent.cache.still_usable(granted) {
+                    match self.unsent.anchor.cache.still_usable(granted) {
                         Some(granted) => return Poll::Ready(Ok(Waited::Granted(granted))),
                         // It expired, or was rejected, while the service became ready.
                         None => {
@@ -148,7 +148,7 @@ where
                             self.unsent
                                 .wait_again()
                                 .map_err(|error| error.after(waited))?;
-                            let token = self.unsent.cache.as_ref().clone().acquire(None);
+                            let token = self.unsent.anchor.cache.clone().acquire(None);
                             Stage::AwaitingToken { token }
                         }
                     }

@@ -77,7 +77,8 @@ pub(crate) struct Acquired {
 ///
 /// However many callers need a token, one [flight](crate#words) is under way, as a Tokio task that
 /// belongs to none of them. There is no task while there is nothing to fetch, unless the token is
-/// [kept warm](TokenCacheBuilder::keep_warm), and none outlives the last handle.
+/// [kept warm](TokenCacheBuilder::keep_warm), and none outlives the last handle. A call in flight has one
+/// if it waits, or may be sent again.
 ///
 /// # Examples
 ///
