@@ -180,8 +180,8 @@ const fn keeps_nothing<K>() -> bool {
 }
 
 impl<S, R> ClientCredentials<S, R> {
-    /// A service that lasts has a lease of its own, as its view has a text: clones that were made since
-    /// it took the last one share that.
+    /// A service that lasts has a lease and an anchor of its own, as its view has a text: clones that were
+    /// made since it took the last ones share those.
     #[cold]
     fn take_a_lease(&mut self) {
         self.lease = self.lease.another();
