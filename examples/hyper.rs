@@ -18,7 +18,7 @@ use hyper_util::{
 use tokio::net::TcpListener;
 use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_client_credentials::{
-    BoxError, Buffered, ClientAuth, ClientCredentialsLayer, TokenEndpoint,
+    BoxError, ClientAuth, ClientCredentialsLayer, TokenEndpoint, replay::Buffered,
 };
 
 #[tokio::main]
@@ -30,7 +30,7 @@ async fn main() -> Result<(), BoxError> {
     let tokens = TokenEndpoint::new(
         client::<Full<Bytes>>(),
         format!("{server}/token"),
-        ClientAuth::request_body("my-client", "s3cret"),
+        ClientAuth::client_secret_post("my-client", "s3cret"),
     )?;
     let mut api = ServiceBuilder::new()
         .layer(ClientCredentialsLayer::new(tokens).replay(Buffered::new(64 * 1024)))

@@ -23,7 +23,7 @@ use hyper_util::{
 use tokio::time::timeout;
 use tower::{ServiceBuilder, ServiceExt};
 use tower_client_credentials::{
-    BoxError, ClientCredentialsLayer, Outcome, TokenCache, TokenEndpoint,
+    BoxError, ClientCredentialsLayer, TokenCache, TokenOutcome, provider,
 };
 
 /// One course of the catalogue.
@@ -53,7 +53,7 @@ async fn run() -> Result<(), BoxError> {
     let request = api_request(&path)?;
     let http = https_client();
 
-    let tokens = TokenEndpoint::linkedin(http.clone(), client_id, client_secret)?;
+    let tokens = provider::linkedin(http.clone(), client_id, client_secret)?;
     let cache = TokenCache::new(tokens);
     // Not needed before a call: shows what LinkedIn issued.
     let token = cache.token().await?;
@@ -111,8 +111,8 @@ fn report(response: &Response<Incoming>) -> Result<(), BoxError> {
     println!("reply: {status}");
     if let Some(reason) = response
         .extensions()
-        .get::<Outcome>()
-        .and_then(Outcome::not_replayed)
+        .get::<TokenOutcome>()
+        .and_then(TokenOutcome::not_replayed)
     {
         println!("why not sent again: {reason}");
     }

@@ -45,7 +45,7 @@ async fn main() -> Result<(), BoxError> {
     let script = async {
         // The first call asks for a token, and carries it.
         let (_, answer) = issuer.next_request().await.ok_or("no token is asked for")?;
-        let token = AccessToken::new("token-1")?.expires_in(Duration::from_secs(1800));
+        let token = AccessToken::new("token-1")?.with_lifetime(Duration::from_secs(1800));
         answer.send_response(token);
         let (request, answer) = api.next_request().await.ok_or("nothing is sent")?;
         assert_eq!(request.headers()["authorization"], "Bearer token-1");

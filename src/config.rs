@@ -5,8 +5,9 @@ use std::sync::Arc;
 use http::{Request, Response, StatusCode, response};
 
 use crate::{
-    NotReplayed, Outcome, Rejection, Replay,
+    NotReplayed, Rejection, TokenOutcome,
     anchor::Anchor,
+    replay::ReplayPolicy,
     send::{NotKept, Original, Retained},
     telemetry,
     token::{Generation, WeakTokenCache},
@@ -14,12 +15,12 @@ use crate::{
 };
 
 /// Decides which responses reject the token.
-pub(crate) type RejectWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
+pub(crate) type RejectedWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 
 /// A second request, what its response will tell, and where its token comes from.
 pub(crate) struct Second<B> {
     pub(crate) request: Request<B>,
-    pub(crate) outcome: Box<Outcome>,
+    pub(crate) outcome: Box<TokenOutcome>,
     pub(crate) anchor: Arc<Anchor>,
 }
 
@@ -28,7 +29,7 @@ pub(crate) struct Config<R> {
     /// Does not keep the cache: whoever needs another token does.
     pub(crate) cache: WeakTokenCache,
     pub(crate) replay: Arc<R>,
-    pub(crate) reject_when: Option<RejectWhen>,
+    pub(crate) rejected_when: Option<RejectedWhen>,
 }
 
 impl<R> Clone for Config<R> {
@@ -36,7 +37,7 @@ impl<R> Clone for Config<R> {
         Self {
             cache: self.cache.clone(),
             replay: Arc::clone(&self.replay),
-            reject_when: self.reject_when.clone(),
+            rejected_when: self.rejected_when.clone(),
         }
     }
 }
@@ -45,7 +46,7 @@ impl<R> Config<R> {
     /// Whether a response may reject the token: what can be said at a glance.
     #[inline]
     pub(crate) fn may_reject<B>(&self, response: &Response<B>) -> bool {
-        response.status() == StatusCode::UNAUTHORIZED || self.reject_when.is_some()
+        response.status() == StatusCode::UNAUTHORIZED || self.rejected_when.is_some()
     }
 
     /// Reads the verdict off a response; also gives what to send again, if that may help.
@@ -53,14 +54,14 @@ impl<R> Config<R> {
         &self,
         response: Response<ResBody>,
         (generation, retained): (Generation, Retained<R::Kept>),
-        outcome: Option<Box<Outcome>>,
+        outcome: Option<Box<TokenOutcome>>,
     ) -> (Response<ResBody>, Option<Second<R::Body>>)
     where
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         let (verdict, response) = self.verdict(response);
         if verdict == Verdict::Accepted {
-            return (Outcome::attach(outcome, response), None);
+            return (TokenOutcome::attach(outcome, response), None);
         }
         let outcome = outcome.unwrap_or_default();
         match self.prepare_replay(generation, retained) {
@@ -77,11 +78,11 @@ impl<R> Config<R> {
     }
 
     fn verdict<B>(&self, response: Response<B>) -> (Verdict, Response<B>) {
-        let Some(reject_when) = &self.reject_when else {
+        let Some(rejected_when) = &self.rejected_when else {
             return (Verdict::of(&response), response);
         };
         let (head, body) = response.into_parts();
-        let verdict = if reject_when(&head) {
+        let verdict = if rejected_when(&head) {
             Verdict::Rejected
         } else {
             Verdict::Accepted
@@ -96,7 +97,7 @@ impl<R> Config<R> {
         retained: Retained<R::Kept>,
     ) -> Result<(Request<R::Body>, Arc<Anchor>), NotReplayed>
     where
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         let Original { head, body } = match retained {
             Ok(original) => original,
@@ -132,7 +133,7 @@ impl<R> Config<R> {
 
     fn reason<B>(&self, reason: NotKept) -> NotReplayed
     where
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         match reason {
             NotKept::Body => self.replay.not_kept(),

@@ -12,8 +12,8 @@ use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
 use crate::{
-    Replay,
     lease::Lease,
+    replay::ReplayPolicy,
     send::Underway,
     wait::{Wait, Waited},
 };
@@ -24,7 +24,7 @@ pin_project! {
     pub(crate) enum Detour<S, R, B>
     where
         S: Service<Request<R::Body>>,
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         // The request has to wait before it is sent, the first time or the second.
         Waiting { wait: Option<Wait<S, R, B>> },
@@ -39,7 +39,7 @@ pin_project! {
 impl<S, R, B> Detour<S, R, B>
 where
     S: Service<Request<R::Body>>,
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
 {
     pub(crate) fn waiting(wait: Wait<S, R, B>) -> Pin<Box<Self>> {
         let wait = Some(wait);
@@ -62,7 +62,7 @@ impl<S, R, B, ResBody> Detour<S, R, B>
 where
     S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
     S::Error: Into<BoxError>,
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
     ResBody: Body,
 {
     #[cold]

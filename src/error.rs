@@ -33,7 +33,7 @@ use tower::BoxError;
 /// # use bytes::Bytes;
 /// # use http_body_util::Full;
 /// # use tower::{BoxError, ServiceExt, service_fn};
-/// # use tower_client_credentials::{TokenEndpoint, TokenRequest};
+/// # use tower_client_credentials::{TokenRequest, provider};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), BoxError> {
 /// # let http = service_fn(|_: http::Request<Full<Bytes>>| async {
@@ -43,14 +43,14 @@ use tower::BoxError;
 /// #     }"#;
 /// #     Ok::<_, BoxError>(http::Response::builder().status(401).body(reply.to_owned())?)
 /// # });
-/// # let tokens = TokenEndpoint::linkedin(http, "77tt5z", "wrong")?;
+/// # let tokens = provider::linkedin(http, "77tt5z", "wrong")?;
 /// let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
 ///
 /// assert!(error.is_refused() && !error.is_transient());
 /// assert_eq!(error.status(), Some(http::StatusCode::UNAUTHORIZED));
 /// assert_eq!(error.code(), Some("invalid_client_id"));
 /// assert_eq!(error.description(), Some("Client authentication failed"));
-/// assert!(error.advice().is_some_and(|advice| advice.contains("client id and secret")));
+/// assert!(error.hint().is_some_and(|hint| hint.contains("client id and secret")));
 /// # Ok(())
 /// # }
 /// ```
@@ -108,7 +108,7 @@ pub(crate) struct Refusal {
     pub(crate) description: Option<String>,
     pub(crate) uri: Option<String>,
     /// What the user has to do, where the provider documents it.
-    pub(crate) advice: Option<&'static str>,
+    pub(crate) hint: Option<&'static str>,
 }
 
 impl Error {
@@ -162,7 +162,7 @@ impl Error {
     }
 
     /// Whether the token endpoint answered with an error; see [`status`](Self::status),
-    /// [`code`](Self::code) and [`advice`](Self::advice).
+    /// [`code`](Self::code) and [`advice`](Self::hint).
     pub fn is_refused(&self) -> bool {
         matches!(self.inner.kind, Kind::Refused(_))
     }
@@ -274,8 +274,8 @@ impl Error {
     }
 
     /// What to do about it, where the provider documents the error; `Display` ends with it.
-    pub fn advice(&self) -> Option<&'static str> {
-        self.refusal()?.advice
+    pub fn hint(&self) -> Option<&'static str> {
+        self.refusal()?.hint
     }
 
     /// Whether a rejected token was not renewed again.
@@ -448,8 +448,8 @@ impl fmt::Display for Refusal {
         if let Some(description) = &self.description {
             write!(f, " ({description})")?;
         }
-        if let Some(advice) = self.advice {
-            write!(f, "; {advice}")?;
+        if let Some(hint) = self.hint {
+            write!(f, "; {hint}")?;
         }
         Ok(())
     }

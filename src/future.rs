@@ -12,9 +12,10 @@ use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
 use crate::{
-    Outcome, Replay, Withheld,
+    TokenOmitted, TokenOutcome,
     detour::Detour,
     lease::Lease,
+    replay::ReplayPolicy,
     send::{Sent, Underway, Unsent},
     telemetry,
     wait::Wait,
@@ -58,7 +59,7 @@ pin_project! {
     pub struct ResponseFuture<S, R, B>
     where
         S: Service<Request<R::Body>>,
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         #[pin]
         state: State<S, R, B>,
@@ -72,7 +73,7 @@ pin_project! {
     enum State<S, R, B>
     where
         S: Service<Request<R::Body>>,
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         // The API has the request.
         Calling { #[pin] response: S::Future },
@@ -84,7 +85,7 @@ pin_project! {
 impl<S, R, B> ResponseFuture<S, R, B>
 where
     S: Service<Request<R::Body>>,
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
 {
     #[inline]
     pub(crate) fn calling(response: S::Future, sent: Sent<R::Kept>, lease: Lease<S, R>) -> Self {
@@ -97,12 +98,12 @@ where
 
     /// A request that must not carry the token.
     #[cold]
-    pub(crate) fn withheld(response: S::Future, reason: Withheld, lease: Lease<S, R>) -> Self {
+    pub(crate) fn withheld(response: S::Future, reason: TokenOmitted, lease: Lease<S, R>) -> Self {
         telemetry::withheld(reason);
         let underway = Underway {
             response,
             sent: None,
-            outcome: Some(Box::new(Outcome::without_token(reason))),
+            outcome: Some(Box::new(TokenOutcome::without_token(reason))),
         };
         Self::on(Detour::calling(underway), lease)
     }
@@ -126,7 +127,7 @@ impl<S, R, B, ResBody> Future for ResponseFuture<S, R, B>
 where
     S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
     S::Error: Into<BoxError>,
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
     ResBody: Body,
 {
     type Output = Result<Response<ResBody>, BoxError>;
@@ -150,7 +151,7 @@ impl<S, R, B, ResBody> ResponseFuture<S, R, B>
 where
     S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
     S::Error: Into<BoxError>,
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
     ResBody: Body,
 {
     /// Gives the response to the caller, or begins to wait for another token.
@@ -175,7 +176,7 @@ where
 impl<S, R, B> fmt::Debug for ResponseFuture<S, R, B>
 where
     S: Service<Request<R::Body>>,
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {

@@ -5,7 +5,7 @@
 //! | [Getting started](getting_started) | How do I set it up? Do my stacks share a token? What about websockets? |
 //! | [Testing your own stack](testing) | How do I test my client, without sockets and without waiting? |
 //! | [HTTP clients](clients) | What does my HTTP client need? Which layers go above, which below? |
-//! | [Replay](replay) | How is a request sent a second time? Must it be? |
+//! | [ReplayPolicy](replay) | How is a request sent a second time? Must it be? |
 //! | [When the API says 401](rejections) | What happens then? Why was it not mended? Why is there no storm? |
 //! | [Refresh and time](refresh) | When is a token refreshed? What if the machine was suspended? |
 //! | [Failures](failures) | What is retried? Who has to act? What do I log? |

@@ -4,17 +4,18 @@ use http::{Uri, response::Parts};
 use tower::{BoxError, Layer, Service};
 
 use crate::{
-    AccessToken, ClientCredentials, CloneBody, Error, Never, TokenCache, TokenRequest,
+    AccessToken, ClientCredentials, Error, TokenCache, TokenRequest,
     anchor::Anchor,
-    config::{Config, RejectWhen},
+    config::{Config, RejectedWhen},
     origin::{Destinations, Origin},
+    replay::{CloneBody, NoReplay},
 };
 
 /// Gives every request of a service an access token; see the [crate docs](crate).
 ///
 /// A request that carries an `Authorization` header of its own passes untouched. So does one that must
 /// not carry the token: over plain http to another host, unless [`allow_http`](Self::allow_http) is
-/// set, or to another origin than those of [`origins`](Self::origins). Without these, a request gets
+/// set, or to another origin than those of [`allowed_origins`](Self::allowed_origins). Without these, a request gets
 /// the token whatever host it is for; a redirect follower above the layer would carry it to another.
 ///
 /// # Examples
@@ -50,14 +51,14 @@ use crate::{
 /// use tower_client_credentials::ClientCredentialsLayer;
 ///
 /// let layer = ClientCredentialsLayer::new(token_service)
-///     .reject_when(|response| response.status == StatusCode::FORBIDDEN);
+///     .rejected_when(|response| response.status == StatusCode::FORBIDDEN);
 /// ```
 #[derive(Clone)]
 #[must_use = "a layer does nothing until it is put around a service"]
 pub struct ClientCredentialsLayer<R = CloneBody> {
     cache: TokenCache,
     replay: R,
-    reject_when: Option<RejectWhen>,
+    rejected_when: Option<RejectedWhen>,
     destinations: Destinations,
 }
 
@@ -86,14 +87,14 @@ impl ClientCredentialsLayer {
     ///
     /// let cache = TokenCache::new(token_service);
     /// let for_reports = ClientCredentialsLayer::with_cache(cache.clone());
-    /// let for_uploads = ClientCredentialsLayer::with_cache(cache).never_retry();
+    /// let for_uploads = ClientCredentialsLayer::with_cache(cache).no_replay();
     /// # drop((for_reports, for_uploads));
     /// ```
     pub fn with_cache(cache: TokenCache) -> Self {
         Self {
             cache,
             replay: CloneBody,
-            reject_when: None,
+            rejected_when: None,
             destinations: Destinations::default(),
         }
     }
@@ -111,7 +112,7 @@ impl<R> ClientCredentialsLayer<R> {
     /// # let token_service = service_fn(|_: TokenRequest| async {
     /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
     /// # });
-    /// use tower_client_credentials::{Buffered, ClientCredentialsLayer};
+    /// use tower_client_credentials::{ClientCredentialsLayer, replay::Buffered};
     ///
     /// let layer = ClientCredentialsLayer::new(token_service).replay(Buffered::new(64 * 1024));
     /// # drop(layer);
@@ -120,14 +121,14 @@ impl<R> ClientCredentialsLayer<R> {
         ClientCredentialsLayer {
             cache: self.cache,
             replay: policy,
-            reject_when: self.reject_when,
+            rejected_when: self.rejected_when,
             destinations: self.destinations,
         }
     }
 
-    /// Sends every request once: [`replay`](Self::replay) with [`Never`].
+    /// Sends every request once: [`replay`](Self::replay) with [`NoReplay`].
     ///
-    /// A single request is sent once if it carries the extension [`NoReplay`](crate::NoReplay).
+    /// A single request is sent once if it carries the extension [`NoReplay`](crate::replay::NoReplay).
     ///
     /// # Examples
     ///
@@ -139,12 +140,12 @@ impl<R> ClientCredentialsLayer<R> {
     /// # });
     /// use tower_client_credentials::ClientCredentialsLayer;
     ///
-    /// let once = ClientCredentialsLayer::new(token_service).never_retry();
+    /// let once = ClientCredentialsLayer::new(token_service).no_replay();
     /// // Another layer with the same tokens, for calls that may be sent twice.
     /// let twice = ClientCredentialsLayer::with_cache(once.cache().clone());
     /// ```
-    pub fn never_retry(self) -> ClientCredentialsLayer<Never> {
-        self.replay(Never)
+    pub fn no_replay(self) -> ClientCredentialsLayer<NoReplay> {
+        self.replay(NoReplay)
     }
 
     /// Sets which responses reject the token, instead of the default.
@@ -166,14 +167,14 @@ impl<R> ClientCredentialsLayer<R> {
     ///
     /// // Any 401, whatever its challenges say.
     /// let layer = ClientCredentialsLayer::new(token_service)
-    ///     .reject_when(|response| response.status == http::StatusCode::UNAUTHORIZED);
+    ///     .rejected_when(|response| response.status == http::StatusCode::UNAUTHORIZED);
     /// # drop(layer);
     /// ```
-    pub fn reject_when(
+    pub fn rejected_when(
         mut self,
         predicate: impl Fn(&Parts) -> bool + Send + Sync + 'static,
     ) -> Self {
-        self.reject_when = Some(Arc::new(predicate));
+        self.rejected_when = Some(Arc::new(predicate));
         self
     }
 
@@ -181,7 +182,7 @@ impl<R> ClientCredentialsLayer<R> {
     ///
     /// An origin is a scheme, a host and a port, as in `https://api.example` or
     /// `https://api.example:8443`: without a port it is the scheme's own. Requests to other origins
-    /// pass untouched, and their responses say so ([`Outcome::withheld`](crate::Outcome::withheld)).
+    /// pass untouched, and their responses say so ([`TokenOutcome::omitted`](crate::TokenOutcome::omitted)).
     ///
     /// A request whose URI is a path alone is taken by its `Host` header; what its scheme is, it does
     /// not say. Without `Host`, as tonic's and kube's requests are where the layer sees them, it goes
@@ -200,7 +201,7 @@ impl<R> ClientCredentialsLayer<R> {
     /// use tower_client_credentials::ClientCredentialsLayer;
     ///
     /// let layer = ClientCredentialsLayer::new(token_service)
-    ///     .origins(["https://api.linkedin.com", "https://www.linkedin.com"])?;
+    ///     .allowed_origins(["https://api.linkedin.com", "https://www.linkedin.com"])?;
     /// # Ok(())
     /// # }
     /// ```
@@ -209,7 +210,7 @@ impl<R> ClientCredentialsLayer<R> {
     ///
     /// Fails if an origin is no absolute URL, names no host or a bad port, has a scheme other than
     /// http, https, ws and wss and no port, or has user information, a path or a query.
-    pub fn origins<O>(mut self, origins: impl IntoIterator<Item = O>) -> Result<Self, Error>
+    pub fn allowed_origins<O>(mut self, origins: impl IntoIterator<Item = O>) -> Result<Self, Error>
     where
         O: TryInto<Uri, Error: Into<BoxError>>,
     {
@@ -222,7 +223,7 @@ impl<R> ClientCredentialsLayer<R> {
     /// Lets tokens go over plain http, where everybody on the way can read and use them.
     ///
     /// Without this, a request over plain http to another host than this machine's loopback passes
-    /// untouched, and its response says so ([`Outcome::withheld`](crate::Outcome::withheld)). A
+    /// untouched, and its response says so ([`TokenOutcome::omitted`](crate::TokenOutcome::omitted)). A
     /// request whose URI is a path alone does not say how it goes, and gets the token. Every scheme but
     /// `https`, `wss` and `unix` counts as plain http.
     ///
@@ -238,7 +239,7 @@ impl<R> ClientCredentialsLayer<R> {
     ///
     /// // In a service mesh, which encrypts what goes over the network.
     /// let layer = ClientCredentialsLayer::new(token_service)
-    ///     .origins(["http://orders.mesh.internal:8080"])?
+    ///     .allowed_origins(["http://orders.mesh.internal:8080"])?
     ///     .allow_http();
     /// # drop(layer);
     /// # Ok::<(), BoxError>(())
@@ -261,7 +262,7 @@ impl<S, R: Clone> Layer<S> for ClientCredentialsLayer<R> {
         let config = Config {
             cache: self.cache.downgrade(),
             replay: Arc::new(self.replay.clone()),
-            reject_when: self.reject_when.clone(),
+            rejected_when: self.rejected_when.clone(),
         };
         let anchor = Anchor {
             cache: self.cache.clone(),

@@ -9,9 +9,10 @@ use std::{
 use http::{Response, request};
 
 use crate::{
-    Outcome, Replay,
+    TokenOutcome,
     anchor::Anchor,
     config::Config,
+    replay::ReplayPolicy,
     send::{self, NotKept, Retained, Unsent, WAITS},
     token::Generation,
 };
@@ -66,7 +67,7 @@ impl<S: Clone, R> Lease<S, R> {
         anchor: &Arc<Anchor>,
     ) -> (R::Body, Retained<R::Kept>)
     where
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         let (body, kept) = self.replay.split(body);
         let retained = send::retain(kept, head, own_headers, anchor);
@@ -107,10 +108,10 @@ impl<S: Clone, R> Lease<S, R> {
         &self,
         response: Response<ResBody>,
         sent: (Generation, Retained<R::Kept>),
-        outcome: Option<Box<Outcome>>,
+        outcome: Option<Box<TokenOutcome>>,
     ) -> (Response<ResBody>, Option<Unsent<S, R, B>>)
     where
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         let (response, replay) = self.0.config.decide(response, sent, outcome);
         let unsent = replay.map(|second| Unsent {

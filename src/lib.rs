@@ -36,7 +36,7 @@
 //! let tokens = TokenEndpoint::new(
 //!     http.clone(),
 //!     "https://www.linkedin.com/oauth/v2/accessToken",
-//!     ClientAuth::request_body(client_id, client_secret),
+//!     ClientAuth::client_secret_post(client_id, client_secret),
 //! )?;
 //! let mut api = ServiceBuilder::new().layer(ClientCredentialsLayer::new(tokens)).service(http);
 //! let response = api.ready().await?.call(request).await?;
@@ -92,7 +92,7 @@
 //! | Which options are there? | [`ClientCredentialsLayer`], [`TokenCacheBuilder`], [`TokenEndpoint`] |
 //! | How is a client authenticated? | [`ClientAuth`] |
 //! | How is a request sent a second time? | [`replay`] |
-//! | What happened to a call? Why was a 401 not followed by a second send? | [`Outcome`] |
+//! | What happened to a call? Why was a 401 not followed by a second send? | [`TokenOutcome`] |
 //! | What can fail? | [`Error`] |
 //! | How do I use a token without the layer? | [`TokenCache`] |
 //!
@@ -164,12 +164,11 @@ mod verdict;
 mod wait;
 
 pub use crate::{
-    endpoint::{ClientAuth, ClientSecret, TokenEndpoint},
+    endpoint::{ClientAuth, ClientSecret, TokenEndpoint, provider},
     error::Error,
     future::ResponseFuture,
     layer::ClientCredentialsLayer,
-    outcome::{NotReplayed, Outcome, Withheld},
-    replay::{Buffered, CloneBody, CloneWith, Never, NoReplay, Replay, ReplayBody},
+    outcome::{NotReplayed, TokenOmitted, TokenOutcome},
     service::ClientCredentials,
     token::{AccessToken, Rejection, TokenCache, TokenCacheBuilder, TokenParameters, TokenRequest},
 };

@@ -12,7 +12,7 @@ use http::{
 };
 use tower::BoxError;
 
-use crate::{Error, Withheld, error::Kind};
+use crate::{Error, TokenOmitted, error::Kind};
 
 /// The schemes of requests that cannot be read on the way; `unix` is a socket of this machine.
 const PRIVATE: [&str; 3] = ["https", "wss", "unix"];
@@ -44,7 +44,7 @@ impl Destinations {
 
     /// Why a request must not carry the token, if there is a reason.
     #[inline]
-    pub(crate) fn withholds_from<B>(&self, request: &Request<B>) -> Option<Withheld> {
+    pub(crate) fn withholds_from<B>(&self, request: &Request<B>) -> Option<TokenOmitted> {
         let (method, uri) = (request.method(), request.uri());
         if self.origins.is_none() {
             match uri.scheme_str() {
@@ -60,7 +60,7 @@ impl Destinations {
     // Most calls do without.
     #[cold]
     #[inline(never)]
-    fn look_closer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<Withheld> {
+    fn look_closer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<TokenOmitted> {
         let is_plain = uri
             .scheme_str()
             .is_some_and(|scheme| !is_any_of(scheme, &PRIVATE));
@@ -68,7 +68,7 @@ impl Destinations {
             && self.plain_http == PlainHttp::ToLoopback
             && !uri.host().is_some_and(is_loopback)
         {
-            return Some(Withheld::PlainHttp);
+            return Some(TokenOmitted::PlainHttp);
         }
         // The target of a tunnel is a proxy's affair: whoever reads the request is another party.
         let is_tunnel = method == Method::CONNECT && uri.scheme().is_none();
@@ -76,7 +76,7 @@ impl Destinations {
             None => true,
             Some(origins) => is_within(origins, uri, headers),
         };
-        (is_tunnel || !is_inside).then_some(Withheld::OtherOrigin)
+        (is_tunnel || !is_inside).then_some(TokenOmitted::OtherOrigin)
     }
 }
 

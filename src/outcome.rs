@@ -6,23 +6,23 @@ use crate::Error;
 
 /// What happened to a call beside a plain send with a token that was there.
 ///
-/// An extension of the response: found with `response.extensions().get::<Outcome>()`. A response
+/// An extension of the response: found with `response.extensions().get::<TokenOutcome>()`. A response
 /// without it is that of a request that carried a token which was there already, or an
 /// `Authorization` of its own.
 ///
 /// # Examples
 ///
 /// ```
-/// use tower_client_credentials::Outcome;
+/// use tower_client_credentials::TokenOutcome;
 ///
 /// # let response = http::Response::new(());
-/// if let Some(outcome) = response.extensions().get::<Outcome>() {
+/// if let Some(outcome) = response.extensions().get::<TokenOutcome>() {
 ///     // All of it in one line; or part by part.
 ///     eprintln!("{}: {outcome}", response.status());
 ///     if let Some(waited) = outcome.waited() {
 ///         eprintln!("waited {waited:?}");
 ///     }
-///     if outcome.is_replayed() && !outcome.is_renewed() {
+///     if outcome.replayed() && !outcome.token_renewed() {
 ///         eprintln!("sent again with a token that was there");
 ///     }
 ///     if let Some(reason) = outcome.not_replayed() {
@@ -31,15 +31,15 @@ use crate::Error;
 /// }
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct Outcome {
+pub struct TokenOutcome {
     waited: Option<Duration>,
-    is_renewed: bool,
-    is_replayed: bool,
+    token_renewed: bool,
+    replayed: bool,
     not_replayed: Option<NotReplayed>,
-    withheld: Option<Withheld>,
+    omitted: Option<TokenOmitted>,
 }
 
-impl Outcome {
+impl TokenOutcome {
     /// How long the call waited for tokens, if it did.
     pub fn waited(&self) -> Option<Duration> {
         self.waited
@@ -47,14 +47,14 @@ impl Outcome {
 
     /// Whether the call waited for a renewal after the API had rejected its token.
     ///
-    /// A [replay](Self::is_replayed) without one used a newer token that was there already.
-    pub fn is_renewed(&self) -> bool {
-        self.is_renewed
+    /// A [replay](Self::replayed) without one used a newer token that was there already.
+    pub fn token_renewed(&self) -> bool {
+        self.token_renewed
     }
 
     /// Whether the request was sent twice; this is the response to the second send.
-    pub fn is_replayed(&self) -> bool {
-        self.is_replayed
+    pub fn replayed(&self) -> bool {
+        self.replayed
     }
 
     /// Why a response that rejects the token came back.
@@ -63,8 +63,8 @@ impl Outcome {
     }
 
     /// Why the request was sent without a token.
-    pub fn withheld(&self) -> Option<Withheld> {
-        self.withheld
+    pub fn omitted(&self) -> Option<TokenOmitted> {
+        self.omitted
     }
 
     pub(crate) fn note_wait(&mut self, waited: Option<Duration>) {
@@ -76,14 +76,14 @@ impl Outcome {
     }
 
     /// The request is sent again, after a renewal or with a token that was there.
-    pub(crate) fn note_replay(&mut self, is_renewed: bool) {
-        self.is_replayed = true;
-        self.is_renewed = is_renewed;
+    pub(crate) fn note_replay(&mut self, token_renewed: bool) {
+        self.replayed = true;
+        self.token_renewed = token_renewed;
     }
 
-    pub(crate) fn without_token(reason: Withheld) -> Self {
+    pub(crate) fn without_token(reason: TokenOmitted) -> Self {
         Self {
-            withheld: Some(reason),
+            omitted: Some(reason),
             ..Self::default()
         }
     }
@@ -109,21 +109,23 @@ impl Outcome {
     /// A token was there when it was looked for a second time.
     fn is_plain(&self) -> bool {
         self.waited.is_none()
-            && !self.is_replayed
+            && !self.replayed
             && self.not_replayed.is_none()
-            && self.withheld.is_none()
+            && self.omitted.is_none()
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for TokenOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let waited = self
             .waited
             .map(|waited| format!("waited {waited:?} for a token"));
-        let renewed = self.is_renewed.then(|| "the token was renewed".to_owned());
-        let replayed = self.is_replayed.then(|| "sent twice".to_owned());
+        let renewed = self
+            .token_renewed
+            .then(|| "the token was renewed".to_owned());
+        let replayed = self.replayed.then(|| "sent twice".to_owned());
         let not_replayed = self.not_replayed.as_ref().map(NotReplayed::to_string);
-        let withheld = self.withheld.as_ref().map(Withheld::to_string);
+        let withheld = self.omitted.as_ref().map(TokenOmitted::to_string);
         let parts: Vec<_> = [waited, renewed, replayed, not_replayed, withheld]
             .into_iter()
             .flatten()
@@ -134,7 +136,7 @@ impl fmt::Display for Outcome {
 
 /// Why a response that rejected the token came back without another send.
 ///
-/// Found with [`Outcome::not_replayed`].
+/// Found with [`TokenOutcome::not_replayed`].
 ///
 /// # Examples
 ///
@@ -157,13 +159,13 @@ pub enum NotReplayed {
     RenewalFailed(Error),
     /// The replay policy kept nothing of the body.
     BodyNotKept,
-    /// More of the body was sent than [`Buffered`](crate::Buffered) may keep, or reading it failed.
+    /// More of the body was sent than [`Buffered`](crate::replay::Buffered) may keep, or reading it failed.
     BodyOverLimit,
     /// The clone of the body shares its data with the body that was sent: it is shallow.
     BodyShared,
     /// What was kept of the body could not be made into one.
     BodyNotRestored,
-    /// The request carried [`NoReplay`](crate::NoReplay).
+    /// The request carried [`NoReplay`](crate::replay::NoReplay).
     OptedOut,
     /// This is the response to the second send: the API rejected the other token, too.
     RejectedAgain,
@@ -204,26 +206,26 @@ impl fmt::Display for NotReplayed {
 
 /// Why a request was sent without a token.
 ///
-/// Found with [`Outcome::withheld`].
+/// Found with [`TokenOutcome::omitted`].
 ///
 /// # Examples
 ///
 /// ```
 /// use http::Response;
-/// use tower_client_credentials::{Outcome, Withheld};
+/// use tower_client_credentials::{TokenOutcome, TokenOmitted};
 ///
 /// /// Whether a request went without a token, as its URL begins with `http:`.
 /// fn is_plain<B>(response: &Response<B>) -> bool {
-///     let outcome = response.extensions().get::<Outcome>();
-///     outcome.and_then(Outcome::withheld) == Some(Withheld::PlainHttp)
+///     let outcome = response.extensions().get::<TokenOutcome>();
+///     outcome.and_then(TokenOutcome::omitted) == Some(TokenOmitted::PlainHttp)
 /// }
 /// # assert!(!is_plain(&Response::new(())));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Withheld {
+pub enum TokenOmitted {
     /// It goes to another origin than those of
-    /// [`origins`](crate::ClientCredentialsLayer::origins), or asks a proxy for a tunnel.
+    /// [`allowed_origins`](crate::ClientCredentialsLayer::allowed_origins), or asks a proxy for a tunnel.
     OtherOrigin,
     /// It goes over plain http, or by another scheme than `https`, `wss` and `unix`, to another host
     /// than this one; see
@@ -231,7 +233,7 @@ pub enum Withheld {
     PlainHttp,
 }
 
-impl fmt::Display for Withheld {
+impl fmt::Display for TokenOmitted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let destination = match self {
             Self::OtherOrigin => "another origin than those that the token is for",

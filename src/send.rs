@@ -11,9 +11,10 @@ use pin_project_lite::pin_project;
 use tower::Service;
 
 use crate::{
-    Error, NoReplay, Outcome, Replay,
+    Error, TokenOutcome,
     anchor::Anchor,
     error::Kind,
+    replay::{NoReplay, ReplayPolicy},
     token::{Generation, Held},
 };
 
@@ -26,7 +27,7 @@ pub(crate) const WAITS: u8 = 10;
 /// A request that has not been sent, and the service to send it with, which is not ready.
 pub(crate) struct Unsent<S, R, B>
 where
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
 {
     pub(crate) inner: S,
     pub(crate) request: Request<R::Body>,
@@ -35,7 +36,7 @@ where
     /// How often the request may still wait for another token.
     pub(crate) waits_left: u8,
     /// What the response will tell.
-    pub(crate) outcome: Box<Outcome>,
+    pub(crate) outcome: Box<TokenOutcome>,
 }
 
 /// What is kept for a second send, or why there will be none.
@@ -150,19 +151,19 @@ pin_project! {
     pub(crate) struct Underway<S, R, B>
     where
         S: Service<Request<R::Body>>,
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         #[pin]
         pub(crate) response: S::Future,
         pub(crate) sent: Sent<R::Kept>,
-        pub(crate) outcome: Option<Box<Outcome>>,
+        pub(crate) outcome: Option<Box<TokenOutcome>>,
     }
 }
 
 impl<S, R, B> Unsent<S, R, B>
 where
     S: Clone,
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
 {
     /// Gives up the readiness of the service, which may be what the next token request waits for.
     pub(crate) fn wait_again(&mut self) -> Result<(), Error> {
@@ -175,7 +176,7 @@ where
 
 impl<S, R, B> Unsent<S, R, B>
 where
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
 {
     /// Sends the request with the token; the service has to be ready.
     pub(crate) fn send(mut self, granted: &Held) -> Result<Underway<S, R, B>, Error>

@@ -10,12 +10,13 @@ use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::{
-    CloneBody, Replay, TokenCache, Withheld,
+    TokenCache, TokenOmitted,
     anchor::Anchor,
     authorization::Authorization,
     config::Config,
     future::ResponseFuture,
     lease::Lease,
+    replay::{CloneBody, ReplayPolicy},
     send::{NotKept, Unsent, WAITS},
     token::{Seen, View},
 };
@@ -67,13 +68,13 @@ use crate::{
 ///
 /// A call fails with an [`Error`](crate::Error) if no token can be had or put on the request, and
 /// else with the inner service's own error. A rejection that comes back carries an
-/// [`Outcome`](crate::Outcome) that says why it was not mended.
+/// [`TokenOutcome`](crate::TokenOutcome) that says why it was not mended.
 ///
 /// # Panics
 ///
 /// A call panics when that of the inner service does; further calls are served. With a policy that can keep
-/// nothing, such as [`Never`](crate::Never), what the service shares with its calls is then not freed: its
-/// options, with what the policy and `reject_when` hold, but neither the cache nor a token.
+/// nothing, such as [`NoReplay`](crate::replay::NoReplay), what the service shares with its calls is then not freed: its
+/// options, with what the policy and `rejected_when` hold, but neither the cache nor a token.
 ///
 /// # Cancel safety
 ///
@@ -124,7 +125,7 @@ impl<S, R, B, ResBody> Service<Request<B>> for ClientCredentials<S, R>
 where
     S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
     S::Error: Into<BoxError>,
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
     ResBody: Body,
 {
     type Response = Response<ResBody>;
@@ -174,7 +175,7 @@ where
     }
 }
 
-/// Whether a policy whose `Kept` has no values, as that of `Never`, can keep nothing.
+/// Whether a policy whose `Kept` has no values, as that of `NoReplay`, can keep nothing.
 const fn keeps_nothing<K>() -> bool {
     size_of::<Option<K>>() == 0
 }
@@ -192,12 +193,12 @@ impl<S, R> ClientCredentials<S, R> {
     #[cold]
     fn send_without_token<B>(
         &mut self,
-        reason: Withheld,
+        reason: TokenOmitted,
         request: Request<B>,
     ) -> ResponseFuture<S, R, B>
     where
         S: Service<Request<R::Body>>,
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         if request.headers().contains_key(AUTHORIZATION) {
             return self.send_untouched(request);
@@ -211,7 +212,7 @@ impl<S, R> ClientCredentials<S, R> {
     fn send_untouched<B>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
     where
         S: Service<Request<R::Body>>,
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         let response = self.send_once(request);
         ResponseFuture::calling(response, None, self.lease.clone())
@@ -222,7 +223,7 @@ impl<S, R> ClientCredentials<S, R> {
     fn send_once<B>(&mut self, request: Request<B>) -> S::Future
     where
         S: Service<Request<R::Body>>,
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         self.inner.call(self.lease.replay.sent_once(request))
     }
@@ -232,7 +233,7 @@ impl<S, R> ClientCredentials<S, R> {
     fn send_later<B>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
     where
         S: Service<Request<R::Body>> + Clone,
-        R: Replay<B>,
+        R: ReplayPolicy<B>,
     {
         let (head, body) = request.into_parts();
         let own_headers = head.headers.len();

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{AccessToken, Error, Rejection, Withheld, clock::Moment};
+use crate::{AccessToken, Error, Rejection, TokenOmitted, clock::Moment};
 
 /// Tells the recorder what each metric is; the recorder has to be there before the first cache.
 pub(crate) fn describe() {
@@ -101,7 +101,7 @@ pub(crate) enum Cause {
     /// There was none yet.
     First,
     /// The time had come to refresh it.
-    Stale,
+    DueForRefresh,
     /// Its time was over.
     Expired,
     /// The API had rejected it.
@@ -114,7 +114,7 @@ impl Cause {
     fn name(self) -> &'static str {
         match self {
             Self::First => "first",
-            Self::Stale => "stale",
+            Self::DueForRefresh => "due_for_refresh",
             Self::Expired => "expired",
             Self::Rejected => "rejected",
             Self::KeepWarm => "keep_warm",
@@ -149,7 +149,7 @@ impl Flight {
     fn new_span(cause: Cause) -> tracing::Span {
         let span = tracing::debug_span!(
             parent: None,
-            "token_flight",
+            "token_request",
             otel.kind = "internal",
             cause = cause.name(),
             attempts = tracing::field::Empty,
@@ -316,12 +316,12 @@ pub(crate) fn rejected_again() {
 }
 
 /// A request was sent without a token.
-pub(crate) fn withheld(reason: Withheld) {
+pub(crate) fn withheld(reason: TokenOmitted) {
     #[cfg(feature = "metrics")]
     {
         let reason = match reason {
-            Withheld::OtherOrigin => "other_origin",
-            Withheld::PlainHttp => "plain_http",
+            TokenOmitted::OtherOrigin => "other_origin",
+            TokenOmitted::PlainHttp => "plain_http",
         };
         metrics::counter!(names::REQUESTS_WITHOUT_TOKEN, "reason" => reason).increment(1);
     }

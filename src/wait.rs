@@ -13,9 +13,10 @@ use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::{
-    NotReplayed, Outcome, Replay,
+    NotReplayed, TokenOutcome,
     drain::Drain,
     lease::Lease,
+    replay::ReplayPolicy,
     send::{Sent, Unsent},
     telemetry,
     token::{Acquired, Acquiring, Held},
@@ -25,7 +26,7 @@ use crate::{
 pub(crate) struct Wait<S, R, B>
 where
     S: Service<Request<R::Body>>,
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
 {
     unsent: Unsent<S, R, B>,
     stage: Stage<S::Response>,
@@ -64,7 +65,7 @@ pub(crate) enum Waited<Res> {
 impl<S, R, B> Wait<S, R, B>
 where
     S: Service<Request<R::Body>>,
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
 {
     /// There is no token yet.
     pub(crate) fn for_token(unsent: Unsent<S, R, B>) -> Self {
@@ -82,7 +83,7 @@ impl<S, R, B, ResBody> Wait<S, R, B>
 where
     S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
     S::Error: Into<BoxError>,
-    R: Replay<B>,
+    R: ReplayPolicy<B>,
     ResBody: Body,
 {
     /// Reads the verdict off a response: the request waits for another token, if that may help, or the
@@ -91,10 +92,10 @@ where
         lease: &Lease<S, R>,
         response: S::Response,
         sent: Sent<R::Kept>,
-        outcome: Option<Box<Outcome>>,
+        outcome: Option<Box<TokenOutcome>>,
     ) -> Result<Self, S::Response> {
         let Some(sent) = sent else {
-            return Err(Outcome::attach(outcome, response));
+            return Err(TokenOutcome::attach(outcome, response));
         };
         let (rejected, _) = sent;
         let (response, unsent) = lease.judge(response, sent, outcome);
@@ -160,7 +161,7 @@ where
 
 /// Goes on with the other token, or gives the caller the rejection and the reason.
 fn after_renewal<B>(
-    outcome: &mut Box<Outcome>,
+    outcome: &mut Box<TokenOutcome>,
     Acquired { landed, waited }: Acquired,
     rejection: Response<B>,
 ) -> Result<Stage<Response<B>>, Response<B>> {

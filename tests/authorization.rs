@@ -8,7 +8,9 @@ use http::{
 };
 use support::{Issuer, rejection, request, stack};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
-use tower_client_credentials::{AccessToken, ClientCredentialsLayer, Error, Outcome, TokenRequest};
+use tower_client_credentials::{
+    AccessToken, ClientCredentialsLayer, Error, TokenOutcome, TokenRequest,
+};
 use tower_test::{assert_request_eq, mock};
 
 /// An API that answers with the request that it got.
@@ -61,7 +63,7 @@ async fn a_callers_own_authorization_header_wins() {
         assert_eq!(sent.headers()[AUTHORIZATION], "Basic b3du");
         assert_eq!(sent.body(), "name=Ada");
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
-        assert!(response.extensions().get::<Outcome>().is_none());
+        assert!(response.extensions().get::<TokenOutcome>().is_none());
         assert_eq!(issuer.requests(), usize::from(is_warm));
         let token = service.cache().token().await.unwrap();
         assert_eq!(token.header_value(), "Bearer token-1");
@@ -156,10 +158,10 @@ async fn token_of_another_type_stands_behind_its_type() {
 async fn the_token_service_is_asked_for_what_the_cache_was_set_up_with() {
     let (token_service, mut issuer) = mock::pair::<TokenRequest, AccessToken>();
     let parameters = tower_client_credentials::TokenParameters::default()
-        .scope("r_basic w_basic")
-        .resource("https://api.example/")
-        .audience("api")
-        .param("tenant", "7");
+        .with_scope("r_basic w_basic")
+        .with_resource("https://api.example/")
+        .with_audience("api")
+        .with_parameter("organization", "7");
     let cache = tower_client_credentials::TokenCache::builder()
         .parameters(parameters.clone())
         .build(token_service);
@@ -170,7 +172,7 @@ async fn the_token_service_is_asked_for_what_the_cache_was_set_up_with() {
     answer.send_response(AccessToken::new("token-1").unwrap());
 
     assert_eq!(asked.parameters, parameters);
-    assert_eq!(asked.parameters.scopes, ["r_basic", "w_basic"]);
+    assert_eq!(asked.parameters.scopes(), ["r_basic", "w_basic"]);
     assert!(asked.rejected.is_none());
     assert_eq!(waiting.await.unwrap().expose(), "token-1");
 }

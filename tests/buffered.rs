@@ -16,8 +16,8 @@ use http_body_util::{BodyExt, Empty, Full};
 use proptest::prelude::*;
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, BoxError, Buffered, ClientCredentialsLayer, NotReplayed, Outcome, Replay,
-    ReplayBody, TokenRequest, replay::KeptFrames,
+    AccessToken, BoxError, ClientCredentialsLayer, NotReplayed, TokenOutcome, TokenRequest,
+    replay::{Buffered, KeptFrames, ReplayBody, ReplayPolicy},
 };
 
 /// A body that does what it is told, step by step.
@@ -765,7 +765,7 @@ proptest! {
             prop_assert_eq!(seen.pop().unwrap().unwrap(), whole);
         } else {
             prop_assert_eq!(seen.len(), 1);
-            let reason = response.extensions().get::<Outcome>().and_then(Outcome::not_replayed);
+            let reason = response.extensions().get::<TokenOutcome>().and_then(TokenOutcome::not_replayed);
             prop_assert!(matches!(
                 reason,
                 Some(

@@ -149,8 +149,8 @@ async fn a_token_that_was_just_obtained_is_used() {
         let issuer = Issuer::new().lifetime(Duration::from_millis(lifetime));
         let api = Api::accepting_all();
         let cache = TokenCache::builder()
-            .window(hour)
-            .margin(hour)
+            .refresh_window(hour)
+            .expiry_margin(hour)
             .build(issuer.service());
         let service = ClientCredentialsLayer::with_cache(cache).layer(api.service());
 
@@ -231,7 +231,7 @@ async fn token_that_comes_back_unchanged_is_asked_for_ever_less_often() {
         counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         async move {
             let left = LONG.saturating_sub(start.elapsed());
-            Ok::<_, BoxError>(AccessToken::new("the-same")?.expires_in(left))
+            Ok::<_, BoxError>(AccessToken::new("the-same")?.with_lifetime(left))
         }
     });
     let cache = TokenCache::new(unchanging);

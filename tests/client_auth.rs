@@ -19,7 +19,7 @@ use http_body_util::Full;
 use tower::{BoxError, Service, ServiceBuilder, ServiceExt, service_fn};
 use tower_client_credentials::{
     AccessToken, ClientAuth, ClientSecret, Error, TokenCache, TokenEndpoint, TokenParameters,
-    TokenRequest,
+    TokenRequest, provider,
 };
 
 const URL: &str = "https://auth.example/token?tenant=7";
@@ -33,7 +33,7 @@ async fn basic_sends_percent_encoded_credentials_in_a_sensitive_header() {
     let server = Server::default();
 
     server
-        .ask(ClientAuth::basic("my id", "a/b=c+d-._"))
+        .ask(ClientAuth::client_secret_basic("my id", "a/b=c+d-._"))
         .await
         .unwrap();
 
@@ -48,7 +48,7 @@ async fn basic_encodes_the_example_of_the_rfc_with_a_space_as_percent_20() {
     let server = Server::default();
 
     // RFC 6749 Appendix B, between letters: neither id nor secret starts with a space.
-    let auth = ClientAuth::basic("id", "a %&+£€");
+    let auth = ClientAuth::client_secret_basic("id", "a %&+£€");
     server.ask(auth).await.unwrap();
 
     assert_eq!(
@@ -61,7 +61,7 @@ async fn basic_encodes_the_example_of_the_rfc_with_a_space_as_percent_20() {
 async fn request_body_encodes_the_example_of_the_rfc() {
     let server = Server::default();
 
-    let auth = ClientAuth::request_body("id", "a %&+£€");
+    let auth = ClientAuth::client_secret_post("id", "a %&+£€");
     server.ask(auth).await.unwrap();
 
     let sent = server.only_request();
@@ -78,7 +78,7 @@ async fn basic_carries_every_printable_character() {
     let every = every_printable();
 
     server
-        .ask(ClientAuth::basic(&every, every.as_str()))
+        .ask(ClientAuth::client_secret_basic(&every, every.as_str()))
         .await
         .unwrap();
 
@@ -96,7 +96,10 @@ async fn basic_raw_sends_credentials_as_they_are() {
     let every = every_printable();
 
     server
-        .ask(ClientAuth::basic_raw("my id", every.as_str()))
+        .ask(ClientAuth::client_secret_basic_unencoded(
+            "my id",
+            every.as_str(),
+        ))
         .await
         .unwrap();
 
@@ -110,7 +113,7 @@ async fn request_body_sends_id_and_secret_in_the_form_alone() {
     let server = Server::default();
 
     server
-        .ask(ClientAuth::request_body("my-client", "/+="))
+        .ask(ClientAuth::client_secret_post("my-client", "/+="))
         .await
         .unwrap();
 
@@ -132,7 +135,7 @@ async fn request_body_carries_every_printable_character() {
     let every = every_printable() + "£€";
 
     server
-        .ask(ClientAuth::request_body(&every, every.as_str()))
+        .ask(ClientAuth::client_secret_post(&every, every.as_str()))
         .await
         .unwrap();
 
@@ -164,7 +167,7 @@ async fn none_sends_the_client_id_and_no_proof() {
 async fn assertion_is_made_anew_for_every_attempt_with_the_token_url() {
     let server = Server::default();
     let made = Arc::new(AtomicUsize::new(0));
-    let auth = ClientAuth::assertion("my-client", move |url: Uri| {
+    let auth = ClientAuth::jwt_assertion("my-client", move |url: Uri| {
         let jti = made.fetch_add(1, Ordering::Relaxed);
         async move { Ok::<_, Infallible>(format!("jwt-{jti} for {url}")) }
     });
@@ -198,7 +201,7 @@ async fn assertion_may_need_the_permit_of_the_client() {
         .service(server.http());
     let signer = http.clone();
     // Signs with a request of its own.
-    let auth = ClientAuth::assertion("my-client", move |_| {
+    let auth = ClientAuth::jwt_assertion("my-client", move |_| {
         let request = Request::get("https://signer.example/")
             .body(Full::default())
             .unwrap();
@@ -277,8 +280,8 @@ async fn a_function_that_fails_after_a_refusal_leaves_the_refusal() {
 async fn a_change_of_method_is_a_rotation() {
     let server = Server::answering([(401, INVALID_CLIENT), (200, TOKEN)]);
     let auth = from_list([
-        ClientAuth::basic("id", "s"),
-        ClientAuth::request_body("id", "s"),
+        ClientAuth::client_secret_basic("id", "s"),
+        ClientAuth::client_secret_post("id", "s"),
     ]);
 
     server.ask(auth).await.unwrap();
@@ -289,8 +292,9 @@ async fn a_change_of_method_is_a_rotation() {
 #[tokio::test]
 async fn a_new_assertion_of_the_same_client_is_no_rotation() {
     let server = Server::answering([(401, INVALID_CLIENT)]);
-    let assertion =
-        |jwt: &'static str| ClientAuth::assertion("id", move |_| async move { infallible(jwt) });
+    let assertion = |jwt: &'static str| {
+        ClientAuth::jwt_assertion("id", move |_| async move { infallible(jwt) })
+    };
 
     let error = server
         .ask(from_list([assertion("a"), assertion("b")]))
@@ -306,7 +310,7 @@ async fn fixed_credentials_are_sent_once() {
     let server = Server::answering([(401, INVALID_CLIENT)]);
 
     let error = server
-        .ask(ClientAuth::request_body("id", "wrong"))
+        .ask(ClientAuth::client_secret_post("id", "wrong"))
         .await
         .unwrap_err();
 
@@ -320,14 +324,13 @@ async fn a_failing_function_is_transient_unless_it_says_otherwise() {
     let broken = || Err::<&str, _>(BoxError::from("signer is away"));
     let revoked = || Err::<&str, _>(Error::permanent("key was revoked"));
 
-    let transient = server.ask(ClientAuth::assertion(
+    let transient = server.ask(ClientAuth::jwt_assertion(
         "id",
         move |_| async move { broken() },
     ));
-    let permanent = server.ask(ClientAuth::assertion(
-        "id",
-        move |_| async move { revoked() },
-    ));
+    let permanent = server.ask(ClientAuth::jwt_assertion("id", move |_| async move {
+        revoked()
+    }));
     let (transient, permanent) = (transient.await.unwrap_err(), permanent.await.unwrap_err());
 
     assert!(transient.is_client_auth() && transient.is_transient());
@@ -355,7 +358,7 @@ async fn a_failing_function_is_transient_unless_it_says_otherwise() {
 async fn an_endpoint_that_refuses_a_function_is_not_the_one_that_was_asked() {
     let other = Server::answering([(429, INVALID_CLIENT)]);
     let server = Server::default();
-    let auth = ClientAuth::assertion("id", move |_| {
+    let auth = ClientAuth::jwt_assertion("id", move |_| {
         let identity = other.ask(ClientAuth::none("other"));
         async { Ok::<_, Error>(identity.await?.expose().to_owned()) }
     });
@@ -387,7 +390,7 @@ async fn a_function_may_say_when_to_ask_again() {
 async fn assertion_is_made_anew_for_every_retry_of_a_flight() {
     let server = Server::answering([(503, ""), (503, ""), (200, TOKEN)]);
     let made = Arc::new(AtomicUsize::new(0));
-    let auth = ClientAuth::assertion("id", move |_| {
+    let auth = ClientAuth::jwt_assertion("id", move |_| {
         let jti = made.fetch_add(1, Ordering::Relaxed);
         async move { infallible(format!("jwt-{jti}")) }
     });
@@ -407,7 +410,7 @@ async fn assertion_is_made_anew_for_every_retry_of_a_flight() {
 async fn a_file_that_is_just_rewritten_is_read_again() {
     let server = Server::default();
     let reads = Arc::new(AtomicUsize::new(0));
-    let auth = ClientAuth::assertion("id", move |_| {
+    let auth = ClientAuth::jwt_assertion("id", move |_| {
         let is_first = reads.fetch_add(1, Ordering::Relaxed) == 0;
         async move { infallible(if is_first { "" } else { "jwt" }) }
     });
@@ -424,44 +427,50 @@ async fn a_file_that_is_just_rewritten_is_read_again() {
 fn ids_and_secrets_that_cannot_work_are_refused_without_being_shown() {
     for (auth, message) in [
         (ClientAuth::none(""), "client id is empty"),
-        (ClientAuth::basic("", "MARK"), "client id is empty"),
         (
-            ClientAuth::assertion("", |_| async { infallible("MARK") }),
+            ClientAuth::client_secret_basic("", "MARK"),
+            "client id is empty",
+        ),
+        (
+            ClientAuth::jwt_assertion("", |_| async { infallible("MARK") }),
             "client id is empty",
         ),
         (ClientAuth::none("MARK\n"), ends("client id").as_str()),
-        (ClientAuth::basic(" MARK", "s"), &ends("client id")),
         (
-            ClientAuth::request_body("id", "MARK\r\n"),
+            ClientAuth::client_secret_basic(" MARK", "s"),
+            &ends("client id"),
+        ),
+        (
+            ClientAuth::client_secret_post("id", "MARK\r\n"),
             &ends("client secret"),
         ),
         (
-            ClientAuth::request_body("id", "MARK "),
+            ClientAuth::client_secret_post("id", "MARK "),
             &ends("client secret"),
         ),
         (
-            ClientAuth::basic_raw("id", "\u{a0}MARK"),
+            ClientAuth::client_secret_basic_unencoded("id", "\u{a0}MARK"),
             &ends("client secret"),
         ),
         (
-            ClientAuth::basic("id", "\u{feff}MARK"),
+            ClientAuth::client_secret_basic("id", "\u{feff}MARK"),
             &ends("client secret"),
         ),
         (
-            ClientAuth::basic("id", "MARK\u{200b}"),
+            ClientAuth::client_secret_basic("id", "MARK\u{200b}"),
             &ends("client secret"),
         ),
         (
-            ClientAuth::basic("id", "MA\0RK"),
+            ClientAuth::client_secret_basic("id", "MA\0RK"),
             "client secret holds a control character or an invisible one",
         ),
         (
-            ClientAuth::basic("MA\u{200d}RK", "s"),
+            ClientAuth::client_secret_basic("MA\u{200d}RK", "s"),
             "client id holds a control character or an invisible one",
         ),
         (
-            ClientAuth::basic_raw("MA:RK", "s"),
-            "client id holds a colon, which basic_raw cannot send; use basic",
+            ClientAuth::client_secret_basic_unencoded("MA:RK", "s"),
+            "client id holds a colon, which client_secret_basic_unencoded cannot send; use client_secret_basic",
         ),
     ] {
         let error = TokenEndpoint::new(Server::default().http(), URL, auth).unwrap_err();
@@ -480,11 +489,11 @@ async fn what_a_function_gives_is_checked_when_it_is_used() {
             "client id is empty".to_owned(),
         ),
         (
-            ClientAuth::assertion("id", |_| async { infallible("") }),
+            ClientAuth::jwt_assertion("id", |_| async { infallible("") }),
             "client assertion is empty".to_owned(),
         ),
         (
-            ClientAuth::assertion("id", |_| async { infallible("MARK\n") }),
+            ClientAuth::jwt_assertion("id", |_| async { infallible("MARK\n") }),
             ends("client assertion"),
         ),
     ] {
@@ -519,7 +528,7 @@ async fn a_function_that_gives_a_function_is_a_mistake_for_good() {
 fn linkedin_refuses_an_empty_secret() {
     let http = Server::default().http();
 
-    let error = TokenEndpoint::linkedin(http, "id", "").unwrap_err();
+    let error = provider::linkedin(http, "id", "").unwrap_err();
 
     assert!(error.is_configuration());
     assert_eq!(error.to_string(), "client secret is empty");
@@ -589,7 +598,7 @@ async fn credentials_never_travel_over_plain_http_unless_allowed() {
         let server = Server::default();
         let url = format!("HTTP://{host}/token");
         let tokens = server
-            .endpoint(ClientAuth::basic("id", "s"))
+            .endpoint(ClientAuth::client_secret_basic("id", "s"))
             .url(url)
             .unwrap();
 
@@ -635,11 +644,11 @@ async fn plain_http_to_loopback_needs_no_leave() {
 #[tokio::test]
 async fn nothing_of_the_client_is_in_the_url() {
     for auth in [
-        ClientAuth::basic("MARK", "MARK"),
-        ClientAuth::basic_raw("MARK", "MARK"),
-        ClientAuth::request_body("MARK", "MARK"),
+        ClientAuth::client_secret_basic("MARK", "MARK"),
+        ClientAuth::client_secret_basic_unencoded("MARK", "MARK"),
+        ClientAuth::client_secret_post("MARK", "MARK"),
         ClientAuth::none("MARK"),
-        ClientAuth::assertion("MARK", |_| async { infallible("MARK") }),
+        ClientAuth::jwt_assertion("MARK", |_| async { infallible("MARK") }),
         rotating(["MARK"]),
     ] {
         let server = Server::default();
@@ -660,13 +669,13 @@ async fn scopes_are_joined_and_what_may_repeat_does() {
         .scope("a b")
         .resource("https://r/1")
         .audience("one")
-        .param("x", "1")
-        .param("x", "2");
+        .parameter("x", "1")
+        .parameter("x", "2");
     let asked = TokenParameters::default()
-        .scope("b c a")
-        .resource("https://r/2")
-        .audience("two")
-        .param("x", "1");
+        .with_scope("b c a")
+        .with_resource("https://r/2")
+        .with_audience("two")
+        .with_parameter("x", "1");
 
     tokens.oneshot(TokenRequest::new(asked)).await.unwrap();
 
@@ -688,15 +697,31 @@ async fn scopes_are_joined_and_what_may_repeat_does() {
 #[tokio::test]
 async fn a_parameter_that_is_sent_already_is_refused() {
     for (name, auth, refused) in [
-        ("grant_type", ClientAuth::basic("id", "s"), true),
-        ("client_id", ClientAuth::request_body("id", "s"), true),
-        ("client_secret", ClientAuth::request_body("id", "s"), true),
-        ("client_id", ClientAuth::basic("id", "s"), false),
-        ("scope", ClientAuth::basic("id", "s"), true),
-        ("audience", ClientAuth::basic("id", "s"), false),
+        (
+            "grant_type",
+            ClientAuth::client_secret_basic("id", "s"),
+            true,
+        ),
+        ("client_id", ClientAuth::client_secret_post("id", "s"), true),
+        (
+            "client_secret",
+            ClientAuth::client_secret_post("id", "s"),
+            true,
+        ),
+        (
+            "client_id",
+            ClientAuth::client_secret_basic("id", "s"),
+            false,
+        ),
+        ("scope", ClientAuth::client_secret_basic("id", "s"), true),
+        (
+            "audience",
+            ClientAuth::client_secret_basic("id", "s"),
+            false,
+        ),
     ] {
         let server = Server::default();
-        let tokens = server.endpoint(auth).scope("a").param(name, "MARK");
+        let tokens = server.endpoint(auth).scope("a").parameter(name, "MARK");
 
         let outcome = tokens.oneshot(TokenRequest::default()).await;
 
@@ -718,11 +743,11 @@ async fn a_parameter_of_the_rfc_is_not_sent_twice() {
         ("x", false),
     ] {
         let server = Server::default();
-        let tokens = server.endpoint(ClientAuth::basic("id", "s"));
-        let asked = TokenParameters::default().param(name, "2");
+        let tokens = server.endpoint(ClientAuth::client_secret_basic("id", "s"));
+        let asked = TokenParameters::default().with_parameter(name, "2");
 
         let outcome = tokens
-            .param(name, "1")
+            .parameter(name, "1")
             .oneshot(TokenRequest::new(asked))
             .await;
 
@@ -737,7 +762,7 @@ async fn a_parameter_of_the_rfc_is_not_sent_twice() {
 #[tokio::test]
 async fn headers_that_follow_from_the_form_and_the_url_are_not_the_users() {
     let server = Server::default();
-    let mut tokens = server.endpoint(ClientAuth::basic("id", "s"));
+    let mut tokens = server.endpoint(ClientAuth::client_secret_basic("id", "s"));
     let names = [
         header::CONTENT_LENGTH,
         header::TRANSFER_ENCODING,
@@ -758,7 +783,7 @@ async fn headers_of_the_user_are_sent_and_json_is_accepted() {
     let server = Server::default();
     let api_key = HeaderName::from_static("x-api-key");
     let tokens = server
-        .endpoint(ClientAuth::basic("id", "s"))
+        .endpoint(ClientAuth::client_secret_basic("id", "s"))
         .header(api_key.clone(), HeaderValue::from_static("1"))
         .header(api_key.clone(), HeaderValue::from_static("2"))
         .header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"))
@@ -792,7 +817,7 @@ async fn headers_of_the_user_are_sent_and_json_is_accepted() {
 #[tokio::test]
 async fn linkedin_gets_its_credentials_in_the_form() {
     let server = Server::default();
-    let tokens = TokenEndpoint::linkedin(server.http(), "77tt5z", "WPL_AP1.x/y+z==").unwrap();
+    let tokens = provider::linkedin(server.http(), "77tt5z", "WPL_AP1.x/y+z==").unwrap();
 
     tokens.oneshot(TokenRequest::default()).await.unwrap();
 
@@ -846,10 +871,10 @@ async fn the_client_needs_neither_a_shared_nor_an_unpinned_body() {
 fn debug_shows_no_secret() {
     let secret = ClientSecret::from("MARK");
     let auths = [
-        ClientAuth::basic("my-id", "MARK"),
-        ClientAuth::basic_raw("my-id", "MARK"),
-        ClientAuth::request_body("my-id", secret.clone()),
-        ClientAuth::assertion("my-id", |_| async { infallible("MARK") }),
+        ClientAuth::client_secret_basic("my-id", "MARK"),
+        ClientAuth::client_secret_basic_unencoded("my-id", "MARK"),
+        ClientAuth::client_secret_post("my-id", secret.clone()),
+        ClientAuth::jwt_assertion("my-id", |_| async { infallible("MARK") }),
         rotating(["MARK"]),
     ];
 
@@ -984,7 +1009,7 @@ impl PartialEq<(&str, &str)> for Pair {
 
 /// Credentials that change with every call; the last call fails.
 fn rotating<const N: usize>(secrets: [&'static str; N]) -> ClientAuth {
-    from_list(secrets.map(|secret| ClientAuth::request_body("my-client", secret)))
+    from_list(secrets.map(|secret| ClientAuth::client_secret_post("my-client", secret)))
 }
 
 fn from_list<const N: usize>(auths: [ClientAuth; N]) -> ClientAuth {

@@ -23,8 +23,9 @@ use tokio::{
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, Buffered, ClientCredentialsLayer, Error, NotReplayed, Outcome, Rejection, Replay,
-    TokenCache, TokenRequest,
+    AccessToken, ClientCredentialsLayer, Error, NotReplayed, Rejection, TokenCache, TokenOutcome,
+    TokenRequest,
+    replay::{Buffered, ReplayPolicy},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -46,8 +47,8 @@ async fn rejection_while_the_token_service_fails_comes_back_and_the_token_stays_
     assert!(matches!(
         response
             .extensions()
-            .get::<Outcome>()
-            .and_then(Outcome::not_replayed),
+            .get::<TokenOutcome>()
+            .and_then(TokenOutcome::not_replayed),
         Some(NotReplayed::RenewalFailed(_))
     ));
     assert_eq!(cache.token().await.unwrap().expose(), "token-1");
@@ -62,7 +63,7 @@ fn flight_that_lands_after_it_was_replaced_overwrites_nothing() {
         let number = number.fetch_add(1, Ordering::SeqCst) + 1;
         async move {
             sleep(Duration::from_millis(10)).await;
-            Ok::<_, BoxError>(AccessToken::new(format!("token-{number}"))?.expires_in(LONG))
+            Ok::<_, BoxError>(AccessToken::new(format!("token-{number}"))?.with_lifetime(LONG))
         }
     });
     let cache = TokenCache::builder()
@@ -113,7 +114,7 @@ async fn refresh_obeys_retry_after_and_starts_again_after_it() {
         let is_first = log.len() == 1;
         async move {
             if is_first {
-                return Ok(AccessToken::new("token-1")?.expires_in(LONG));
+                return Ok(AccessToken::new("token-1")?.with_lifetime(LONG));
             }
             Err::<_, BoxError>(Error::transient("429", Some(Duration::from_secs(60))).into())
         }
@@ -160,7 +161,7 @@ async fn lifetime_counts_from_before_the_request_was_sent() {
     let issuer = Issuer::new().latency(20 * SECOND);
     let cache = TokenCache::builder()
         .jitter(0.0)
-        .window(Duration::ZERO)
+        .refresh_window(Duration::ZERO)
         .build(issuer.service());
     cache.token().await.unwrap();
 
@@ -173,7 +174,7 @@ async fn lifetime_counts_from_before_the_request_was_sent() {
 #[tokio::test(start_paused = true)]
 async fn request_that_is_never_sent_twice_starts_the_renewal_behind() {
     let issuer = Issuer::new();
-    let layer = ClientCredentialsLayer::new(issuer.service()).never_retry();
+    let layer = ClientCredentialsLayer::new(issuer.service()).no_replay();
     let service = layer.layer(Api::accepting_none().service());
 
     service.oneshot(request()).await.unwrap();
@@ -186,13 +187,13 @@ async fn request_that_is_never_sent_twice_starts_the_renewal_behind() {
 async fn request_that_is_never_sent_twice_renews_nothing_when_nobody_else_has_the_cache() {
     let issuer = Issuer::new();
     let service = ClientCredentialsLayer::new(issuer.service())
-        .never_retry()
+        .no_replay()
         .layer(Api::accepting_none().service());
 
     let response = service.oneshot(request()).await.unwrap();
     settle().await;
 
-    let outcome = response.extensions().get::<Outcome>().unwrap();
+    let outcome = response.extensions().get::<TokenOutcome>().unwrap();
     let reason = outcome.not_replayed();
     assert!(
         matches!(reason, Some(NotReplayed::BodyNotKept)),
@@ -356,12 +357,13 @@ async fn lifetime_counts_from_the_attempt_that_brought_the_token() {
                 sleep(Duration::from_secs(20)).await;
                 return Err::<AccessToken, BoxError>("out of order".into());
             }
-            Ok(AccessToken::new(format!("token-{attempt}"))?.expires_in(Duration::from_secs(1800)))
+            Ok(AccessToken::new(format!("token-{attempt}"))?
+                .with_lifetime(Duration::from_secs(1800)))
         }
     });
     let cache = TokenCache::builder()
-        .window(Duration::ZERO)
-        .retry_pause(Duration::ZERO)
+        .refresh_window(Duration::ZERO)
+        .retry_backoff(Duration::ZERO)
         .build(service);
     cache.token().await.unwrap();
     advance(Duration::from_secs(1790) - Duration::from_nanos(1)).await;

@@ -19,8 +19,9 @@ use http_body_util::Full;
 use support::request;
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, Buffered, ClientAuth, ClientCredentialsLayer, ClientSecret, CloneWith, Error,
-    NotReplayed, Rejection, Replay, TokenCache, TokenEndpoint, TokenParameters, TokenRequest,
+    AccessToken, ClientAuth, ClientCredentialsLayer, ClientSecret, Error, NotReplayed, Rejection,
+    TokenCache, TokenEndpoint, TokenParameters, TokenRequest,
+    replay::{Buffered, CloneWith, ReplayPolicy},
 };
 
 /// What must not be seen: a token, a secret, a body, the Base64 of the credentials, what the user
@@ -57,7 +58,7 @@ fn assert_error_is_unmarked(what: &str, error: &Error) {
         error.code(),
         error.description(),
         error.error_uri(),
-        error.advice(),
+        error.hint(),
     ];
     assert_unmarked(what, &format!("{details:?}"));
 }
@@ -76,7 +77,7 @@ fn answering(status: u16, location: &'static str, body: &'static str) -> TokenEn
         reply.headers_mut().insert(header::LOCATION, location);
         Ok::<_, Infallible>(reply)
     });
-    let auth = ClientAuth::basic("id", "SECRET-MARK");
+    let auth = ClientAuth::client_secret_basic("id", "SECRET-MARK");
     TokenEndpoint::new(http, URL, auth).unwrap().header(
         HeaderName::from_static("x-api-key"),
         HeaderValue::from_static("HEADER-MARK"),
@@ -145,7 +146,7 @@ async fn every_error() -> Vec<(&'static str, Error)> {
         let url = request.uri();
         Err::<Response<Full<Bytes>>, BoxError>(format!("no connection to {url}").into())
     });
-    let secret = ClientAuth::request_body("id", "SECRET-MARK");
+    let secret = ClientAuth::client_secret_post("id", "SECRET-MARK");
     let transport = TokenEndpoint::new(unreachable, URL, secret).unwrap();
     let plain_http = endpoint(200, "{}")
         .url("http://auth.example/token?key=QUERY-MARK")
@@ -153,12 +154,12 @@ async fn every_error() -> Vec<(&'static str, Error)> {
     let no_secret = endpoint(200, "{}").url("https://id:SECRET-MARK@auth.example/");
     let failing = ClientAuth::from_fn(|| async { Err::<ClientAuth, _>("no map: SECRET-MARK") });
     let half_written =
-        ClientAuth::assertion("id", |_| async { Ok::<_, Infallible>("SECRET-MARK\n") });
+        ClientAuth::jwt_assertion("id", |_| async { Ok::<_, Infallible>("SECRET-MARK\n") });
     let disabled = ClientAuth::from_fn(|| async {
         Err::<ClientAuth, _>(Error::permanent("SECRET-MARK is disabled"))
     });
-    let line_break = unasked(ClientAuth::request_body("id", "SECRET-MARK\n"));
-    let twice = endpoint(200, "{}").param("grant_type", "SECRET-MARK");
+    let line_break = unasked(ClientAuth::client_secret_post("id", "SECRET-MARK\n"));
+    let twice = endpoint(200, "{}").parameter("grant_type", "SECRET-MARK");
     let has_failed = Arc::new(AtomicBool::new(false));
     let silent = service_fn(move |_: TokenRequest| {
         let is_first = !has_failed.swap(true, Ordering::Relaxed);
@@ -370,12 +371,12 @@ async fn no_debug_output_shows_a_secret_a_token_or_a_body() {
         r#"{"access_token":"TOKEN-MARK","expires_in":60,"scope":"TOKEN-MARK"}"#,
     );
     let auths = [
-        ClientAuth::basic("id", "SECRET-MARK"),
-        ClientAuth::basic_raw("id", "SECRET-MARK"),
-        ClientAuth::request_body("id", "SECRET-MARK"),
-        ClientAuth::assertion("id", |_| async { Ok::<_, Infallible>("SECRET-MARK") }),
+        ClientAuth::client_secret_basic("id", "SECRET-MARK"),
+        ClientAuth::client_secret_basic_unencoded("id", "SECRET-MARK"),
+        ClientAuth::client_secret_post("id", "SECRET-MARK"),
+        ClientAuth::jwt_assertion("id", |_| async { Ok::<_, Infallible>("SECRET-MARK") }),
         ClientAuth::from_fn(|| async {
-            Ok::<_, Infallible>(ClientAuth::basic("id", "SECRET-MARK"))
+            Ok::<_, Infallible>(ClientAuth::client_secret_basic("id", "SECRET-MARK"))
         }),
     ];
     let secret = ClientSecret::from("SECRET-MARK");
@@ -406,11 +407,11 @@ async fn no_debug_output_shows_a_secret_a_token_or_a_body() {
         ("TokenCache", format!("{cache:?} {cache:#?}")),
         (
             "TokenCacheBuilder",
-            format!("{:?}", TokenCache::builder().window(Duration::ZERO)),
+            format!("{:?}", TokenCache::builder().refresh_window(Duration::ZERO)),
         ),
         (
             "TokenParameters",
-            format!("{:?}", TokenParameters::default().scope("a")),
+            format!("{:?}", TokenParameters::default().with_scope("a")),
         ),
         ("Rejection", format!("{rejection:?} {rejection:#?}")),
         (

@@ -287,7 +287,7 @@ async fn reenter() {
                 is_reentered.store(true, Ordering::SeqCst);
                 tokio::task::yield_now().await;
                 touch(slot.get().unwrap());
-                Ok::<_, BoxError>(AccessToken::new("token-1")?.expires_in(LONG))
+                Ok::<_, BoxError>(AccessToken::new("token-1")?.with_lifetime(LONG))
             }
         })
     };

@@ -5,15 +5,17 @@ mod support;
 use http::{Method, Request, Response, StatusCode, header::AUTHORIZATION};
 use support::{Issuer, rejection};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
-use tower_client_credentials::{ClientCredentialsLayer, CloneBody, Error, Outcome, Withheld};
+use tower_client_credentials::{
+    ClientCredentialsLayer, Error, TokenOmitted, TokenOutcome, replay::CloneBody,
+};
 
 const API: &str = "https://api.example";
 
 /// What becomes of a request: carried the token, or the reason why not.
-type Fate = Result<(), Withheld>;
+type Fate = Result<(), TokenOmitted>;
 
-const OTHER: Fate = Err(Withheld::OtherOrigin);
-const PLAIN: Fate = Err(Withheld::PlainHttp);
+const OTHER: Fate = Err(TokenOmitted::OtherOrigin);
+const PLAIN: Fate = Err(TokenOmitted::PlainHttp);
 
 #[tokio::test(start_paused = true)]
 async fn tokens_go_over_plain_http_to_this_machine_only() {
@@ -86,7 +88,7 @@ async fn tokens_go_to_the_origins_that_were_named_only() {
     ];
     let layer = |cache| {
         ClientCredentialsLayer::with_cache(cache)
-            .origins(origins)
+            .allowed_origins(origins)
             .unwrap()
     };
 
@@ -141,7 +143,9 @@ async fn tokens_go_to_the_origins_that_were_named_only() {
 async fn request_in_origin_form_is_taken_by_its_host() {
     let layer = |cache| {
         let layer = ClientCredentialsLayer::with_cache(cache);
-        layer.origins([API, "http://localhost:8080"]).unwrap()
+        layer
+            .allowed_origins([API, "http://localhost:8080"])
+            .unwrap()
     };
 
     for (uri, hosts, fate) in [
@@ -174,7 +178,7 @@ async fn no_origin_means_no_token() {
     let none: [&str; 0] = [];
     let layer = |cache| {
         ClientCredentialsLayer::with_cache(cache)
-            .origins(none)
+            .allowed_origins(none)
             .unwrap()
     };
 
@@ -192,7 +196,7 @@ async fn request_to_another_origin_passes_untouched() {
         Ok::<_, BoxError>(response)
     });
     let layer = ClientCredentialsLayer::new(issuer.service())
-        .origins([API])
+        .allowed_origins([API])
         .unwrap();
     let service = layer.layer(echo);
     let request = || Request::post("https://evil.example/").header("x-a", "1");
@@ -208,8 +212,8 @@ async fn request_to_another_origin_passes_untouched() {
         (1, &"1".parse().unwrap())
     );
     assert_eq!(response.body(), "Ada");
-    let outcome = response.extensions().get::<Outcome>().unwrap();
-    assert_eq!(outcome.withheld(), Some(Withheld::OtherOrigin));
+    let outcome = response.extensions().get::<TokenOutcome>().unwrap();
+    assert_eq!(outcome.omitted(), Some(TokenOmitted::OtherOrigin));
     assert!(outcome.to_string().contains("another origin"));
 
     let own = request()
@@ -238,7 +242,7 @@ fn origins_that_cannot_work_are_refused() {
         ("https://:443", "names no host"),
     ] {
         let cache = Issuer::new().cache();
-        let refused = ClientCredentialsLayer::with_cache(cache).origins([API, origin]);
+        let refused = ClientCredentialsLayer::with_cache(cache).allowed_origins([API, origin]);
         let error: Error = refused.err().unwrap_or_else(|| panic!("{origin} is taken"));
         assert!(error.is_configuration(), "{origin}");
         assert!(error.to_string().contains(fact), "{origin}: {error}");
@@ -274,10 +278,10 @@ async fn fate_of(
         .await
         .unwrap();
 
-    let outcome = response.extensions().get::<Outcome>();
-    match outcome.and_then(Outcome::withheld) {
+    let outcome = response.extensions().get::<TokenOutcome>();
+    match outcome.and_then(TokenOutcome::omitted) {
         None => assert_eq!(response.body(), "true", "{uri}"),
         Some(_) => assert_eq!(response.body(), "false", "{uri}"),
     }
-    outcome.and_then(Outcome::withheld).map_or(Ok(()), Err)
+    outcome.and_then(TokenOutcome::omitted).map_or(Ok(()), Err)
 }

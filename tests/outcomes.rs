@@ -16,7 +16,8 @@ use support::{Api, Failure, Issuer, call, rejection, request, stack};
 use tokio::time::{Sleep, sleep};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    Buffered, ClientCredentialsLayer, CloneWith, Error, NoReplay, NotReplayed, Outcome, Replay,
+    ClientCredentialsLayer, Error, NotReplayed, TokenOutcome,
+    replay::{Buffered, CloneWith, NoReplay, ReplayPolicy},
 };
 
 const LATENCY: Duration = Duration::from_millis(80);
@@ -49,8 +50,8 @@ async fn call_that_waited_says_how_long() {
             outcome.to_string(),
             format!("waited {waited:?} for a token")
         );
-        assert!(!outcome.is_renewed() && !outcome.is_replayed());
-        assert!(outcome.not_replayed().is_none() && outcome.withheld().is_none());
+        assert!(!outcome.token_renewed() && !outcome.replayed());
+        assert!(outcome.not_replayed().is_none() && outcome.omitted().is_none());
     }
 }
 
@@ -83,14 +84,14 @@ async fn replay_says_whether_it_waited_for_a_renewal() {
     let (renewed, replaced) = tokio::join!(call(&service), call(&late));
 
     let renewed = outcome(&renewed.unwrap());
-    assert!(renewed.is_replayed() && renewed.is_renewed());
+    assert!(renewed.replayed() && renewed.token_renewed());
     assert_eq!(renewed.waited(), Some(LATENCY));
     assert_eq!(
         renewed.to_string(),
         "waited 80ms for a token; the token was renewed; sent twice"
     );
     let replaced = outcome(&replaced.unwrap());
-    assert!(replaced.is_replayed() && !replaced.is_renewed());
+    assert!(replaced.replayed() && !replaced.token_renewed());
     assert_eq!(replaced.waited(), None);
     assert_eq!(issuer.requests(), 2);
 }
@@ -105,7 +106,7 @@ async fn rejection_that_comes_back_says_why_and_what_was_tried() {
         again.not_replayed(),
         Some(NotReplayed::RejectedAgain)
     ));
-    assert!(again.is_replayed() && again.is_renewed());
+    assert!(again.replayed() && again.token_renewed());
     assert_eq!(
         again.waited(),
         Some(2 * LATENCY),
@@ -117,7 +118,7 @@ async fn rejection_that_comes_back_says_why_and_what_was_tried() {
         cooling.not_replayed(),
         Some(NotReplayed::CoolingDown)
     ));
-    assert!(!cooling.is_replayed() && !cooling.is_renewed());
+    assert!(!cooling.replayed() && !cooling.token_renewed());
     assert_eq!(cooling.waited(), None);
 }
 
@@ -135,7 +136,7 @@ async fn rejection_says_for_how_long_a_renewal_was_waited_for_in_vain() {
         Some(NotReplayed::RenewalFailed(_))
     ));
     assert_eq!(outcome.waited(), Some(LATENCY));
-    assert!(!outcome.is_replayed() && !outcome.is_renewed());
+    assert!(!outcome.replayed() && !outcome.token_renewed());
 }
 
 #[tokio::test(start_paused = true)]
@@ -146,7 +147,7 @@ async fn rejection_says_why_its_body_was_not_sent_again() {
 
     let reason = why_not(layer(), opted_out).await;
     assert!(matches!(reason, NotReplayed::OptedOut));
-    let reason = why_not(layer().never_retry(), request()).await;
+    let reason = why_not(layer().no_replay(), request()).await;
     assert!(matches!(reason, NotReplayed::BodyNotKept));
     let reason = why_not(layer().replay(CloneWith(|_: &String| None)), request()).await;
     assert!(matches!(reason, NotReplayed::BodyNotKept));
@@ -169,7 +170,7 @@ async fn rejection_says_why_its_body_was_not_sent_again() {
 async fn policy_of_ones_own_gives_its_own_reasons() {
     #[derive(Clone)]
     struct Once;
-    impl Replay<String> for Once {
+    impl ReplayPolicy<String> for Once {
         type Body = String;
         type Kept = ();
         fn split(&self, body: String) -> (String, Option<()>) {
@@ -255,15 +256,15 @@ impl<S: Service<Request<String>>> Service<Request<String>> for SlowToGetReady<S>
     }
 }
 
-fn outcome<B>(response: &Response<B>) -> Outcome {
-    let outcome = response.extensions().get::<Outcome>();
+fn outcome<B>(response: &Response<B>) -> TokenOutcome {
+    let outcome = response.extensions().get::<TokenOutcome>();
     outcome.expect("there is an outcome").clone()
 }
 
 /// Sends one request to an API that reads it to its end and rejects every token.
 async fn why_not<R, B>(layer: ClientCredentialsLayer<R>, request: Request<B>) -> NotReplayed
 where
-    R: Replay<B> + Clone,
+    R: ReplayPolicy<B> + Clone,
     R::Body: http_body::Body<Error: Into<BoxError>>,
 {
     let api = service_fn(async |request: Request<R::Body>| {

@@ -24,8 +24,9 @@ use tokio::{
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, ClientCredentialsLayer, Error, NotReplayed, Outcome, Rejection, Replay,
-    TokenCache, TokenRequest, replay::Buffered,
+    AccessToken, ClientCredentialsLayer, Error, NotReplayed, Rejection, TokenCache, TokenOutcome,
+    TokenRequest,
+    replay::{Buffered, ReplayPolicy},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -264,13 +265,13 @@ fn flight_whose_runtime_was_not_driven_is_no_failure_of_the_token_service() {
         async move {
             sleep(Duration::from_millis(20)).await;
             let token = AccessToken::new(format!("token-{number}"))?;
-            Ok::<_, BoxError>(token.expires_in(Duration::from_millis(500)))
+            Ok::<_, BoxError>(token.with_lifetime(Duration::from_millis(500)))
         }
     });
     let cache = TokenCache::builder()
         .jitter(0.0)
         .deadline(Duration::from_millis(10).max(Duration::from_millis(100)))
-        .attempts(1)
+        .max_attempts(1)
         .build(service);
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     assert_eq!(runtime.block_on(cache.token()).unwrap().expose(), "token-1");
@@ -295,7 +296,7 @@ fn flight_that_is_overdue_as_nobody_drove_it_is_no_failure_of_the_token_service(
     let service = service_fn(move |_: TokenRequest| async move {
         sleep(Duration::from_millis(20)).await;
         let token = AccessToken::new("token")?;
-        Ok::<_, BoxError>(token.expires_in(Duration::from_millis(500)))
+        Ok::<_, BoxError>(token.with_lifetime(Duration::from_millis(500)))
     });
     // The service's timer of 20 ms has elapsed as well, but a real socket has to be polled twice.
     let service = service_fn(move |r: TokenRequest| {
@@ -309,7 +310,7 @@ fn flight_that_is_overdue_as_nobody_drove_it_is_no_failure_of_the_token_service(
     let cache = TokenCache::builder()
         .jitter(0.0)
         .deadline(Duration::from_millis(100))
-        .attempts(1)
+        .max_attempts(1)
         .build(service);
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(cache.token()).unwrap();
@@ -442,7 +443,7 @@ fn withheld_token_is_reinstated_when_its_renewal_is_overdue_and_nobody_can_renew
             if !does {
                 pending::<()>().await;
             }
-            Ok::<_, BoxError>(AccessToken::new("token-1")?.expires_in(LONG))
+            Ok::<_, BoxError>(AccessToken::new("token-1")?.with_lifetime(LONG))
         }
     });
     let cache = TokenCache::builder()
@@ -507,7 +508,7 @@ impl Drop for Owner {
     }
 }
 
-type Slot = Arc<Mutex<Option<tower_client_credentials::ReplayBody<Pooled>>>>;
+type Slot = Arc<Mutex<Option<tower_client_credentials::replay::ReplayBody<Pooled>>>>;
 
 struct Pooled {
     slot: Slot,
@@ -581,7 +582,7 @@ fn caching_service(
         async move {
             sleep(SECOND).await;
             let token = AccessToken::new(format!("token-{}", number.load(Ordering::SeqCst)))?;
-            Ok::<_, BoxError>(token.expires_in(LONG))
+            Ok::<_, BoxError>(token.with_lifetime(LONG))
         }
     })
 }
@@ -608,8 +609,8 @@ async fn rejection_during_a_refresh_is_told_to_the_token_service() {
         api.tokens(),
         response
             .extensions()
-            .get::<Outcome>()
-            .and_then(Outcome::not_replayed)
+            .get::<TokenOutcome>()
+            .and_then(TokenOutcome::not_replayed)
     );
 }
 
@@ -625,7 +626,7 @@ async fn ordinary_refresh_starts_no_cool_down() {
     })
     .latency(5 * SECOND);
     let cache = TokenCache::builder()
-        .window(Duration::ZERO)
+        .refresh_window(Duration::ZERO)
         .build(issuer.service());
     let service = ClientCredentialsLayer::with_cache(cache).layer(api.service());
     service.cache().token().await.unwrap();
@@ -656,8 +657,8 @@ async fn ordinary_refresh_starts_no_cool_down() {
         "{:?}",
         response
             .extensions()
-            .get::<Outcome>()
-            .and_then(Outcome::not_replayed)
+            .get::<TokenOutcome>()
+            .and_then(TokenOutcome::not_replayed)
     );
 }
 
@@ -680,7 +681,7 @@ async fn token_that_was_handed_out_again_is_not_sent_again_when_its_renewal_fail
             if number > 2 {
                 return Err(Error::permanent("disabled"));
             }
-            Ok(AccessToken::new("token-1")?.expires_in(Duration::from_secs(1800)))
+            Ok(AccessToken::new("token-1")?.with_lifetime(Duration::from_secs(1800)))
         }
     });
     let cache = TokenCache::builder().jitter(0.0).build(tokens);
@@ -693,7 +694,7 @@ async fn token_that_was_handed_out_again_is_not_sent_again_when_its_renewal_fail
     let response = call(&service).await.unwrap();
 
     assert_eq!(api.tokens(), ["token-1"]);
-    let outcome = response.extensions().get::<Outcome>().unwrap();
+    let outcome = response.extensions().get::<TokenOutcome>().unwrap();
     assert!(matches!(
         outcome.not_replayed(),
         Some(NotReplayed::RenewalFailed(_))

@@ -10,7 +10,7 @@ use support::{Api, Failure, Issuer, call, rejection, request, settle, stack};
 use tokio::time::{Instant, advance};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 use tower_client_credentials::{
-    ClientCredentialsLayer, NoReplay, NotReplayed, Outcome, Rejection, TokenCache,
+    ClientCredentialsLayer, NotReplayed, Rejection, TokenCache, TokenOutcome, replay::NoReplay,
 };
 
 const COOL_DOWN: Duration = Duration::from_secs(30);
@@ -20,9 +20,9 @@ fn accepting_only(token: &'static str) -> Api {
 }
 
 fn reason(response: &Response<String>) -> &NotReplayed {
-    let outcome = response.extensions().get::<Outcome>();
+    let outcome = response.extensions().get::<TokenOutcome>();
     outcome
-        .and_then(Outcome::not_replayed)
+        .and_then(TokenOutcome::not_replayed)
         .expect("a reason is attached")
 }
 
@@ -38,8 +38,8 @@ async fn rejected_request_is_sent_again_with_another_token() {
     assert!(
         response
             .extensions()
-            .get::<Outcome>()
-            .and_then(Outcome::not_replayed)
+            .get::<TokenOutcome>()
+            .and_then(TokenOutcome::not_replayed)
             .is_none()
     );
     assert_eq!(api.tokens(), ["token-1", "token-2"]);
@@ -276,7 +276,7 @@ async fn request_that_is_never_sent_twice_renews_the_token_for_the_next() {
     let issuer = Issuer::new();
     let api = accepting_only("token-2");
     let service = ClientCredentialsLayer::new(issuer.service())
-        .never_retry()
+        .no_replay()
         .layer(api.service());
 
     let response = service.clone().oneshot(request()).await.unwrap();
@@ -336,7 +336,7 @@ async fn reject_when_replaces_the_table() {
             Ok::<_, BoxError>(response)
         });
         let service = ClientCredentialsLayer::new(issuer.service())
-            .reject_when(|response| response.status == StatusCode::FORBIDDEN)
+            .rejected_when(|response| response.status == StatusCode::FORBIDDEN)
             .layer(api);
 
         service.oneshot(request()).await.unwrap();

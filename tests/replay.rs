@@ -18,7 +18,8 @@ use http_body_util::{BodyExt, Empty, Full};
 use support::{Issuer, rejection};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    ClientCredentialsLayer, CloneBody, CloneWith, NotReplayed, Outcome, Replay, TokenCache,
+    ClientCredentialsLayer, NotReplayed, TokenCache, TokenOutcome,
+    replay::{CloneBody, CloneWith, ReplayPolicy},
 };
 
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +54,7 @@ where
 /// Sends one request whose first token is refused; returns the response and what the API saw.
 async fn send<R, B>(policy: R, body: B) -> (Response<String>, Vec<(http::request::Parts, Bytes)>)
 where
-    R: Replay<B> + Clone,
+    R: ReplayPolicy<B> + Clone,
     R::Body: Body<Error: Into<BoxError>>,
 {
     let seen = Seen::default();
@@ -96,7 +97,7 @@ async fn replay_is_the_first_send_again_but_for_the_token() {
 #[derive(Clone)]
 struct Shouting;
 
-impl Replay<&'static str> for Shouting {
+impl ReplayPolicy<&'static str> for Shouting {
     type Body = String;
     type Kept = Infallible;
 
@@ -109,7 +110,7 @@ impl Replay<&'static str> for Shouting {
     }
 }
 
-/// As with `Never`, and what it makes of the body is sent.
+/// As with `NoReplay`, and what it makes of the body is sent.
 #[tokio::test(start_paused = true)]
 async fn policy_of_ones_own_that_can_keep_nothing_makes_the_body() {
     for is_warm in [false, true] {
@@ -124,7 +125,7 @@ async fn policy_of_ones_own_that_can_keep_nothing_makes_the_body() {
 
         let response = service.oneshot(Request::new("name=ada")).await.unwrap();
 
-        let outcome = response.extensions().get::<Outcome>().unwrap();
+        let outcome = response.extensions().get::<TokenOutcome>().unwrap();
         assert!(matches!(
             outcome.not_replayed(),
             Some(NotReplayed::BodyNotKept)
@@ -242,8 +243,8 @@ async fn body_that_cannot_be_copied_is_sent_once_and_whole() {
     assert!(matches!(
         response
             .extensions()
-            .get::<Outcome>()
-            .and_then(Outcome::not_replayed),
+            .get::<TokenOutcome>()
+            .and_then(TokenOutcome::not_replayed),
         Some(NotReplayed::BodyNotKept)
     ));
     assert_eq!(seen.len(), 1);
@@ -287,8 +288,8 @@ async fn shallow_clone_is_not_sent() {
     assert!(matches!(
         response
             .extensions()
-            .get::<Outcome>()
-            .and_then(Outcome::not_replayed),
+            .get::<TokenOutcome>()
+            .and_then(TokenOutcome::not_replayed),
         Some(NotReplayed::BodyShared)
     ));
     assert_eq!(seen.len(), 1);

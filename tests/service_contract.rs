@@ -21,8 +21,8 @@ use tower::{
     util::BoxCloneService,
 };
 use tower_client_credentials::{
-    AccessToken, ClientCredentials, ClientCredentialsLayer, CloneBody, Never, Replay, TokenCache,
-    TokenRequest,
+    AccessToken, ClientCredentials, ClientCredentialsLayer, TokenCache, TokenRequest,
+    replay::{CloneBody, NoReplay, ReplayPolicy},
 };
 use tower_test::mock;
 
@@ -364,7 +364,7 @@ async fn replay_goes_through_a_clone_of_the_inner_service_as_it_was_a_millisecon
 /// In `call`, not in its future: where a client finds out that it has no runtime, say.
 #[tokio::test(start_paused = true)]
 async fn service_serves_on_after_its_inner_service_panicked_and_leaves_no_task() {
-    async fn panics_and_serves_with<R: Replay<String, Body = String> + Clone>(policy: R) {
+    async fn panics_and_serves_with<R: ReplayPolicy<String, Body = String> + Clone>(policy: R) {
         let issuer = Issuer::new();
         let alive = Arc::new(());
         let (tokens, in_use) = (issuer.service(), Arc::clone(&alive));
@@ -405,7 +405,7 @@ async fn service_serves_on_after_its_inner_service_panicked_and_leaves_no_task()
         assert_eq!(issuer.requests(), 1);
     }
     panics_and_serves_with(CloneBody).await;
-    panics_and_serves_with(Never).await;
+    panics_and_serves_with(NoReplay).await;
 }
 
 /// Such as `BoxCloneService`.
@@ -443,7 +443,7 @@ fn services_and_futures_have_the_auto_traits_of_their_parts() {
 
     // Neither the service nor its future needs a body that is `Sync`.
     let service = ClientCredentialsLayer::new(Issuer::new().service())
-        .never_retry()
+        .no_replay()
         .layer(Inner::new(service_fn(|_: Request<NotSync>| async {
             Ok::<_, BoxError>(Response::new(String::new()))
         })));

@@ -20,7 +20,7 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use tokio::time::Instant;
 use tower::{BoxError, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, ClientAuth, Error, TokenCache, TokenEndpoint, TokenRequest,
+    AccessToken, ClientAuth, Error, TokenCache, TokenEndpoint, TokenRequest, provider,
 };
 
 const HOUR: f64 = 60.0 * 60.0;
@@ -724,7 +724,7 @@ async fn what_the_server_said_is_cut() {
 async fn linkedin_says_what_to_do() {
     let portal = "application's Auth tab in LinkedIn's developer portal";
     let check = format!("check the client id and secret that are sent against the {portal}");
-    for (status, code, description, advice) in [
+    for (status, code, description, hint) in [
         (
             401,
             "invalid_client_id",
@@ -773,13 +773,13 @@ async fn linkedin_says_what_to_do() {
         let escaped = description.replace('"', "\\\"");
         let body = format!(r#"{{"error":"{code}","error_description":"{escaped}"}}"#);
         let reply = Reply::new(status, body);
-        let tokens = TokenEndpoint::linkedin(reply.http(), "abcdefghijk", "s3cret").unwrap();
+        let tokens = provider::linkedin(reply.http(), "abcdefghijk", "s3cret").unwrap();
 
         let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
 
-        assert_eq!(error.advice(), Some(advice));
+        assert_eq!(error.hint(), Some(hint));
         let message =
-            format!("token endpoint refused the client: {status} {code} ({description}); {advice}");
+            format!("token endpoint refused the client: {status} {code} ({description}); {hint}");
         assert_eq!(error.to_string(), message);
     }
 }
@@ -790,24 +790,24 @@ async fn linkedin_without_advice_and_others_with_none() {
         400,
         r#"{"error":"invalid_request","error_description":"odd"}"#,
     );
-    let linkedin = TokenEndpoint::linkedin(unknown.http(), "id", "s3cret").unwrap();
+    let linkedin = provider::linkedin(unknown.http(), "id", "s3cret").unwrap();
     let denied = Reply::new(401, r#"{"error":"access_denied"}"#);
 
     let error = linkedin.oneshot(TokenRequest::default()).await.unwrap_err();
 
-    assert_eq!(error.advice(), None);
-    assert_eq!(denied.read().await.unwrap_err().advice(), None);
+    assert_eq!(error.hint(), None);
+    assert_eq!(denied.read().await.unwrap_err().hint(), None);
 }
 
 #[tokio::test]
 async fn advice_stays_with_another_url() {
     let denied = Reply::new(401, r#"{"error":"access_denied"}"#);
-    let tokens = TokenEndpoint::linkedin(denied.http(), "id", "s3cret").unwrap();
+    let tokens = provider::linkedin(denied.http(), "id", "s3cret").unwrap();
 
     let tokens = tokens.url("http://127.0.0.1:8080/token").unwrap();
 
     let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
-    assert!(error.advice().is_some());
+    assert!(error.hint().is_some());
 }
 
 #[tokio::test]
@@ -1272,7 +1272,7 @@ async fn a_secret_that_the_server_echoes_is_not_shown() {
         ];
         for (status, body) in bodies {
             let reply = Reply::new(status, body);
-            let auth = ClientAuth::basic("my-client", secret);
+            let auth = ClientAuth::client_secret_basic("my-client", secret);
             let tokens = TokenEndpoint::new(reply.http(), "https://auth.example/", auth).unwrap();
 
             let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
@@ -1289,9 +1289,10 @@ async fn a_secret_that_the_server_echoes_is_not_shown() {
 
 #[tokio::test]
 async fn nothing_else_that_was_sent_is_shown_when_the_server_echoes_it() {
-    let assertion = || ClientAuth::assertion("id", |_| async { Ok::<_, Infallible>("JWT-MARK") });
+    let assertion =
+        || ClientAuth::jwt_assertion("id", |_| async { Ok::<_, Infallible>("JWT-MARK") });
     let api_key = HeaderName::from_static("x-api-key");
-    let basic_raw = || ClientAuth::basic_raw("my client", "a/b MARK");
+    let basic_raw = || ClientAuth::client_secret_basic_unencoded("my client", "a/b MARK");
     for (name, auth, echo) in [
         ("assertion", assertion(), "JWT-MARK"),
         // my client:a/b MARK
@@ -1327,7 +1328,7 @@ async fn texts_of_three_characters_are_no_secrets() {
         400,
         r#"{"error":"x","error_description":"tenant 7 of abc"}"#,
     );
-    let auth = ClientAuth::basic("id", "abc");
+    let auth = ClientAuth::client_secret_basic("id", "abc");
     let tokens = TokenEndpoint::new(reply.http(), "https://auth.example/?tenant=7", auth).unwrap();
 
     let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
@@ -1341,7 +1342,7 @@ async fn a_short_secret_takes_no_piece_out_of_a_known_code() {
         401,
         r#"{"error":"invalid_client","error_description":"no client"}"#,
     );
-    let auth = ClientAuth::basic("id", "client");
+    let auth = ClientAuth::client_secret_basic("id", "client");
     let tokens = TokenEndpoint::new(reply.http(), "https://auth.example/", auth).unwrap();
 
     let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
@@ -1412,7 +1413,7 @@ impl Reply {
 }
 
 fn auth() -> ClientAuth {
-    ClientAuth::request_body("my-client", "MARK-SECRET")
+    ClientAuth::client_secret_post("my-client", "MARK-SECRET")
 }
 
 /// Asks an endpoint that answers once, with a body of any kind.

@@ -32,7 +32,7 @@ pub(crate) fn measure(table: &mut Table) -> Result<(), BoxError> {
         let clone = of_a_clone(headers);
 
         let details = "AddAuthorization's";
-        table.row(&format!("Never, {headers} headers"), never, add, details);
+        table.row(&format!("NoReplay, {headers} headers"), never, add, details);
         let details = format!("AddAuthorization's {add} and a clone's {clone}");
         let what = format!("CloneBody, {headers} headers");
         table.row(&what, clone_body, add + clone, &details);

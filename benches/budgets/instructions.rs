@@ -40,7 +40,7 @@ pub(crate) fn measure(table: &mut Table) -> Result<(), BoxError> {
     let [bare, looking] = [["leaf", "opaque", "4"], ["watchful", "opaque", "4"]]
         .map(|arguments| per_call(HOT_LOOP, arguments, &[]));
     println!(
-        "\nFor your information: with `Never` and 4 headers, a call that looks at the cache and at both\n\
+        "\nFor your information: with `NoReplay` and 4 headers, a call that looks at the cache and at both\n\
          clocks takes {:.0} instructions. Each service does so once in a millisecond at most.",
         looking? - bare?
     );
@@ -60,7 +60,7 @@ fn callers(caller: &str, what: &str) -> Result<(), BoxError> {
         let bare = bare?;
         let (ours, theirs) = (ours? - bare, theirs? - bare);
         println!(
-            "Never, {headers} headers, {what:<22} {:10.3}   {ours:.0} to {theirs:.0}",
+            "NoReplay, {headers} headers, {what:<22} {:10.3}   {ours:.0} to {theirs:.0}",
             ours / theirs
         );
     }

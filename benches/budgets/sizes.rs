@@ -13,7 +13,10 @@ use futures_util::future::BoxFuture;
 use http::{Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version};
 use http_body_util::Full;
 use tower::{BoxError, Service};
-use tower_client_credentials::{Buffered, CloneBody, Never, Replay, ResponseFuture};
+use tower_client_credentials::{
+    ResponseFuture,
+    replay::{Buffered, CloneBody, NoReplay, ReplayPolicy},
+};
 
 use crate::table::Table;
 
@@ -26,7 +29,7 @@ pub(crate) fn measure(table: &mut Table) {
     table.part(
         "Bytes of the response future beside the inner one and what is kept for a second send",
     );
-    small_and_large::<Never>(table, "Never", Keeps::Nothing);
+    small_and_large::<NoReplay>(table, "Never", Keeps::Nothing);
     small_and_large::<CloneBody>(table, "CloneBody", Keeps::Request);
     small_and_large::<Buffered>(table, "Buffered", Keeps::Request);
 }
@@ -37,7 +40,7 @@ enum Keeps {
     Request,
 }
 
-fn small_and_large<R: Replay<Full<Bytes>>>(table: &mut Table, policy: &str, keeps: Keeps) {
+fn small_and_large<R: ReplayPolicy<Full<Bytes>>>(table: &mut Table, policy: &str, keeps: Keeps) {
     row::<R, 0, BoxFuture<'static, Answer>>(table, policy, keeps, "boxed future");
     row::<R, 0, Ready<Answer>>(table, policy, keeps, "Ready");
     row::<R, 0, Large<1024>>(table, policy, keeps, "future of 1 KiB");
@@ -46,7 +49,7 @@ fn small_and_large<R: Replay<Full<Bytes>>>(table: &mut Table, policy: &str, keep
 
 fn row<R, const SIZE: usize, F>(table: &mut Table, policy: &str, keeps: Keeps, inner: &str)
 where
-    R: Replay<Full<Bytes>>,
+    R: ReplayPolicy<Full<Bytes>>,
     F: Future<Output = Answer>,
 {
     let all = size_of::<ResponseFuture<Inner<SIZE, F>, R, Full<Bytes>>>();

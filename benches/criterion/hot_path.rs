@@ -66,7 +66,7 @@ fn print_ratios(stacks: &Stacks, headers: usize) {
     .map(|time| time.as_secs_f64() / CALLS as f64 * 1e9);
     let [add, never, retry, clone_body] = [add, never, retry, clone_body].map(|time| time - leaf);
     println!(
-        "{headers:>2} headers, less the bare leaf: Never {never:.0} ns to {add:.0} ns, ratio {:.2} (budget, \
+        "{headers:>2} headers, less the bare leaf: NoReplay {never:.0} ns to {add:.0} ns, ratio {:.2} (budget, \
          of instructions: 1.25)\n            CloneBody {clone_body:.0} ns to {retry:.0} ns, ratio {:.2} (budget, \
          of instructions: 1.00)",
         never / add,

@@ -10,7 +10,7 @@ use tower::{
     retry::{Policy, Retry},
 };
 use tower_client_credentials::{
-    ClientCredentials, ClientCredentialsLayer, Never, TokenCache, TokenCacheBuilder,
+    ClientCredentials, ClientCredentialsLayer, TokenCache, TokenCacheBuilder, replay::NoReplay,
 };
 use tower_http::auth::{AddAuthorization, AddAuthorizationLayer};
 
@@ -60,9 +60,9 @@ impl Stacks {
         Retry::new(RetryOnce, layer.layer(Leaf::default()))
     }
 
-    pub fn never<F>(&self) -> ClientCredentials<Leaf<F>, Never> {
+    pub fn never<F>(&self) -> ClientCredentials<Leaf<F>, NoReplay> {
         let layer = ClientCredentialsLayer::with_cache(self.cache.clone());
-        layer.never_retry().layer(Leaf::default())
+        layer.no_replay().layer(Leaf::default())
     }
 
     pub fn clone_body<F>(&self) -> ClientCredentials<Leaf<F>> {
@@ -70,9 +70,9 @@ impl Stacks {
     }
 
     /// With a wall clock that is read by each call, and not once in a millisecond.
-    pub fn watchful<F>(&self) -> ClientCredentials<Leaf<F, 1>, Never> {
+    pub fn watchful<F>(&self) -> ClientCredentials<Leaf<F, 1>, NoReplay> {
         let layer = ClientCredentialsLayer::with_cache(self.watchful.clone());
-        layer.never_retry().layer(Leaf::default())
+        layer.no_replay().layer(Leaf::default())
     }
 }
 

@@ -61,7 +61,7 @@ impl Tokens {
             begun.len()
         };
         sleep(self.delay).await;
-        Ok(AccessToken::new(secret(number))?.expires_in(self.lifetime))
+        Ok(AccessToken::new(secret(number))?.with_lifetime(self.lifetime))
     }
 
     pub fn service(

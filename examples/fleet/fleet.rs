@@ -170,7 +170,7 @@ fn cache(endpoint: &Endpoint, refreshes: Refreshes) -> Result<TokenCache, BoxErr
     let tokens = TokenEndpoint::new(
         endpoint.http_client(),
         "https://auth.example/oauth/v2/accessToken",
-        ClientAuth::request_body("77tt5zexample", "not/a+real=secret=="),
+        ClientAuth::client_secret_post("77tt5zexample", "not/a+real=secret=="),
     )?;
     Ok(match refreshes {
         Refreshes::Jittered => TokenCache::new(tokens),

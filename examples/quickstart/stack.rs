@@ -12,8 +12,8 @@ use hyper_util::{
 use tokio::task::JoinSet;
 use tower::{Service, ServiceBuilder, ServiceExt, limit::ConcurrencyLimit};
 use tower_client_credentials::{
-    BoxError, ClientCredentials, ClientCredentialsLayer, NotReplayed, Outcome, TokenCache,
-    TokenCacheBuilder, TokenEndpoint,
+    BoxError, ClientCredentials, ClientCredentialsLayer, NotReplayed, TokenCache,
+    TokenCacheBuilder, TokenOutcome, provider,
 };
 
 use crate::servers::{APPLICATION, Servers, TOKEN_NUMBER, now};
@@ -59,8 +59,8 @@ impl Stack {
             .concurrency_limit(CALLS_ON_THE_WIRE)
             .service(Client::builder(TokioExecutor::new()).build_http());
 
-        let tokens = TokenEndpoint::linkedin(http.clone(), client_id, client_secret)?
-            .url(&servers.token_url)?;
+        let tokens =
+            provider::linkedin(http.clone(), client_id, client_secret)?.url(&servers.token_url)?;
         let api = ServiceBuilder::new()
             .layer(ClientCredentialsLayer::with_cache(cache.build(tokens)))
             .service(http);
@@ -110,8 +110,8 @@ impl Stack {
             took: started.elapsed(),
             not_replayed: head
                 .extensions
-                .get::<Outcome>()
-                .and_then(Outcome::not_replayed)
+                .get::<TokenOutcome>()
+                .and_then(TokenOutcome::not_replayed)
                 .cloned(),
         })
     }

@@ -169,11 +169,11 @@ async fn refused(mistake: &str, credentials: (&str, &str), promised: &str) -> Re
         errors.push(*error.downcast::<Error>()?);
     }
 
-    let same = |error: &&Error| named(error) == promised && error.advice().is_some();
+    let same = |error: &&Error| named(error) == promised && error.hint().is_some();
     let last = errors.last().ok_or("no call was made")?;
     check(mistake, named(last), promised)?;
     note("LinkedIn says", last.description().unwrap_or_default());
-    let advice = last.advice();
+    let advice = last.hint();
     check_that(
         "what to do",
         advice.unwrap_or("?"),

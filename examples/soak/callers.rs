@@ -36,13 +36,13 @@ pub(crate) struct Caller {
 impl Caller {
     pub(crate) fn new(servers: Arc<Servers>) -> Result<Self, BoxError> {
         let http = Client::builder(TokioExecutor::new()).build_http();
-        let auth = ClientAuth::request_body("soak", "no secret");
+        let auth = ClientAuth::client_secret_post("soak", "no secret");
         let tokens = TokenEndpoint::new(http.clone(), &servers.token_url, auth)?;
         // Everything happens sooner than it would by default, and so more often.
         let cache = TokenCache::builder()
             .deadline(Duration::from_secs(5))
-            .retry_pause(Duration::from_millis(20))
-            .backoff(Duration::from_millis(50), Duration::from_millis(500))
+            .retry_backoff(Duration::from_millis(20))
+            .failure_backoff(Duration::from_millis(50), Duration::from_millis(500))
             .cool_down(Duration::from_secs(1))
             .build(tokens);
         let api = ClientCredentialsLayer::with_cache(cache).layer(http);

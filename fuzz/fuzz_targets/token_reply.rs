@@ -115,6 +115,6 @@ fn reply(data: &[u8]) -> Option<(Response<Full<Bytes>>, &[u8])> {
 
 fn endpoint() -> TokenEndpoint {
     let http = service_fn(|_: Request<Full<Bytes>>| ready(Ok::<_, Infallible>(NEXT.take())));
-    let auth = ClientAuth::basic("id", SECRET);
+    let auth = ClientAuth::client_secret_basic("id", SECRET);
     TokenEndpoint::new(http, "https://auth.example/a/token", auth).unwrap()
 }

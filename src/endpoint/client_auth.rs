@@ -17,11 +17,11 @@ use crate::{Error, error::Kind, secret::wiped_on_drop};
 ///
 /// | method | registered as | sends |
 /// |---|---|---|
-/// | [`basic`](Self::basic) | `client_secret_basic` | the header `Authorization: Basic` |
-/// | [`basic_raw`](Self::basic_raw) | `client_secret_basic` | the same, for servers that do not decode it as RFC 6749 says |
-/// | [`request_body`](Self::request_body) | `client_secret_post` | `client_id` and `client_secret` in the form |
+/// | [`client_secret_basic`](Self::client_secret_basic) | `client_secret_basic` | the header `Authorization: Basic` |
+/// | [`client_secret_basic_unencoded`](Self::client_secret_basic_unencoded) | `client_secret_basic` | the same, for servers that do not decode it as RFC 6749 says |
+/// | [`client_secret_post`](Self::client_secret_post) | `client_secret_post` | `client_id` and `client_secret` in the form |
 /// | [`none`](Self::none) | `none`, `tls_client_auth` | `client_id` in the form |
-/// | [`assertion`](Self::assertion) | `private_key_jwt`, `client_secret_jwt` | `client_id` and `client_assertion` in the form |
+/// | [`jwt_assertion`](Self::jwt_assertion) | `private_key_jwt`, `client_secret_jwt` | `client_id` and `client_assertion` in the form |
 ///
 /// `Debug` shows the client id and no secret.
 ///
@@ -30,7 +30,7 @@ use crate::{Error, error::Kind, secret::wiped_on_drop};
 /// ```
 /// use tower_client_credentials::ClientAuth;
 ///
-/// let auth = ClientAuth::request_body("77tt5z...", "WPL_AP1...");
+/// let auth = ClientAuth::client_secret_post("77tt5z...", "WPL_AP1...");
 /// assert!(!format!("{auth:?}").contains("WPL_AP1"));
 /// ```
 ///
@@ -41,7 +41,7 @@ use crate::{Error, error::Kind, secret::wiped_on_drop};
 ///
 /// let auth = ClientAuth::from_fn(|| async {
 ///     let secret = std::fs::read_to_string("/run/secrets/client_secret")?;
-///     Ok::<_, std::io::Error>(ClientAuth::basic("my-client", secret.trim_end()))
+///     Ok::<_, std::io::Error>(ClientAuth::client_secret_basic("my-client", secret.trim_end()))
 /// });
 /// # drop(auth);
 /// ```
@@ -97,10 +97,10 @@ impl ClientAuth {
     /// ```
     /// use tower_client_credentials::ClientAuth;
     ///
-    /// let auth = ClientAuth::basic("my-client", "s3cret");
+    /// let auth = ClientAuth::client_secret_basic("my-client", "s3cret");
     /// # drop(auth);
     /// ```
-    pub fn basic(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
+    pub fn client_secret_basic(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
         Self::fixed(Credentials::Basic {
             id: id.into().into(),
             secret: secret.into(),
@@ -117,10 +117,13 @@ impl ClientAuth {
     /// ```
     /// use tower_client_credentials::ClientAuth;
     ///
-    /// let auth = ClientAuth::basic_raw("my-client", "s3cret/+");
+    /// let auth = ClientAuth::client_secret_basic_unencoded("my-client", "s3cret/+");
     /// # drop(auth);
     /// ```
-    pub fn basic_raw(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
+    pub fn client_secret_basic_unencoded(
+        id: impl Into<String>,
+        secret: impl Into<ClientSecret>,
+    ) -> Self {
         Self::fixed(Credentials::BasicRaw {
             id: id.into().into(),
             secret: secret.into(),
@@ -136,10 +139,10 @@ impl ClientAuth {
     /// ```
     /// use tower_client_credentials::ClientAuth;
     ///
-    /// let auth = ClientAuth::request_body("77tt5z...", "WPL_AP1...");
+    /// let auth = ClientAuth::client_secret_post("77tt5z...", "WPL_AP1...");
     /// # drop(auth);
     /// ```
-    pub fn request_body(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
+    pub fn client_secret_post(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
         Self::fixed(Credentials::RequestBody {
             id: id.into().into(),
             secret: secret.into(),
@@ -177,7 +180,7 @@ impl ClientAuth {
     /// ```
     /// use tower_client_credentials::ClientAuth;
     ///
-    /// let auth = ClientAuth::assertion("my-client", |_token_url| async {
+    /// let auth = ClientAuth::jwt_assertion("my-client", |_token_url| async {
     ///     let jwt = std::fs::read_to_string("/var/run/secrets/tokens/identity")?;
     ///     Ok::<_, std::io::Error>(jwt.trim_end().to_owned())
     /// });
@@ -191,7 +194,7 @@ impl ClientAuth {
     /// an [`Error`](crate::Error) that says otherwise: [`Error::permanent`](crate::Error::permanent)
     /// stops retries, [`Error::transient`](crate::Error::transient) may say when to ask again. What
     /// cannot be sent, such as an empty assertion, is transient too: a file may just be rewritten.
-    pub fn assertion<F, Fut, A, E>(id: impl Into<String>, assertion: F) -> Self
+    pub fn jwt_assertion<F, Fut, A, E>(id: impl Into<String>, assertion: F) -> Self
     where
         F: Fn(Uri) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<A, E>> + Send + 'static,
@@ -218,7 +221,7 @@ impl ClientAuth {
     ///
     /// # Errors
     ///
-    /// If it fails, the token request fails as with [`assertion`](Self::assertion).
+    /// If it fails, the token request fails as with [`jwt_assertion`](Self::jwt_assertion).
     pub fn from_fn<F, Fut, E>(credentials: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -279,7 +282,7 @@ impl fmt::Debug for ClientAuth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (method, id) = match &self.0 {
             Method::Fixed(credentials) => (credentials.method(), Some(credentials.id())),
-            Method::Assertion { id, .. } => ("assertion", Some(id)),
+            Method::Assertion { id, .. } => ("jwt_assertion", Some(id)),
             Method::FromFn(_) => ("from_fn", None),
         };
         f.debug_struct("ClientAuth")
@@ -339,7 +342,7 @@ impl Credentials {
         check_present("client id", self.id())?;
         match self {
             Self::BasicRaw { id, .. } if id.contains(':') => Err(Error::configuration(
-                "client id holds a colon, which basic_raw cannot send; use basic",
+                "client id holds a colon, which client_secret_basic_unencoded cannot send; use client_secret_basic",
             )),
             Self::Basic { secret, .. }
             | Self::BasicRaw { secret, .. }
@@ -353,11 +356,11 @@ impl Credentials {
 
     fn method(&self) -> &'static str {
         match self {
-            Self::Basic { .. } => "basic",
-            Self::BasicRaw { .. } => "basic_raw",
-            Self::RequestBody { .. } => "request_body",
+            Self::Basic { .. } => "client_secret_basic",
+            Self::BasicRaw { .. } => "client_secret_basic_unencoded",
+            Self::RequestBody { .. } => "client_secret_post",
             Self::None { .. } => "none",
-            Self::Assertion { .. } => "assertion",
+            Self::Assertion { .. } => "jwt_assertion",
         }
     }
 

@@ -46,7 +46,7 @@ pub(super) struct Exchange {
     pub(super) headers: HeaderMap,
     pub(super) reply_limit: usize,
     pub(super) plain_http: PlainHttp,
-    pub(super) advice: fn(&Refusal) -> Option<&'static str>,
+    pub(super) hint: fn(&Refusal) -> Option<&'static str>,
 }
 
 /// Where a token URL with plain http may lead.
@@ -105,7 +105,7 @@ impl Exchange {
         let reader = Reader {
             token_url: &self.url,
             redaction: Redaction::new(self.secret_texts(credentials)),
-            advice: self.advice,
+            hint: self.hint,
             now: Clock::default().now().wall,
         };
         let reply = Response::from_parts(parts, read.freeze());
@@ -182,7 +182,7 @@ impl Exchange {
 /// The endpoint's scopes, then the request's, each once (RFC 6749 §3.3).
 fn joined_scopes(ours: &TokenParameters, asked: &TokenParameters) -> String {
     let mut scopes: Vec<&str> = Vec::new();
-    for scope in ours.scopes.iter().chain(&asked.scopes) {
+    for scope in ours.scopes().iter().chain(asked.scopes()) {
         for scope in scope.split_ascii_whitespace() {
             if !scopes.contains(&scope) {
                 scopes.push(scope);
@@ -198,12 +198,12 @@ fn add_further<'a>(
     ours: &'a TokenParameters,
     asked: &'a TokenParameters,
 ) -> Result<(), Error> {
-    let resources = ours.resources.iter().chain(&asked.resources);
-    let audiences = ours.audiences.iter().chain(&asked.audiences);
+    let resources = ours.resources().iter().chain(asked.resources());
+    let audiences = ours.audiences().iter().chain(asked.audiences());
     form.extend(resources.map(|resource| ("resource", &**resource)));
     form.extend(audiences.map(|audience| ("audience", &**audience)));
 
-    for (name, value) in ours.further.iter().chain(&asked.further) {
+    for (name, value) in ours.others().iter().chain(asked.others()) {
         // RFC 6749 §3.2: a parameter must not be sent twice.
         let comes_once = matches!(&**name, "grant_type" | "scope") || name.starts_with("client_");
         if comes_once && form.iter().any(|(taken, _)| taken == name) {

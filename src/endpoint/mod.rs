@@ -2,7 +2,7 @@
 
 mod client_auth;
 mod exchange;
-mod linkedin;
+pub mod provider;
 mod redaction;
 mod reply;
 mod token_url;
@@ -28,7 +28,7 @@ use self::{
     exchange::{Exchange, HttpClient, PlainHttp, erase_body},
     token_url::TokenUrl,
 };
-use crate::{AccessToken, Error, TokenParameters, TokenRequest};
+use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 
 /// A token service that asks a token endpoint with the client-credentials grant (RFC 6749 §4.4).
 ///
@@ -73,7 +73,7 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest};
 /// let tokens = TokenEndpoint::new(
 ///     http,
 ///     "https://www.linkedin.com/oauth/v2/accessToken",
-///     ClientAuth::request_body("77tt5z...", "WPL_AP1..."),
+///     ClientAuth::client_secret_post("77tt5z...", "WPL_AP1..."),
 /// )?;
 ///
 /// let token = tokens.oneshot(TokenRequest::default()).await?;
@@ -95,12 +95,12 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest};
 /// let tokens = TokenEndpoint::new(
 ///     http,
 ///     "https://auth.example/oauth/token",
-///     ClientAuth::basic("my-client", "s3cret"),
+///     ClientAuth::client_secret_basic("my-client", "s3cret"),
 /// )?
 /// .scope("orders.read orders.write")
 /// .audience("https://api.example")
 /// .resource("https://api.example/orders")
-/// .param("tenant", "example")
+/// .parameter("tenant", "example")
 /// .header(http::header::USER_AGENT, http::HeaderValue::from_static("orders/1.0"))
 /// .reply_limit(64 * 1024);
 /// # drop(tokens);
@@ -173,48 +173,9 @@ impl TokenEndpoint {
                 headers: HeaderMap::new(),
                 reply_limit: DEFAULT_REPLY_LIMIT,
                 plain_http: PlainHttp::Loopback,
-                advice: |_| None,
+                hint: |_| None,
             }),
         })
-    }
-
-    /// Asks LinkedIn for 2-legged tokens.
-    ///
-    /// Sends id and secret in the form, as LinkedIn documents it; its documented errors say
-    /// [what to do](Error::advice) about them.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # use bytes::Bytes;
-    /// # use http_body_util::Full;
-    /// # use tower::{BoxError, service_fn};
-    /// # use tower_client_credentials::{Error, TokenEndpoint};
-    /// # let http = service_fn(|_: http::Request<Full<Bytes>>| async {
-    /// #     Ok::<_, BoxError>(http::Response::new(String::new()))
-    /// # });
-    /// let tokens = TokenEndpoint::linkedin(http, "77tt5z...", "WPL_AP1...")?;
-    /// # drop(tokens);
-    /// # Ok::<(), Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// Fails if id or secret is empty, or for what [`new`](Self::new) refuses in them.
-    pub fn linkedin<C, B, ResBody>(
-        client: C,
-        client_id: impl Into<String>,
-        client_secret: impl Into<ClientSecret>,
-    ) -> Result<Self, Error>
-    where
-        C: Service<Request<B>, Response = Response<ResBody>> + Clone + Send + 'static,
-        C::Error: Into<BoxError>,
-        C::Future: Send + 'static,
-        B: From<Bytes>,
-        ResBody: Body<Error: Into<BoxError>> + Send + 'static,
-    {
-        let auth = linkedin::client_auth(client_id, client_secret)?;
-        Ok(Self::new(client, linkedin::TOKEN_URL, auth)?.set(|it| it.advice = linkedin::advice))
     }
 
     /// Sends to another URL, a test server's or a proxy's, and keeps all else.
@@ -228,9 +189,9 @@ impl TokenEndpoint {
     /// # let http = service_fn(|_: http::Request<Full<Bytes>>| async {
     /// #     Ok::<_, BoxError>(http::Response::new(String::new()))
     /// # });
-    /// use tower_client_credentials::TokenEndpoint;
+    /// use tower_client_credentials::provider;
     ///
-    /// let tokens = TokenEndpoint::linkedin(http, "77tt5z...", "WPL_AP1...")?
+    /// let tokens = provider::linkedin(http, "77tt5z...", "WPL_AP1...")?
     ///     .url("http://127.0.0.1:8080/token")?;
     /// # drop(tokens);
     /// # Ok::<(), BoxError>(())
@@ -252,38 +213,38 @@ impl TokenEndpoint {
     /// The request's own scopes follow; each is sent once.
     #[must_use]
     pub fn scope(self, scope: impl AsRef<str>) -> Self {
-        self.parameters(|parameters| parameters.scope(scope))
+        self.parameters(|parameters| parameters.with_scope(scope))
     }
 
     /// Names a resource each time (RFC 8707 §2), as an absolute URI; may be given several times.
     #[must_use]
     pub fn resource(self, resource: impl Into<String>) -> Self {
-        self.parameters(|parameters| parameters.resource(resource))
+        self.parameters(|parameters| parameters.with_resource(resource))
     }
 
     /// Names an audience each time (RFC 8693 §2.1); may be given several times.
     #[must_use]
     pub fn audience(self, audience: impl Into<String>) -> Self {
-        self.parameters(|parameters| parameters.audience(audience))
+        self.parameters(|parameters| parameters.with_audience(audience))
     }
 
     /// Sends another parameter in the form each time; one name may be given several times.
     ///
     /// A name that the endpoint sends itself, such as `grant_type`, or `client_id` with
-    /// [`ClientAuth::request_body`], makes every token request fail with a configuration error:
+    /// [`ClientAuth::client_secret_post`], makes every token request fail with a configuration error:
     /// servers must refuse repeated ones (RFC 6749 §3.2), and replacing one is no business of this
-    /// option. With [`ClientAuth::basic`], `client_id` is free for servers that want it in both
+    /// option. With [`ClientAuth::client_secret_basic`], `client_id` is free for servers that want it in both
     /// places, once. Not for secrets: `Debug` shows it.
     #[must_use]
-    pub fn param(self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.parameters(|parameters| parameters.param(name, value))
+    pub fn parameter(self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.parameters(|parameters| parameters.with_parameter(name, value))
     }
 
     /// Sends a header with every token request; one name may be given several times.
     ///
     /// `Accept` replaces the default, `application/json`. `Content-Type`, `Content-Length`,
     /// `Transfer-Encoding` and `Host` have no effect, nor has `Authorization` with
-    /// [`ClientAuth::basic`]. `Debug` shows names only.
+    /// [`ClientAuth::client_secret_basic`]. `Debug` shows names only.
     #[must_use]
     pub fn header(self, name: HeaderName, value: HeaderValue) -> Self {
         if OF_THE_REQUEST_ITSELF.contains(&name) {
@@ -317,7 +278,7 @@ impl TokenEndpoint {
     /// # });
     /// use tower_client_credentials::{ClientAuth, TokenEndpoint};
     ///
-    /// let auth = ClientAuth::basic("my-client", "s3cret");
+    /// let auth = ClientAuth::client_secret_basic("my-client", "s3cret");
     /// let tokens = TokenEndpoint::new(http, "http://auth.mesh.internal/token", auth)?.allow_http();
     /// # drop(tokens);
     /// # Ok::<(), BoxError>(())
@@ -325,6 +286,11 @@ impl TokenEndpoint {
     #[must_use]
     pub fn allow_http(self) -> Self {
         self.set(|it| it.plain_http = PlainHttp::Anywhere)
+    }
+
+    /// Sets what the provider's documented errors ask the user to do.
+    fn hints(self, hint: fn(&Refusal) -> Option<&'static str>) -> Self {
+        self.set(|it| it.hint = hint)
     }
 
     fn parameters(self, change: impl FnOnce(TokenParameters) -> TokenParameters) -> Self {

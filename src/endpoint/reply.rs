@@ -24,7 +24,7 @@ use crate::{
 pub(super) struct Reader<'a> {
     pub(super) token_url: &'a TokenUrl,
     pub(super) redaction: Redaction,
-    pub(super) advice: fn(&Refusal) -> Option<&'static str>,
+    pub(super) hint: fn(&Refusal) -> Option<&'static str>,
     pub(super) now: SystemTime,
 }
 
@@ -78,10 +78,10 @@ impl Reader<'_> {
                     let value = shown(value, &redaction);
                     format!("its expires_in is {value}, not a number of seconds")
                 })?;
-            access_token = access_token.expires_in(lifetime);
+            access_token = access_token.with_lifetime(lifetime);
         }
         if let Some(scope) = fields.scope.and_then(scope) {
-            access_token = access_token.granted_scope(scope);
+            access_token = access_token.with_scope(scope);
         }
         Ok(access_token)
     }
@@ -110,9 +110,9 @@ impl Reader<'_> {
             code,
             description: show(description, 500),
             uri: show(uri, 300),
-            advice: None,
+            hint: None,
         };
-        refusal.advice = (self.advice)(&refusal);
+        refusal.hint = (self.hint)(&refusal);
         Error::new(Kind::Refused(refusal))
     }
 

@@ -4,7 +4,7 @@ use http_body::Body;
 use tower::BoxError;
 
 use super::{
-    Replay,
+    ReplayPolicy,
     replay_body::{Memory, ReplayBody, Start, Whole},
 };
 use crate::NotReplayed;
@@ -59,7 +59,7 @@ impl Buffered {
     }
 }
 
-impl<B> Replay<B> for Buffered
+impl<B> ReplayPolicy<B> for Buffered
 where
     B: Body<Error: Into<BoxError>>,
 {
@@ -120,7 +120,7 @@ pub struct Map<F> {
     into_body: F,
 }
 
-impl<B, F, T> Replay<B> for Map<F>
+impl<B, F, T> ReplayPolicy<B> for Map<F>
 where
     B: Body<Error: Into<BoxError>>,
     F: Fn(ReplayBody<B>) -> T,

@@ -2,7 +2,7 @@ use std::fmt;
 
 use http_body::{Body, SizeHint};
 
-use super::Replay;
+use super::ReplayPolicy;
 use crate::NotReplayed;
 
 /// Keeps a clone of the body: for `Full<Bytes>`, `Empty`, `String` and every other body whose clone
@@ -48,7 +48,7 @@ use crate::NotReplayed;
 /// ```
 /// use bytes::Bytes;
 /// use http_body_util::Full;
-/// use tower_client_credentials::{CloneBody, Replay};
+/// use tower_client_credentials::replay::{CloneBody, ReplayPolicy};
 ///
 /// let (_body, kept) = CloneBody.split(Full::new(Bytes::from("name=Ada")));
 /// assert!(kept.is_some());
@@ -58,7 +58,7 @@ pub struct CloneBody;
 
 // Without this, a body that is not `Clone` is reported as just that, without the alternatives.
 #[diagnostic::do_not_recommend]
-impl<B: Body + Clone> Replay<B> for CloneBody {
+impl<B: Body + Clone> ReplayPolicy<B> for CloneBody {
     type Body = B;
     type Kept = Kept<B>;
 
@@ -87,7 +87,7 @@ impl<B: Body + Clone> Replay<B> for CloneBody {
 /// ```
 /// # use http_body_util::{Either, Empty, Full};
 /// # use bytes::Bytes;
-/// use tower_client_credentials::CloneWith;
+/// use tower_client_credentials::replay::CloneWith;
 ///
 /// /// A client's own body: either complete in memory, or a stream that cannot be copied.
 /// # struct Stream;
@@ -110,7 +110,7 @@ impl<B: Body + Clone> Replay<B> for CloneBody {
 #[derive(Clone, Copy)]
 pub struct CloneWith<F>(pub F);
 
-impl<B, F> Replay<B> for CloneWith<F>
+impl<B, F> ReplayPolicy<B> for CloneWith<F>
 where
     B: Body,
     F: Fn(&B) -> Option<B>,

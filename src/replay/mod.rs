@@ -5,13 +5,13 @@
 //! | [`CloneBody`] (default) | bodies whose clone is a second body: `Full<Bytes>`, `Empty`, `String` | a clone |
 //! | [`CloneWith`] | bodies with a copying function of their own, such as kube's `Body::try_clone` | what the function returns |
 //! | [`Buffered`] | every streaming body | its frames, up to a limit |
-//! | [`Never`] | all | nothing: a rejected request is not sent again |
+//! | [`NoReplay`] | all | nothing: a rejected request is not sent again |
 
 mod buffered;
 mod clone;
 #[cfg(all(test, interleavings))]
 mod interleavings;
-mod never;
+mod no_replay;
 mod replay_body;
 
 use http::Request;
@@ -21,7 +21,7 @@ use crate::NotReplayed;
 pub use self::{
     buffered::{Buffered, KeptFrames, Map},
     clone::{CloneBody, CloneWith, Kept},
-    never::Never,
+    no_replay::NoReplay,
     replay_body::ReplayBody,
 };
 
@@ -32,7 +32,7 @@ pub use self::{
 /// # Examples
 ///
 /// ```
-/// use tower_client_credentials::Replay;
+/// use tower_client_credentials::replay::ReplayPolicy;
 ///
 /// /// Bodies are read from a file: its name is all that has to be kept.
 /// struct Upload {
@@ -42,7 +42,7 @@ pub use self::{
 ///
 /// struct Reopen;
 ///
-/// impl Replay<Upload> for Reopen {
+/// impl ReplayPolicy<Upload> for Reopen {
 ///     type Body = Upload;
 ///     type Kept = std::path::PathBuf;
 ///
@@ -61,9 +61,9 @@ pub use self::{
     note = "`CloneBody`, the default, needs a body that is `Clone`",
     note = "use `.replay(CloneWith(f))` if the body has a copying function of its own",
     note = "use `.replay(Buffered::new(limit))` to remember what is sent of any other body",
-    note = "use `.never_retry()` to send every request once"
+    note = "use `.no_replay()` to send every request once"
 )]
-pub trait Replay<B> {
+pub trait ReplayPolicy<B> {
     /// What the inner service gets.
     type Body;
     /// What is kept until the response is there.
@@ -80,7 +80,7 @@ pub trait Replay<B> {
     fn restore(&self, kept: Self::Kept) -> Option<Self::Body>;
 
     /// What [`split`](Self::split) makes of a request of which nothing is kept. Not for others to
-    /// implement: [`Never`] does without taking the request apart, which copies it piece by piece.
+    /// implement: [`NoReplay`] does without taking the request apart, which copies it piece by piece.
     #[doc(hidden)]
     #[inline]
     fn sent_once(&self, request: Request<B>) -> Request<Self::Body> {
@@ -101,16 +101,3 @@ pub trait Replay<B> {
         NotReplayed::BodyNotRestored
     }
 }
-
-/// An extension of a request that must not be sent a second time.
-///
-/// # Examples
-///
-/// ```
-/// use tower_client_credentials::NoReplay;
-///
-/// let mut request = http::Request::new(());
-/// request.extensions_mut().insert(NoReplay);
-/// ```
-#[derive(Clone, Copy, Debug)]
-pub struct NoReplay;

@@ -36,7 +36,7 @@ pin_project! {
     /// use bytes::Bytes;
     /// use http_body::Body;
     /// use http_body_util::Full;
-    /// use tower_client_credentials::{Buffered, Replay};
+    /// use tower_client_credentials::replay::{Buffered, ReplayPolicy};
     ///
     /// let (body, _kept) = Buffered::new(1024).split(Full::new(Bytes::from("name=Ada")));
     /// assert_eq!(body.size_hint().exact(), Some(8));

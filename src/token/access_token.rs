@@ -17,7 +17,7 @@ use crate::{Error, secret::wiped_on_drop};
 /// use std::time::Duration;
 /// use tower_client_credentials::AccessToken;
 ///
-/// let token = AccessToken::new("AQXdSP_W41...")?.expires_in(Duration::from_secs(1800));
+/// let token = AccessToken::new("AQXdSP_W41...")?.with_lifetime(Duration::from_secs(1800));
 ///
 /// assert_eq!(token.token_type(), "Bearer");
 /// assert_eq!(token.header_value(), "Bearer AQXdSP_W41...");
@@ -78,7 +78,7 @@ impl AccessToken {
     /// With a lifetime of zero it serves the calls that waited for it and is then gone. Without this,
     /// the cache assumes [a lifetime](crate::TokenCacheBuilder::default_lifetime).
     #[must_use]
-    pub fn expires_in(mut self, lifetime: Duration) -> Self {
+    pub fn with_lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = Some(lifetime);
         self
     }
@@ -90,12 +90,12 @@ impl AccessToken {
     /// ```
     /// use tower_client_credentials::AccessToken;
     ///
-    /// let token = AccessToken::new("token-1")?.granted_scope("orders.read");
+    /// let token = AccessToken::new("token-1")?.with_scope("orders.read");
     /// assert_eq!(token.scope(), Some("orders.read"));
     /// # Ok::<(), tower_client_credentials::Error>(())
     /// ```
     #[must_use]
-    pub fn granted_scope(mut self, scope: impl Into<Arc<str>>) -> Self {
+    pub fn with_scope(mut self, scope: impl Into<Arc<str>>) -> Self {
         self.scope = Some(scope.into());
         self
     }

@@ -24,18 +24,18 @@ use crate::clock::Clock;
 ///
 /// let cache = TokenCache::builder()
 ///     // What to ask for.
-///     .parameters(TokenParameters::default().scope("orders.read"))
+///     .parameters(TokenParameters::default().with_scope("orders.read"))
 ///     // When to refresh.
-///     .window(Duration::from_secs(60))
-///     .margin(Duration::from_secs(5))
+///     .refresh_window(Duration::from_secs(60))
+///     .expiry_margin(Duration::from_secs(5))
 ///     .jitter(0.8)
 ///     .default_lifetime(Duration::from_secs(3600))
 ///     // How long to try.
 ///     .deadline(Duration::from_secs(10))
-///     .attempts(5)
-///     .retry_pause(Duration::from_millis(100))
+///     .max_attempts(5)
+///     .retry_backoff(Duration::from_millis(100))
 ///     // When to try again.
-///     .backoff(Duration::from_secs(2), Duration::from_secs(30))
+///     .failure_backoff(Duration::from_secs(2), Duration::from_secs(30))
 ///     .cool_down(Duration::from_secs(10))
 ///     .build(token_service);
 /// ```
@@ -56,7 +56,7 @@ impl TokenCacheBuilder {
     ///
     /// Never more than a fifth of the token's lifetime, whatever is set, so that short-lived tokens
     /// are used rather than refreshed all the time.
-    pub fn window(mut self, window: Duration) -> Self {
+    pub fn refresh_window(mut self, window: Duration) -> Self {
         self.settings.timing.window = window;
         self
     }
@@ -65,7 +65,7 @@ impl TokenCacheBuilder {
     ///
     /// Makes up for transit time and for clocks that differ. Never more than a tenth of the token's
     /// lifetime, whatever is set.
-    pub fn margin(mut self, margin: Duration) -> Self {
+    pub fn expiry_margin(mut self, margin: Duration) -> Self {
         self.settings.timing.margin = margin;
         self
     }
@@ -104,7 +104,7 @@ impl TokenCacheBuilder {
 
     /// Sets how often one flight asks the token service while it fails with transient errors.
     /// Default: 3 times; 0 counts as 1.
-    pub fn attempts(mut self, attempts: u32) -> Self {
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.settings.limits.attempts = attempts;
         self
     }
@@ -113,7 +113,7 @@ impl TokenCacheBuilder {
     ///
     /// It doubles with every further attempt; the pause that is made is drawn at random between
     /// nothing and that ("full jitter").
-    pub fn retry_pause(mut self, first: Duration) -> Self {
+    pub fn retry_backoff(mut self, first: Duration) -> Self {
         self.settings.limits.first_pause = first;
         self
     }
@@ -124,7 +124,7 @@ impl TokenCacheBuilder {
     /// Each pause is changed by up to 20 % at random. A longer `Retry-After` of the server is obeyed,
     /// up to an hour, and up to half as long again is added at random: a fleet that was refused
     /// together must not come back together.
-    pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
+    pub fn failure_backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.settings.backoff = Backoff { first, longest };
         self
     }
@@ -194,7 +194,7 @@ impl TokenCacheBuilder {
     /// #         let mut number = number.lock().unwrap();
     /// #         *number += 1;
     /// #         let token = AccessToken::new(format!("token-{number}"))?;
-    /// #         Ok::<_, BoxError>(token.expires_in(Duration::from_secs(1800)))
+    /// #         Ok::<_, BoxError>(token.with_lifetime(Duration::from_secs(1800)))
     /// #     }
     /// # });
     /// let wall = Arc::new(Mutex::new(SystemTime::UNIX_EPOCH));

@@ -379,7 +379,7 @@ impl TokenCache {
         let held = self.shared.snapshot.load_full()?;
         match held.freshness(now) {
             Freshness::Fresh => {}
-            Freshness::Stale => self.shared.refresh_behind(),
+            Freshness::DueForRefresh => self.shared.refresh_behind(),
             Freshness::Expired => return None,
         }
         Some(held)

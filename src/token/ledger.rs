@@ -258,8 +258,8 @@ impl Ledger {
     pub(super) fn refresh(&mut self, now: &Moment, settings: &Settings) -> Option<Departure> {
         let held = self.current()?;
         // Not stale any more if somebody was faster: a flight puts the next refresh off.
-        let is_stale = held.freshness(now) == Freshness::Stale;
-        is_stale.then(|| self.depart(Cause::Stale, now, settings))
+        let is_stale = held.freshness(now) == Freshness::DueForRefresh;
+        is_stale.then(|| self.depart(Cause::DueForRefresh, now, settings))
     }
 
     /// When a token that is kept warm has to be refreshed; `None` if a later flight sees to that.
@@ -566,7 +566,7 @@ mod tests {
         now: &Moment,
         settings: &Settings,
     ) {
-        let token = AccessToken::new(token).map(|token| token.expires_in(1800 * SECOND));
+        let token = AccessToken::new(token).map(|token| token.with_lifetime(1800 * SECOND));
         let landed = token.map(|token| (token, *now));
         drop(ledger.land(departure.generation, landed, now, settings));
     }
@@ -726,7 +726,8 @@ mod tests {
             let Join::Departing(departure) = ledger.join(None, &now, &settings) else {
                 panic!("a token without life is asked for each time");
             };
-            let token = AccessToken::new("the-same").map(|token| token.expires_in(Duration::ZERO));
+            let token =
+                AccessToken::new("the-same").map(|token| token.with_lifetime(Duration::ZERO));
             let landed = token.map(|token| (token, now));
             let (outcome, _) = ledger.land(departure.generation, landed, &now, &settings);
             issues.push(outcome.unwrap().unwrap());

@@ -9,17 +9,15 @@ mod flight;
 #[cfg(all(test, interleavings))]
 mod interleavings;
 mod ledger;
+mod parameters;
 mod request;
 mod schedule;
 mod settings;
 mod view;
 
 pub use self::{
-    access_token::AccessToken,
-    builder::TokenCacheBuilder,
-    cache::TokenCache,
-    ledger::Rejection,
-    request::{TokenParameters, TokenRequest},
+    access_token::AccessToken, builder::TokenCacheBuilder, cache::TokenCache, ledger::Rejection,
+    parameters::TokenParameters, request::TokenRequest,
 };
 pub(crate) use self::{
     cache::{Acquired, Acquiring, WeakTokenCache},

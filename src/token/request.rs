@@ -1,4 +1,4 @@
-use super::AccessToken;
+use super::{AccessToken, TokenParameters};
 
 /// What a token service is asked for.
 ///
@@ -23,7 +23,7 @@ use super::AccessToken;
 /// let tokens = service_fn(move |request: TokenRequest| {
 ///     let agent = agent.clone();
 ///     async move {
-///         let scope = request.parameters.scopes.join(" ");
+///         let scope = request.parameters.scopes().join(" ");
 ///         let token = agent.token(scope, request.rejected.is_some()).await?;
 ///         Ok::<_, BoxError>(AccessToken::new(token)?)
 ///     }
@@ -51,9 +51,9 @@ impl TokenRequest {
     /// ```
     /// use tower_client_credentials::{TokenParameters, TokenRequest};
     ///
-    /// let request = TokenRequest::new(TokenParameters::default().scope("r_basic"));
+    /// let request = TokenRequest::new(TokenParameters::default().with_scope("r_basic"));
     ///
-    /// assert_eq!(request.parameters.scopes, ["r_basic"]);
+    /// assert_eq!(request.parameters.scopes(), ["r_basic"]);
     /// assert!(request.rejected.is_none());
     /// ```
     pub fn new(parameters: TokenParameters) -> Self {
@@ -61,65 +61,5 @@ impl TokenRequest {
             parameters,
             rejected: None,
         }
-    }
-}
-
-/// What a token is asked to be good for; two equal values can share a token.
-///
-/// Not for secrets: `Debug` shows all of it.
-///
-/// # Examples
-///
-/// ```
-/// use tower_client_credentials::TokenParameters;
-///
-/// let parameters = TokenParameters::default()
-///     .scope("orders.read orders.write")
-///     .audience("https://api.example")
-///     .resource("https://api.example/orders")
-///     .param("tenant", "example");
-/// assert_eq!(parameters.scopes, ["orders.read", "orders.write"]);
-/// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct TokenParameters {
-    /// Scopes (RFC 6749 §3.3); sent as one parameter, joined with spaces.
-    pub scopes: Vec<String>,
-    /// Resources (RFC 8707 §2), as absolute URIs; one parameter each.
-    pub resources: Vec<String>,
-    /// Audiences (RFC 8693 §2.1); one parameter each.
-    pub audiences: Vec<String>,
-    /// Further parameters of the token request, as names and values; names may repeat.
-    pub further: Vec<(String, String)>,
-}
-
-impl TokenParameters {
-    /// Adds a scope, or several that are separated by spaces.
-    #[must_use]
-    pub fn scope(mut self, scope: impl AsRef<str>) -> Self {
-        let scopes = scope.as_ref().split_ascii_whitespace().map(str::to_owned);
-        self.scopes.extend(scopes);
-        self
-    }
-
-    /// Adds a resource.
-    #[must_use]
-    pub fn resource(mut self, resource: impl Into<String>) -> Self {
-        self.resources.push(resource.into());
-        self
-    }
-
-    /// Adds an audience.
-    #[must_use]
-    pub fn audience(mut self, audience: impl Into<String>) -> Self {
-        self.audiences.push(audience.into());
-        self
-    }
-
-    /// Adds any other parameter.
-    #[must_use]
-    pub fn param(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.further.push((name.into(), value.into()));
-        self
     }
 }

@@ -58,7 +58,7 @@ pub(super) enum Freshness {
     /// Use it.
     Fresh,
     /// Use it, and refresh it behind.
-    Stale,
+    DueForRefresh,
     /// Wait for another.
     Expired,
 }
@@ -75,7 +75,7 @@ impl Schedule {
         if now.has_reached(&self.expires_at) {
             Freshness::Expired
         } else if now.monotonic >= self.refresh_at {
-            Freshness::Stale
+            Freshness::DueForRefresh
         } else {
             Freshness::Fresh
         }
@@ -225,10 +225,10 @@ mod tests {
             assert_eq!(freshness(expired_at), Freshness::Expired, "{name}");
             if stale_at < expired_at {
                 assert_eq!(freshness(stale_at - NANOSECOND), Freshness::Fresh, "{name}");
-                assert_eq!(freshness(stale_at), Freshness::Stale, "{name}");
+                assert_eq!(freshness(stale_at), Freshness::DueForRefresh, "{name}");
                 assert_eq!(
                     freshness(expired_at - NANOSECOND),
-                    Freshness::Stale,
+                    Freshness::DueForRefresh,
                     "{name}"
                 );
             }

@@ -147,7 +147,7 @@ mod tests {
                 ..Settings::default()
             };
             let token_service = service_fn(|_: TokenRequest| async {
-                Ok::<_, BoxError>(AccessToken::new("token-1")?.expires_in(LIFETIME))
+                Ok::<_, BoxError>(AccessToken::new("token-1")?.with_lifetime(LIFETIME))
             });
             let cache = TokenCache::with_settings(token_service, settings);
             cache.token().await.unwrap();
@@ -266,7 +266,7 @@ mod tests {
             ..Settings::default()
         };
         let token_service = service_fn(|_: TokenRequest| async {
-            Ok::<_, BoxError>(AccessToken::new("token-1")?.expires_in(LIFETIME))
+            Ok::<_, BoxError>(AccessToken::new("token-1")?.with_lifetime(LIFETIME))
         });
         let cache = TokenCache::with_settings(token_service, settings);
         let mut view = View::new();

@@ -12,7 +12,7 @@ use crate::{
     bodies::{Belt, Policy},
     clocks::{Clocks, Moment},
     runtimes::{Driven, Home},
-    world::Outcome,
+    world::TokenOutcome,
 };
 
 /// The defaults that the promises speak of.
@@ -387,9 +387,9 @@ impl Observer {
 
     /// The call is over. If its second token was refused, too, while a refresh was under way, then
     /// that is the renewal, unless the cache is cooling down, which cannot be seen.
-    pub(crate) fn over_with(&mut self, call: CallId, outcome: &Outcome) {
+    pub(crate) fn over_with(&mut self, call: CallId, outcome: &TokenOutcome) {
         self.outcome_is_honest(call, outcome);
-        if let Outcome::Status(status, reason) = outcome {
+        if let TokenOutcome::Status(status, reason) = outcome {
             self.reason_is_right(call, *status, reason.as_ref());
         }
         self.calls[call.0].is_sent_once = outcome.is_sent_once();
@@ -397,7 +397,7 @@ impl Observer {
         self.calls[call.0].is_over = true;
         let refused = &self.calls[call.0].last_token;
         let is_newest = self.newest.as_ref().map(|newest| &newest.text) == refused.as_ref();
-        if is_newest && matches!(outcome, Outcome::Status(401, _)) {
+        if is_newest && matches!(outcome, TokenOutcome::Status(401, _)) {
             self.may_be_withheld = refused.clone();
         }
     }

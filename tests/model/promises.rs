@@ -9,7 +9,7 @@ use crate::{
     bodies::{Policy, TEXT},
     clocks::Moment,
     observer::{ATTEMPTS, COOL_DOWN, CallId, CallSeen, DEADLINE, Flight, Observer, Phase, WAITS},
-    world::Outcome,
+    world::TokenOutcome,
 };
 
 /// Tokio's timers go off at whole milliseconds.
@@ -251,24 +251,24 @@ impl Observer {
 
 /// Those that are looked at when a call is over.
 impl Observer {
-    pub(crate) fn outcome_is_honest(&mut self, call: CallId, outcome: &Outcome) {
+    pub(crate) fn outcome_is_honest(&mut self, call: CallId, outcome: &TokenOutcome) {
         let seen = &self.calls[call.0];
         let is_honest = match outcome {
-            Outcome::Status(200, _) => seen.last_answer == Some(Answer::Accepted),
-            Outcome::Status(..) => seen.last_answer.is_some_and(Answer::is_rejection),
-            Outcome::Token(token) => self.ends.contains_key(token),
-            Outcome::ApiError => seen.last_answer == Some(Answer::Failed),
+            TokenOutcome::Status(200, _) => seen.last_answer == Some(Answer::Accepted),
+            TokenOutcome::Status(..) => seen.last_answer.is_some_and(Answer::is_rejection),
+            TokenOutcome::Token(token) => self.ends.contains_key(token),
+            TokenOutcome::ApiError => seen.last_answer == Some(Answer::Failed),
             // Once it was sent there is an answer to show, unless that was read and dropped for a replay
             // whose token was lost before it could be sent.
-            Outcome::TokenError => {
+            TokenOutcome::TokenError => {
                 (seen.sends == 0 || self.has_waited_in_vain(seen)) && self.failed_lately(call)
             }
-            Outcome::GaveUp => {
+            TokenOutcome::GaveUp => {
                 let waits = self.ended_flights - seen.ended_flights_before;
                 let has_no_answer = seen.sends == 0 || self.has_waited_in_vain(seen);
                 has_no_answer && waits >= WAITS && !self.has_usable_token()
             }
-            Outcome::Expired => self.has_waited_in_vain(seen) && !self.has_usable_token(),
+            TokenOutcome::Expired => self.has_waited_in_vain(seen) && !self.has_usable_token(),
         };
         let sends = seen.sends;
         self.expect(is_honest, || {

@@ -18,9 +18,9 @@ use tokio::sync::oneshot;
 use tokio_test::task::{Spawn, spawn};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, ClientCredentials, ClientCredentialsLayer, Error, NoReplay, NotReplayed,
-    Rejection, TokenCache, TokenRequest,
-    replay::{Buffered, CloneBody, Never},
+    AccessToken, ClientCredentials, ClientCredentialsLayer, Error, NotReplayed, Rejection,
+    TokenCache, TokenRequest,
+    replay::{Buffered, CloneBody, NoReplay},
 };
 
 use crate::{
@@ -64,7 +64,7 @@ struct Services {
     cloned: ClientCredentials<Api, CloneBody>,
     buffered: ClientCredentials<Api, Buffered>,
     overflowing: ClientCredentials<Api, Buffered>,
-    never: ClientCredentials<Api, Never>,
+    never: ClientCredentials<Api, NoReplay>,
 }
 
 impl Services {
@@ -75,7 +75,7 @@ impl Services {
             cloned: layer().layer(api.clone()),
             buffered: buffered(TEXT.len()),
             overflowing: buffered(SHORT_LIMIT),
-            never: layer().never_retry().layer(api.clone()),
+            never: layer().no_replay().layer(api.clone()),
         }
     }
 
@@ -101,7 +101,7 @@ fn request<B>(id: CallId, body: B) -> Request<B> {
 }
 
 /// A call on its way to what it comes to.
-type Outcoming = Pin<Box<dyn Future<Output = Outcome>>>;
+type Outcoming = Pin<Box<dyn Future<Output = TokenOutcome>>>;
 
 fn outcome<S, B>(setup: Setup, service: &mut S, request: Request<B>) -> Outcoming
 where
@@ -121,20 +121,20 @@ where
             Ok(response) => {
                 let outcome = response
                     .extensions()
-                    .get::<tower_client_credentials::Outcome>();
+                    .get::<tower_client_credentials::TokenOutcome>();
                 let reason = outcome.and_then(|outcome| outcome.not_replayed());
-                Outcome::Status(response.status().as_u16(), reason.cloned())
+                TokenOutcome::Status(response.status().as_u16(), reason.cloned())
             }
             Err(error) => error
                 .downcast_ref()
-                .map_or(Outcome::ApiError, Outcome::without_token),
+                .map_or(TokenOutcome::ApiError, TokenOutcome::without_token),
         }
     })
 }
 
 /// What a call came to.
 #[derive(Debug)]
-pub(crate) enum Outcome {
+pub(crate) enum TokenOutcome {
     Status(u16, Option<NotReplayed>),
     Token(String),
     ApiError,
@@ -146,7 +146,7 @@ pub(crate) enum Outcome {
     GaveUp,
 }
 
-impl Outcome {
+impl TokenOutcome {
     fn without_token(error: &Error) -> Self {
         if error.is_expired() {
             Self::Expired
@@ -318,8 +318,8 @@ impl World {
             let cache = world.cache.clone();
             Box::pin(async move {
                 match cache.token().await {
-                    Ok(token) => Outcome::Token(token.expose().to_owned()),
-                    Err(error) => Outcome::without_token(&error),
+                    Ok(token) => TokenOutcome::Token(token.expose().to_owned()),
+                    Err(error) => TokenOutcome::without_token(&error),
                 }
             })
         });
@@ -378,7 +378,7 @@ impl World {
         match polled {
             Poll::Pending => observer.still_pending(id, self.gate.is_open()),
             Poll::Ready(outcome) => {
-                if let Outcome::Token(token) = &outcome {
+                if let TokenOutcome::Token(token) = &outcome {
                     observer.handed_out(id, token);
                 }
                 observer.over_with(id, &outcome);
@@ -502,7 +502,7 @@ async fn issue(observer: SharedObserver, request: TokenRequest) -> Result<Access
     match reply {
         Reply::New(lifetime) | Reply::Same(lifetime) => {
             let token = AccessToken::new(token.unwrap_or_default())?;
-            Ok(token.expires_in(milliseconds(lifetime)))
+            Ok(token.with_lifetime(milliseconds(lifetime)))
         }
         Reply::Transient => Err("out of order".into()),
         Reply::Permanent => Err(Error::permanent("disabled").into()),

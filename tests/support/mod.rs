@@ -16,7 +16,8 @@ use std::{
 use http::{Request, Response, StatusCode, header::AUTHORIZATION};
 use tower::{BoxError, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, ClientCredentials, ClientCredentialsLayer, CloneBody, TokenCache, TokenRequest,
+    AccessToken, ClientCredentials, ClientCredentialsLayer, TokenCache, TokenRequest,
+    replay::CloneBody,
 };
 
 /// A lifetime that no test outlives by accident.
@@ -117,7 +118,7 @@ impl Issuer {
         }
         let token = AccessToken::new(format!("token-{number}"))?;
         Ok(match self.lifetime {
-            Some(lifetime) => token.expires_in(lifetime),
+            Some(lifetime) => token.with_lifetime(lifetime),
             None => token,
         })
     }

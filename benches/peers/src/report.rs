@@ -56,7 +56,7 @@ fn print_hot_path(results: &Results) {
     println!(
         "Hot path\n\n\
          A token of 800 bytes that is there, put on a request with 4 headers and a body,\n\
-         less what the bare leaf takes. Medians; ratios are to this crate with `Never`.\n"
+         less what the bare leaf takes. Medians; ratios are to this crate with `NoReplay`.\n"
     );
     let own = results.counterpart(false);
     let columns = |costs: &[f64], index: usize| {

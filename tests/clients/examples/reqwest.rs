@@ -9,7 +9,7 @@ use http::{Request, Response};
 use reqwest::Body;
 use support::{Servers, hash};
 use tower::{Service, ServiceBuilder, ServiceExt};
-use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer};
+use tower_client_credentials::{BoxError, ClientCredentialsLayer, replay::Buffered};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
@@ -24,7 +24,7 @@ async fn main() -> Result<(), BoxError> {
         })
         .service(client.clone());
 
-    // For any server: TokenEndpoint::new(http.clone(), url, ClientAuth::request_body(id, secret))?
+    // For any server: TokenEndpoint::new(http.clone(), url, ClientAuth::client_secret_post(id, secret))?
     let tokens = servers.tokens(http.clone());
     let layer =
         ClientCredentialsLayer::new(tokens).replay(Buffered::new(64 * 1024).map(Body::wrap));

@@ -13,17 +13,17 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tower::{ServiceBuilder, ServiceExt};
-use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer};
+use tower_client_credentials::{BoxError, ClientCredentialsLayer, replay::Buffered};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let servers = start_servers().await;
 
     // A channel speaks to one host only, so that tokens come by another client.
-    // For any server: TokenEndpoint::new(client, url, ClientAuth::request_body(id, secret))?
+    // For any server: TokenEndpoint::new(client, url, ClientAuth::client_secret_post(id, secret))?
     let tokens = servers.tokens(hyper_client::<Full<Bytes>>(Protocol::Http1));
     let layer = ClientCredentialsLayer::new(tokens)
-        .reject_when(|it| {
+        .rejected_when(|it| {
             it.headers
                 .get("grpc-status")
                 .is_some_and(|status| status == "16")

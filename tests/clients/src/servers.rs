@@ -98,7 +98,7 @@ impl Servers {
         B: From<Bytes>,
         ResBody: http_body::Body<Error: Into<BoxError>> + Send + 'static,
     {
-        let auth = ClientAuth::request_body("id", "secret");
+        let auth = ClientAuth::client_secret_post("id", "secret");
         TokenEndpoint::new(client, self.issuer.url("/token"), auth).expect("the URL is fine")
     }
 

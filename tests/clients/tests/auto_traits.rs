@@ -21,8 +21,8 @@ use support::{Protocol, Servers, hyper_client, in_time};
 use tonic::transport::{Channel, Endpoint};
 use tower::{Layer, Service, ServiceExt, buffer::Buffer, util::BoxService};
 use tower_client_credentials::{
-    AccessToken, BoxError, Buffered, ClientCredentials, ClientCredentialsLayer, CloneBody,
-    CloneWith, Never, Replay, ReplayBody, TokenRequest, replay::Map,
+    AccessToken, BoxError, ClientCredentials, ClientCredentialsLayer, TokenRequest,
+    replay::{Buffered, CloneBody, CloneWith, Map, NoReplay, ReplayBody, ReplayPolicy},
 };
 
 type Hyper<B> = Client<HttpConnector, B>;
@@ -58,7 +58,7 @@ fn services_are_clone_send_and_sync() {
     clone_send_sync::<ClientCredentials<Hyper<Full<Bytes>>, CloneBody>>();
     clone_send_sync::<ClientCredentials<Hyper<ReplayBody<Incoming>>, Buffered>>();
     clone_send_sync::<ClientCredentials<Hyper<ReplayBody<Unsync>>, Buffered>>();
-    clone_send_sync::<ClientCredentials<Hyper<Unsync>, Never>>();
+    clone_send_sync::<ClientCredentials<Hyper<Unsync>, NoReplay>>();
     clone_send_sync::<ClientCredentials<reqwest::Client>>();
     clone_send_sync::<ClientCredentials<Channel, Map<fn(ReplayBody<Unsync>) -> Unsync>>>();
     type CopyKubeBody = fn(&KubeBody) -> Option<KubeBody>;
@@ -75,7 +75,7 @@ fn send<T: Send>(_: &T) {}
 async fn bodies_need_neither_sync_nor_unpin() {
     async fn assert_spawned<R>(replay: R, sends: usize)
     where
-        R: Replay<Awkward, Body: Send, Kept: Send> + Clone + Send + Sync + 'static,
+        R: ReplayPolicy<Awkward, Body: Send, Kept: Send> + Clone + Send + Sync + 'static,
     {
         let count = Arc::new(AtomicUsize::new(0));
         let counting = Arc::clone(&count);
@@ -102,7 +102,7 @@ async fn bodies_need_neither_sync_nor_unpin() {
     assert_spawned(CloneWith(|body: &Awkward| Some(body.clone())), 2).await;
     assert_spawned(Buffered::new(1), 2).await;
     assert_spawned(Buffered::new(1).map(BodyExt::boxed_unsync), 2).await;
-    assert_spawned(Never, 1).await;
+    assert_spawned(NoReplay, 1).await;
 }
 
 /// Sends nothing: what counts is that each future is `Send`, as `tokio::spawn` wants it.

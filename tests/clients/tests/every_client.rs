@@ -32,8 +32,8 @@ use tower::{
     util::BoxCloneSyncService,
 };
 use tower_client_credentials::{
-    BoxError, Buffered, ClientCredentialsLayer, CloneBody, CloneWith, Replay, ReplayBody,
-    TokenEndpoint, replay::Map,
+    BoxError, ClientCredentialsLayer, TokenEndpoint,
+    replay::{Buffered, CloneBody, CloneWith, Map, ReplayBody, ReplayPolicy},
 };
 use tower_http::{
     decompression::DecompressionLayer, follow_redirect::FollowRedirectLayer, trace::TraceLayer,
@@ -52,7 +52,11 @@ trait Subject: Copy + Send + Sync + 'static {
         + Unpin
         + 'static;
     /// How its requests are sent again.
-    type Replay: Replay<Self::Body, Body = Self::Body, Kept: Send> + Clone + Send + Sync + 'static;
+    type Replay: ReplayPolicy<Self::Body, Body = Self::Body, Kept: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static;
 
     /// The client itself. What is for `/token` goes to the token endpoint.
     fn connect(self, servers: &Servers) -> Http<Self::Body>;

@@ -16,7 +16,8 @@ use support::{Loopback, Protocol, Servers, Upload, hash, hyper_client, in_time};
 use tokio::sync::Notify;
 use tower::{Layer, ServiceExt};
 use tower_client_credentials::{
-    BoxError, Buffered, ClientCredentials, ClientCredentialsLayer, NotReplayed, Outcome, ReplayBody,
+    BoxError, ClientCredentials, ClientCredentialsLayer, NotReplayed, TokenOutcome,
+    replay::{Buffered, ReplayBody},
 };
 
 const MIB: usize = 1024 * 1024;
@@ -312,8 +313,8 @@ async fn upload_over_the_limit_is_sent_once_and_whole() {
             assert!(matches!(
                 response
                     .extensions()
-                    .get::<Outcome>()
-                    .and_then(Outcome::not_replayed),
+                    .get::<TokenOutcome>()
+                    .and_then(TokenOutcome::not_replayed),
                 Some(NotReplayed::BodyOverLimit)
             ));
             let received = servers.received();

@@ -16,7 +16,7 @@ use support::{Loopback, Protocol, Servers, hyper_client, in_time};
 use tower::{
     Layer, buffer::BufferLayer, limit::GlobalConcurrencyLimitLayer, timeout::TimeoutLayer,
 };
-use tower_client_credentials::{ClientCredentialsLayer, CloneWith};
+use tower_client_credentials::{ClientCredentialsLayer, replay::CloneWith};
 use tower_http::{decompression::DecompressionLayer, trace::TraceLayer};
 
 /// A cluster with one object, that gives back what is created, and does not accept "token-1".

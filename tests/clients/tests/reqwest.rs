@@ -7,7 +7,8 @@ use reqwest::{Body, Client};
 use support::{Protocol, Servers, Upload, hash, in_time};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt};
 use tower_client_credentials::{
-    BoxError, Buffered, ClientCredentialsLayer, CloneWith, NotReplayed, Outcome, ReplayBody,
+    BoxError, ClientCredentialsLayer, NotReplayed, TokenOutcome,
+    replay::{Buffered, CloneWith, ReplayBody},
 };
 use tower_reqwest::HttpClientLayer;
 
@@ -132,8 +133,8 @@ async fn streamed_body_cannot_be_copied_and_is_sent_once() {
     assert!(matches!(
         response
             .extensions()
-            .get::<Outcome>()
-            .and_then(Outcome::not_replayed),
+            .get::<TokenOutcome>()
+            .and_then(TokenOutcome::not_replayed),
         Some(NotReplayed::BodyNotKept)
     ));
     assert_eq!(servers.received()[0].hash.as_ref(), Some(&expected));

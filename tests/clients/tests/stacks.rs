@@ -20,7 +20,7 @@ use tower::{
     retry::{Policy, RetryLayer},
     timeout::TimeoutLayer,
 };
-use tower_client_credentials::{BoxError, ClientCredentialsLayer, Outcome, Withheld};
+use tower_client_credentials::{BoxError, ClientCredentialsLayer, TokenOmitted, TokenOutcome};
 use tower_http::{
     decompression::DecompressionLayer, follow_redirect::FollowRedirectLayer, trace::TraceLayer,
 };
@@ -313,13 +313,17 @@ async fn tokens_go_to_no_other_origin_with_a_redirect_follower_above() {
 
     let service = ServiceBuilder::new()
         .layer(FollowRedirectLayer::new())
-        .layer(credentials(&servers).origins([servers.url("/")]).unwrap())
+        .layer(
+            credentials(&servers)
+                .allowed_origins([servers.url("/")])
+                .unwrap(),
+        )
         .service(http());
     let response = in_time(service.oneshot(request)).await.unwrap();
 
     assert_eq!(tokens(&seen), [""]);
-    let outcome = response.extensions().get::<Outcome>().unwrap();
-    assert_eq!(outcome.withheld(), Some(Withheld::OtherOrigin));
+    let outcome = response.extensions().get::<TokenOutcome>().unwrap();
+    assert_eq!(outcome.omitted(), Some(TokenOmitted::OtherOrigin));
 }
 
 /// "compressed", with gzip.

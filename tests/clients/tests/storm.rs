@@ -7,7 +7,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use support::{Protocol, Servers, Upload, cache_without_cool_down, hyper_client, in_time};
 use tower::{Layer, Service, ServiceExt};
-use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer, Outcome};
+use tower_client_credentials::{BoxError, ClientCredentialsLayer, TokenOutcome, replay::Buffered};
 
 const CALLS: usize = 1000;
 const AT_ONCE: usize = 32;
@@ -57,8 +57,8 @@ where
     };
     let reason = response
         .extensions()
-        .get::<Outcome>()
-        .and_then(Outcome::not_replayed);
+        .get::<TokenOutcome>()
+        .and_then(TokenOutcome::not_replayed);
     assert_eq!(response.status(), StatusCode::OK, "{path}: {reason:?}");
     let got = response.into_body().collect().await.unwrap().to_bytes();
     assert_eq!(got, meant, "call {number}");

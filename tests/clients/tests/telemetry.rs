@@ -14,7 +14,8 @@ use http::{Request, Response, StatusCode, header::AUTHORIZATION};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, BoxError, ClientCredentialsLayer, CloneBody, Error, TokenCache, TokenRequest,
+    AccessToken, BoxError, ClientCredentialsLayer, Error, TokenCache, TokenRequest,
+    replay::CloneBody,
 };
 use tracing::{
     Dispatch, Level, Subscriber,
@@ -47,7 +48,7 @@ impl Issuer {
                     }
                     let number = issuer.issued.fetch_add(1, Ordering::SeqCst) + 1;
                     let token = AccessToken::new(format!("geheim-token-{number}"))?;
-                    Ok(token.expires_in(Duration::from_secs(1800)))
+                    Ok(token.with_lifetime(Duration::from_secs(1800)))
                 }
             }))
     }
@@ -140,14 +141,14 @@ rejections_total{action=cooling_down} = 2
 rejections_total{action=withheld} = 2
 replays_total{} = 2
 requests_without_token_total{reason=plain_http} = 1
+token_request_duration_seconds{cause=due_for_refresh,outcome=token} = 1 of 0.08
 token_request_duration_seconds{cause=expired,outcome=token_service} = 1 of 0.08
 token_request_duration_seconds{cause=first,outcome=token} = 1 of 0.08
 token_request_duration_seconds{cause=rejected,outcome=token} = 2 of 0.08
-token_request_duration_seconds{cause=stale,outcome=token} = 1 of 0.08
+token_requests_total{cause=due_for_refresh,outcome=token} = 1
 token_requests_total{cause=expired,outcome=token_service} = 1
 token_requests_total{cause=first,outcome=token} = 1
 token_requests_total{cause=rejected,outcome=token} = 2
-token_requests_total{cause=stale,outcome=token} = 1
 wait_duration_seconds{outcome=token_service} = 1 of 0.08
 wait_duration_seconds{outcome=token} = 4 of 0.08
 waiters{} = 0
@@ -205,19 +206,19 @@ async fn traces_tell_what_happened_and_no_secret() {
     a_day(&Issuer::default()).await;
 
     let expected = "\
-DEBUG token received | token_flight cause=first attempts=1 waiters=2 outcome=token
-DEBUG token received | token_flight cause=stale attempts=1 waiters=0 outcome=token
+DEBUG token received | token_request cause=first attempts=1 waiters=2 outcome=token
+DEBUG token received | token_request cause=due_for_refresh attempts=1 waiters=0 outcome=token
 INFO API rejected the token action=withheld
-DEBUG token received | token_flight cause=rejected attempts=1 waiters=1 outcome=token
+DEBUG token received | token_request cause=rejected attempts=1 waiters=1 outcome=token
 DEBUG request is sent again with another token is_renewed=true
 DEBUG API rejected the token action=cooling_down
 INFO API rejected the token action=withheld
-DEBUG token received | token_flight cause=rejected attempts=1 waiters=1 outcome=token
+DEBUG token received | token_request cause=rejected attempts=1 waiters=1 outcome=token
 DEBUG request is sent again with another token is_renewed=true
 DEBUG API rejected the token action=cooling_down
 DEBUG API rejected another token, too
-DEBUG token request failed attempt=1 error.type=token_service error=token service failed | token_flight cause=expired
-WARN no token could be had cause=expired error.type=token_service error=token service failed | token_flight cause=expired attempts=1 waiters=1 outcome=token_service error.type=token_service
+DEBUG token request failed attempt=1 error.type=token_service error=token service failed | token_request cause=expired
+WARN no token could be had cause=expired error.type=token_service error=token service failed | token_request cause=expired attempts=1 waiters=1 outcome=token_service error.type=token_service
 DEBUG token service is not asked again yet error.type=token_service
 DEBUG request carries no token reason=sent without a token, as the request goes to another host over plain http, where it could be read on the way
 ";

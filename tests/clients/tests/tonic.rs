@@ -22,7 +22,9 @@ use tower::{
     Layer, Service, ServiceBuilder, ServiceExt, buffer::BufferLayer,
     limit::GlobalConcurrencyLimitLayer, timeout::TimeoutLayer,
 };
-use tower_client_credentials::{BoxError, Buffered, ClientCredentialsLayer, NotReplayed, Outcome};
+use tower_client_credentials::{
+    BoxError, ClientCredentialsLayer, NotReplayed, TokenOutcome, replay::Buffered,
+};
 use tower_http::{
     decompression::DecompressionLayer, follow_redirect::FollowRedirectLayer, trace::TraceLayer,
 };
@@ -87,7 +89,7 @@ fn stack(
         .connect_lazy();
     let tokens = servers.tokens(hyper_client::<Full<Bytes>>(Protocol::Http1));
     ClientCredentialsLayer::new(tokens)
-        .reject_when(is_unauthenticated)
+        .rejected_when(is_unauthenticated)
         .replay(Buffered::new(limit).map(Body::new))
         .layer(channel)
 }
@@ -143,7 +145,7 @@ async fn other_layers_go_above_and_below() {
         let shared_limit = GlobalConcurrencyLimitLayer::new(1);
         let tokens = shared_limit.layer(hyper_client::<Full<Bytes>>(Protocol::Http1));
         let credentials = ClientCredentialsLayer::new(servers.tokens(tokens))
-            .reject_when(is_unauthenticated)
+            .rejected_when(is_unauthenticated)
             .replay(Buffered::new(8 * 1024 * 1024).map(Body::new));
         let service = ServiceBuilder::new()
             .map_response(|response: Response<_>| response.map(Body::new))
@@ -182,8 +184,8 @@ async fn client_streaming_call_over_the_limit_is_sent_once() {
         move |response| {
             *reason.lock().unwrap() = response
                 .extensions()
-                .get::<Outcome>()
-                .and_then(Outcome::not_replayed)
+                .get::<TokenOutcome>()
+                .and_then(TokenOutcome::not_replayed)
                 .cloned();
             response
         }

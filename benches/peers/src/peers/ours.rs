@@ -5,10 +5,7 @@ use http::{StatusCode, header::AUTHORIZATION};
 use http_body_util::Full;
 use hyper_util::{client::legacy::Client as HyperClient, rt::TokioExecutor};
 use tower::{BoxError, Layer};
-use tower_client_credentials::{
-    AccessToken, ClientAuth, ClientCredentials, ClientCredentialsLayer, CloneBody, Never,
-    TokenCache, TokenEndpoint,
-};
+use tower_client_credentials::{AccessToken, ClientAuth, ClientCredentials, ClientCredentialsLayer, TokenCache, TokenEndpoint, replay::{CloneBody, NoReplay}};
 
 use crate::{
     endpoint::{CLIENT_ID, CLIENT_SECRET, Endpoint},
@@ -17,7 +14,7 @@ use crate::{
 
 fn tokens(endpoint: &Endpoint) -> Result<TokenCache, BoxError> {
     let http = HyperClient::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
-    let auth = ClientAuth::request_body(CLIENT_ID, CLIENT_SECRET);
+    let auth = ClientAuth::client_secret_post(CLIENT_ID, CLIENT_SECRET);
     Ok(TokenCache::new(TokenEndpoint::new(
         http,
         endpoint.url(),
@@ -26,18 +23,18 @@ fn tokens(endpoint: &Endpoint) -> Result<TokenCache, BoxError> {
 }
 
 /// The layer, when no request has to be sent a second time.
-pub(crate) struct WithNever(ClientCredentialsLayer<Never>);
+pub(crate) struct WithNever(ClientCredentialsLayer<NoReplay>);
 
 impl Peer for WithNever {
     const NAME: &'static str = "this crate, Never";
     const OURS: bool = true;
     const DEAF: Option<&'static str> = Some("asked to send once; it leaves a 401 to its caller");
 
-    type Client<L: Leaf> = Layered<ClientCredentials<L, Never>>;
+    type Client<L: Leaf> = Layered<ClientCredentials<L, NoReplay>>;
 
     async fn start(endpoint: &Endpoint) -> Result<Self, BoxError> {
         let layer = ClientCredentialsLayer::with_cache(tokens(endpoint)?);
-        Ok(Self(layer.never_retry()))
+        Ok(Self(layer.no_replay()))
     }
 
     fn client<L: Leaf>(&self, leaf: L) -> Self::Client<L> {

@@ -2,13 +2,15 @@ use std::convert::Infallible;
 
 use http::Request;
 
-use super::Replay;
+use super::ReplayPolicy;
 
-/// Keeps nothing and costs nothing: every request is sent once, with whatever body it has.
+/// Sends every request once, whatever body it has; also the extension that opts one request out.
 ///
-/// A rejected token is renewed all the same, for the requests that follow.
+/// A rejected token is still renewed for the requests that follow.
 ///
 /// # Examples
+///
+/// As the policy of a layer:
 ///
 /// ```
 /// # use tower_client_credentials::{AccessToken, TokenRequest};
@@ -16,15 +18,24 @@ use super::Replay;
 /// # let token_service = service_fn(|_: TokenRequest| async {
 /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
 /// # });
-/// use tower_client_credentials::{ClientCredentialsLayer, Never};
+/// use tower_client_credentials::{ClientCredentialsLayer, replay::NoReplay};
 ///
-/// let layer = ClientCredentialsLayer::new(token_service).replay(Never);
+/// let layer = ClientCredentialsLayer::new(token_service).replay(NoReplay);
 /// # drop(layer);
 /// ```
+///
+/// As an extension of one request, whatever the policy of its layer:
+///
+/// ```
+/// use tower_client_credentials::replay::NoReplay;
+///
+/// let mut request = http::Request::new(());
+/// request.extensions_mut().insert(NoReplay);
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Never;
+pub struct NoReplay;
 
-impl<B> Replay<B> for Never {
+impl<B> ReplayPolicy<B> for NoReplay {
     type Body = B;
     type Kept = Infallible;
 

@@ -1,0 +1,89 @@
+//! LinkedIn's token endpoint, as its documentation describes it.
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body::Body;
+use tower::{BoxError, Service};
+
+use crate::{ClientAuth, ClientSecret, Error, TokenEndpoint, error::Refusal};
+
+/// Requests 2-legged tokens from LinkedIn.
+///
+/// Sends id and secret in the form, as LinkedIn documents it. For LinkedIn's documented errors,
+/// [`Error::hint`] says what to do.
+///
+/// # Examples
+///
+/// ```
+/// # use bytes::Bytes;
+/// # use http_body_util::Full;
+/// # use tower::{BoxError, service_fn};
+/// # let http = service_fn(|_: http::Request<Full<Bytes>>| async {
+/// #     Ok::<_, BoxError>(http::Response::new(String::new()))
+/// # });
+/// use tower_client_credentials::provider;
+///
+/// let tokens = provider::linkedin(http, "77tt5z...", "WPL_AP1...")?;
+/// # drop(tokens);
+/// # Ok::<(), tower_client_credentials::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// Fails if id or secret is empty, or for what [`TokenEndpoint::new`] refuses in them.
+pub fn linkedin<C, B, ResBody>(
+    client: C,
+    client_id: impl Into<String>,
+    client_secret: impl Into<ClientSecret>,
+) -> Result<TokenEndpoint, Error>
+where
+    C: Service<Request<B>, Response = Response<ResBody>> + Clone + Send + 'static,
+    C::Error: Into<BoxError>,
+    C::Future: Send + 'static,
+    B: From<Bytes>,
+    ResBody: Body<Error: Into<BoxError>> + Send + 'static,
+{
+    let auth = client_auth(client_id, client_secret)?;
+    Ok(TokenEndpoint::new(client, TOKEN_URL, auth)?.hints(hint))
+}
+
+/// The token endpoint for 2-legged tokens.
+const TOKEN_URL: &str = "https://www.linkedin.com/oauth/v2/accessToken";
+
+/// LinkedIn reads credentials in the form only, never as HTTP Basic, and has no empty secrets.
+fn client_auth(
+    id: impl Into<String>,
+    secret: impl Into<ClientSecret>,
+) -> Result<ClientAuth, Error> {
+    let secret = secret.into();
+    if secret.expose().is_empty() {
+        return Err(Error::configuration("client secret is empty"));
+    }
+    Ok(ClientAuth::client_secret_post(id, secret))
+}
+
+/// What each documented error asks the user to do.
+fn hint(refusal: &Refusal) -> Option<&'static str> {
+    let description = refusal.description.as_deref().unwrap_or_default();
+    match (refusal.status.as_u16(), refusal.code.as_deref()?) {
+        (400, "invalid_client_id") => Some(
+            "send the application's own client id, as its Auth tab in LinkedIn's developer portal shows it",
+        ),
+        (_, "invalid_client_id" | "invalid_client") => Some(
+            "check the client id and secret that are sent against the application's Auth tab in LinkedIn's developer portal",
+        ),
+        (_, "access_denied") => Some(
+            "the application may not create 2-legged tokens: ask LinkedIn for access, through your relationship manager or business development",
+        ),
+        (_, "invalid_request") if description.contains("\"grant_type\"") => {
+            Some("send grant_type=client_credentials: a proxy may have dropped the form")
+        }
+        (_, "invalid_request") if description.contains("\"client_id\"") => {
+            Some("send the client id: it must not be empty")
+        }
+        (_, "invalid_request") if description.contains("\"client_secret\"") => {
+            Some("send the client secret: it must not be empty")
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,75 @@
+/// What a token is requested for: scopes, resources, audiences and any other parameters.
+///
+/// Not for secrets: `Debug` shows every value.
+///
+/// # Examples
+///
+/// ```
+/// use tower_client_credentials::TokenParameters;
+///
+/// let parameters = TokenParameters::default()
+///     .with_scope("orders.read orders.write")
+///     .with_audience("https://api.example")
+///     .with_resource("https://api.example/orders")
+///     .with_parameter("organization", "example");
+/// assert_eq!(parameters.scopes(), ["orders.read", "orders.write"]);
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TokenParameters {
+    scopes: Vec<String>,
+    resources: Vec<String>,
+    audiences: Vec<String>,
+    others: Vec<(String, String)>,
+}
+
+impl TokenParameters {
+    /// Adds a scope, or several separated by spaces (RFC 6749 §3.3).
+    #[must_use]
+    pub fn with_scope(mut self, scope: impl AsRef<str>) -> Self {
+        let scopes = scope.as_ref().split_ascii_whitespace().map(str::to_owned);
+        self.scopes.extend(scopes);
+        self
+    }
+
+    /// Adds a resource, an absolute URI (RFC 8707 §2).
+    #[must_use]
+    pub fn with_resource(mut self, resource: impl Into<String>) -> Self {
+        self.resources.push(resource.into());
+        self
+    }
+
+    /// Adds an audience (RFC 8693 §2.1).
+    #[must_use]
+    pub fn with_audience(mut self, audience: impl Into<String>) -> Self {
+        self.audiences.push(audience.into());
+        self
+    }
+
+    /// Adds any other parameter; a name may repeat.
+    #[must_use]
+    pub fn with_parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.others.push((name.into(), value.into()));
+        self
+    }
+
+    /// The scopes, in the order in which they were added. They are sent as one parameter, separated
+    /// by spaces.
+    pub fn scopes(&self) -> &[String] {
+        &self.scopes
+    }
+
+    /// The resources, in the order in which they were added. Each is sent as a parameter of its own.
+    pub fn resources(&self) -> &[String] {
+        &self.resources
+    }
+
+    /// The audiences, in the order in which they were added. Each is sent as a parameter of its own.
+    pub fn audiences(&self) -> &[String] {
+        &self.audiences
+    }
+
+    /// The names and values of the other parameters, in the order in which they were added.
+    pub fn others(&self) -> &[(String, String)] {
+        &self.others
+    }
+}
