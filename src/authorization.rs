@@ -4,7 +4,7 @@ use std::iter;
 
 use http::header::{AUTHORIZATION, HeaderMap};
 
-use crate::token::{Generation, Held};
+use crate::token::{CachedToken, Generation};
 
 /// Whose `Authorization` a request carries.
 pub(crate) enum Authorization {
@@ -22,7 +22,7 @@ impl Authorization {
     /// Always inlined: left to choose, the compiler inlines `try_append` into this function, and then not
     /// this one into the call.
     #[inline(always)]
-    pub(crate) fn put(headers: &mut HeaderMap, token: Option<&Held>) -> Self {
+    pub(crate) fn put(headers: &mut HeaderMap, token: Option<&CachedToken>) -> Self {
         // Not looked for first: that would hash the name a second time for each request.
         let appended = token.map(|held| {
             let value = held.token().header_value().clone();

@@ -116,7 +116,7 @@ impl<R> Config<R> {
             Rejection::CoolingDown => Err(NotReplayed::CoolingDown),
             Rejection::Failing(error) => Err(NotReplayed::RenewalFailed(error)),
             Rejection::Replaced => restore(),
-            Rejection::Withheld => restore().inspect_err(|_| anchor.cache.renew_behind()),
+            Rejection::Withheld => restore().inspect_err(|_| anchor.cache.renew_in_background()),
         };
         Ok((request?, anchor))
     }
@@ -127,7 +127,7 @@ impl<R> Config<R> {
             return;
         };
         if matches!(cache.reject_generation(generation), Rejection::Withheld) {
-            cache.renew_behind();
+            cache.renew_in_background();
         }
     }
 

@@ -15,7 +15,7 @@ use crate::{
     anchor::Anchor,
     error::Kind,
     replay::{NoReplay, ReplayPolicy},
-    token::{Generation, Held},
+    token::{CachedToken, Generation},
 };
 
 /// How often a request waits again because the token that it was granted expired, or was rejected for
@@ -179,7 +179,7 @@ where
     R: ReplayPolicy<B>,
 {
     /// Sends the request with the token; the service has to be ready.
-    pub(crate) fn send(mut self, granted: &Held) -> Result<Underway<S, R, B>, Error>
+    pub(crate) fn send(mut self, granted: &CachedToken) -> Result<Underway<S, R, B>, Error>
     where
         S: Service<Request<R::Body>>,
     {
@@ -192,7 +192,7 @@ where
         })
     }
 
-    fn authorize(&mut self, granted: &Held) -> Result<Generation, Error> {
+    fn authorize(&mut self, granted: &CachedToken) -> Result<Generation, Error> {
         let value = granted.token().header_value().clone();
         let headers = self.request.headers_mut();
         match headers.try_insert(AUTHORIZATION, value) {

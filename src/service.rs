@@ -18,7 +18,7 @@ use crate::{
     lease::Lease,
     replay::{CloneBody, ReplayPolicy},
     send::{NotKept, Unsent, WAITS},
-    token::{Seen, View},
+    token::{LastSeen, Seen},
 };
 
 /// A service whose requests carry an access token; see the [crate docs](crate).
@@ -81,7 +81,7 @@ use crate::{
 /// See [`ResponseFuture`].
 pub struct ClientCredentials<S, R = CloneBody> {
     inner: S,
-    view: View,
+    view: LastSeen,
     lease: Lease<S, R>,
     anchor: Arc<Anchor>,
 }
@@ -90,7 +90,7 @@ impl<S, R> ClientCredentials<S, R> {
     pub(crate) fn new(inner: S, anchor: Anchor, config: Config<R>) -> Self {
         Self {
             inner,
-            view: View::new(),
+            view: LastSeen::new(),
             lease: Lease::new(config),
             anchor: Arc::new(anchor),
         }
@@ -284,7 +284,7 @@ mod tests {
     use tower::{Layer, ServiceExt, service_fn};
 
     use super::*;
-    use crate::{AccessToken, ClientCredentialsLayer, TokenRequest, token::Held};
+    use crate::{AccessToken, ClientCredentialsLayer, TokenRequest, token::CachedToken};
 
     /// Threads that count references to the same thing slow each other down.
     #[tokio::test(start_paused = true)]
@@ -315,7 +315,7 @@ mod tests {
             }
             assert_eq!(!Arc::ptr_eq(&first.anchor, &second.anchor), lasts);
             let [one, other] = [&first, &second].map(|service| service.view.token().unwrap());
-            let text = |held: &Held| held.token().expose().as_ptr();
+            let text = |held: &CachedToken| held.token().expose().as_ptr();
             assert_eq!(text(one) != text(other), lasts);
             advance(Duration::from_millis(1)).await;
         }

@@ -122,7 +122,7 @@ impl Cause {
     }
 }
 
-/// One flight, from its departure to its landing.
+/// One flight, from its new_flight to its landing.
 ///
 /// Dropped before it has landed, it was lost with its runtime.
 pub(crate) struct Flight {
@@ -134,7 +134,7 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    pub(crate) fn depart(cause: Cause) -> Self {
+    pub(crate) fn start(cause: Cause) -> Self {
         Self {
             cause,
             attempts: 0,

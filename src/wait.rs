@@ -19,7 +19,7 @@ use crate::{
     replay::ReplayPolicy,
     send::{Sent, Unsent},
     telemetry,
-    token::{Acquired, Acquiring, Held},
+    token::{Acquired, Acquiring, CachedToken},
 };
 
 /// A request that waits, and what it waits for.
@@ -46,18 +46,18 @@ enum Stage<Res> {
     Draining {
         rejection: Pin<Box<Res>>,
         drain: Drain,
-        granted: Arc<Held>,
+        granted: Arc<CachedToken>,
     },
     // The token is there; the service has to be polled ready.
     Readying {
-        granted: Arc<Held>,
+        granted: Arc<CachedToken>,
     },
 }
 
 /// What a wait ends with.
 pub(crate) enum Waited<Res> {
     /// The service is ready, and the token may be used now.
-    Granted(Arc<Held>),
+    Granted(Arc<CachedToken>),
     /// There is no other token: the caller gets the rejection.
     Returned(Res),
 }

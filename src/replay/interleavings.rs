@@ -6,7 +6,7 @@
 //!
 //! The tape is the only place of the crate where a lock and wakers are put together by hand: flights
 //! tell their waiters through `tokio::sync::watch`, which has loom tests of its own, and the token
-//! cache's ledger has no wakers. What the cache does by hand is to publish what the ledger decided;
+//! cache's entry has no wakers. What the cache does by hand is to publish what the entry decided;
 //! `token/interleavings.rs` has that.
 
 use std::{

@@ -30,8 +30,8 @@ use tower::{BoxError, Service};
 use super::interleavings::ArcSwapOption;
 use super::{
     AccessToken, Rejection, TokenCacheBuilder, TokenRequest,
-    flight::{Pilot, SharedTokenService},
-    ledger::{Departure, Generation, Held, Join, Landed, Ledger},
+    entry::{CachedToken, Entry, FlightResult, Generation, Join, NewFlight},
+    flight::{Completer, SharedTokenService},
     schedule::Freshness,
     settings::{Settings, Warmth},
 };
@@ -66,7 +66,7 @@ pub(crate) type Acquiring = Pin<Box<dyn Future<Output = Acquired> + Send>>;
 
 /// A token or an error, and how long it took if it had to be waited for.
 pub(crate) struct Acquired {
-    pub(crate) landed: Landed,
+    pub(crate) landed: FlightResult,
     pub(crate) waited: Option<Duration>,
 }
 
@@ -114,13 +114,13 @@ impl WeakTokenCache {
 }
 
 struct Shared {
-    /// What calls use without a lock: the ledger's current token, as it was last published.
-    snapshot: ArcSwapOption<Held>,
+    /// What calls use without a lock: the entry's current token, as it was last published.
+    snapshot: ArcSwapOption<CachedToken>,
     /// Counts what was published, so that a service sees at a glance that nothing was.
     edition: AtomicU64,
     /// Locked for one transition at a time; nothing is polled, woken, spawned or dropped meanwhile
     /// that could call back.
-    ledger: Mutex<Ledger>,
+    entry: Mutex<Entry>,
     token_service: SharedTokenService,
     settings: Settings,
     /// Closed when the last handle is gone.
@@ -238,7 +238,7 @@ impl TokenCache {
             shared: Arc::new(Shared {
                 snapshot: ArcSwapOption::empty(),
                 edition: AtomicU64::new(0),
-                ledger: Mutex::default(),
+                entry: Mutex::default(),
                 token_service: SharedTokenService::new(token_service),
                 settings,
                 handles: watch::Sender::new(()),
@@ -258,7 +258,7 @@ impl TokenCache {
     }
 
     /// The current token, if it may be used, and until when it needs no other look.
-    pub(super) fn look(&self) -> (Option<Arc<Held>>, Instant) {
+    pub(super) fn look(&self) -> (Option<Arc<CachedToken>>, Instant) {
         let now = self.shared.now();
         let held = self.current(&now);
         let in_step_until = self.shared.settings.clock.in_step_until(&now);
@@ -269,7 +269,7 @@ impl TokenCache {
     }
 
     /// A token to send now, in place of one that was granted a while ago to a call that waited for it.
-    pub(crate) fn still_usable(&self, granted: &Arc<Held>) -> Option<Arc<Held>> {
+    pub(crate) fn still_usable(&self, granted: &Arc<CachedToken>) -> Option<Arc<CachedToken>> {
         self.current(&self.shared.now()).or_else(|| {
             let may_serve = self.shared.lock().may_still_serve(granted);
             may_serve.then(|| Arc::clone(granted))
@@ -281,18 +281,18 @@ impl TokenCache {
         let now = self.shared.now();
         let (rejection, withheld) = self
             .shared
-            .update_and_watch(|ledger| ledger.reject(generation, &now, &self.shared.settings));
+            .update_and_watch(|entry| entry.reject(generation, &now, &self.shared.settings));
         telemetry::rejected(&rejection, withheld);
         rejection
     }
 
     /// Renews a rejected token for those who come next; nobody waits for it.
-    pub(crate) fn renew_behind(&self) {
+    pub(crate) fn renew_in_background(&self) {
         let Some(runtime) = runtime_with_timers() else {
             return;
         };
-        if let Join::Departing(departure) = self.shared.join(None) {
-            self.shared.launch(departure, &runtime);
+        if let Join::Start(new_flight) = self.shared.join(None) {
+            self.shared.launch(new_flight, &runtime);
         }
     }
 
@@ -315,7 +315,7 @@ impl TokenCache {
         &self,
         rejected: Option<Generation>,
         since: &mut Option<(Instant, telemetry::Waiter)>,
-    ) -> Landed {
+    ) -> FlightResult {
         let Some(runtime) = runtime_with_timers() else {
             return self.without_runtime(rejected, Kind::NoRuntime);
         };
@@ -329,10 +329,10 @@ impl TokenCache {
                     return Err(error);
                 }
                 Join::CoolingDown => return Err(Error::new(Kind::CoolingDown)),
-                Join::Waiting(flight) => flight,
-                Join::Departing(departure) => {
-                    let flight = departure.flight.clone();
-                    self.shared.launch(departure, &runtime);
+                Join::Wait(flight) => flight,
+                Join::Start(new_flight) => {
+                    let flight = new_flight.flight.clone();
+                    self.shared.launch(new_flight, &runtime);
                     times_lost = &mut lost;
                     flight
                 }
@@ -367,34 +367,34 @@ impl TokenCache {
     #[cfg(all(test, interleavings))]
     pub(super) fn transition<T>(
         &self,
-        transition: impl FnOnce(&mut Ledger, &Moment, &Settings) -> T,
+        transition: impl FnOnce(&mut Entry, &Moment, &Settings) -> T,
     ) -> T {
         let now = self.shared.now();
         self.shared
-            .update(|ledger| transition(ledger, &now, &self.shared.settings))
+            .update(|entry| transition(entry, &now, &self.shared.settings))
     }
 
     /// The current token, if it may be used; a stale one is refreshed behind.
-    fn current(&self, now: &Moment) -> Option<Arc<Held>> {
+    fn current(&self, now: &Moment) -> Option<Arc<CachedToken>> {
         let held = self.shared.snapshot.load_full()?;
         match held.freshness(now) {
             Freshness::Fresh => {}
-            Freshness::DueForRefresh => self.shared.refresh_behind(),
+            Freshness::DueForRefresh => self.shared.refresh_in_background(),
             Freshness::Expired => return None,
         }
         Some(held)
     }
 
-    fn unexpired(&self, rejected: Option<Generation>) -> Option<Arc<Held>> {
+    fn unexpired(&self, rejected: Option<Generation>) -> Option<Arc<CachedToken>> {
         let held = self.shared.snapshot.load_full()?;
         held.may_serve(rejected, &self.shared.now())
             .then(|| held.for_anyone())
     }
 
     /// Nothing can be asked: a rejected token that has not expired is better than none.
-    fn without_runtime(&self, rejected: Option<Generation>, reason: Kind) -> Landed {
+    fn without_runtime(&self, rejected: Option<Generation>, reason: Kind) -> FlightResult {
         let now = self.shared.now();
-        self.shared.update(|ledger| ledger.reinstate(&now));
+        self.shared.update(|entry| entry.reinstate(&now));
         self.unexpired(rejected).ok_or_else(|| Error::new(reason))
     }
 }
@@ -410,19 +410,19 @@ impl fmt::Debug for TokenCache {
 
 impl Shared {
     /// Carries out one transition and publishes the token that it leaves current.
-    fn update<T>(&self, transition: impl FnOnce(&mut Ledger) -> T) -> T {
-        let mut ledger = self.lock();
-        let result = transition(&mut ledger);
-        self.publish(ledger.current());
+    fn update<T>(&self, transition: impl FnOnce(&mut Entry) -> T) -> T {
+        let mut entry = self.lock();
+        let result = transition(&mut entry);
+        self.publish(entry.current());
         result
     }
 
     /// The same, and whether the transition withheld the token that was in use.
-    fn update_and_watch<T>(&self, transition: impl FnOnce(&mut Ledger) -> T) -> (T, bool) {
-        self.update(|ledger| {
-            let was_in_use = ledger.current().is_some();
-            let result = transition(ledger);
-            (result, was_in_use && ledger.current().is_none())
+    fn update_and_watch<T>(&self, transition: impl FnOnce(&mut Entry) -> T) -> (T, bool) {
+        self.update(|entry| {
+            let was_in_use = entry.current().is_some();
+            let result = transition(entry);
+            (result, was_in_use && entry.current().is_none())
         })
     }
 
@@ -433,19 +433,19 @@ impl Shared {
     fn join(&self, rejected: Option<Generation>) -> Join {
         let now = self.now();
         let (join, withheld) =
-            self.update_and_watch(|ledger| ledger.join(rejected, &now, &self.settings));
+            self.update_and_watch(|entry| entry.join(rejected, &now, &self.settings));
         if withheld {
             telemetry::token_withheld();
         }
         join
     }
 
-    fn lock(&self) -> MutexGuard<'_, Ledger> {
-        // No transition panics half-way; a panic elsewhere in the thread says nothing of the ledger.
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Entry> {
+        // No transition panics half-way; a panic elsewhere in the thread says nothing of the entry.
+        self.entry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn publish(&self, current: Option<&Arc<Held>>) {
+    fn publish(&self, current: Option<&Arc<CachedToken>>) {
         let published = self.snapshot.load();
         let is_published = match (published.as_ref(), current) {
             (Some(published), Some(current)) => Arc::ptr_eq(published, current),
@@ -461,39 +461,39 @@ impl Shared {
 
     /// Starts the refresh of a stale token, unless somebody was faster.
     #[cold]
-    fn refresh_behind(self: &Arc<Self>) {
+    fn refresh_in_background(self: &Arc<Self>) {
         let now = self.now();
         let Some(runtime) = runtime_with_timers() else {
-            self.update(|ledger| ledger.relaunch_later(&now));
+            self.update(|entry| entry.relaunch_later(&now));
             return;
         };
-        if let Some(departure) = self.update(|ledger| ledger.refresh(&now, &self.settings)) {
-            self.launch(departure, &runtime);
+        if let Some(new_flight) = self.update(|entry| entry.refresh(&now, &self.settings)) {
+            self.launch(new_flight, &runtime);
         }
     }
 
     fn warm_up(self: &Arc<Self>, landed: Generation, now: &Moment, runtime: &Handle) {
-        let departure = self.update(|ledger| ledger.warm_up(landed, now, &self.settings));
-        if let Some(departure) = departure {
-            self.launch(departure, runtime);
+        let new_flight = self.update(|entry| entry.warm_up(landed, now, &self.settings));
+        if let Some(new_flight) = new_flight {
+            self.launch(new_flight, runtime);
         }
     }
 
     /// Starts a flight. Not under the lock: a runtime that is shutting down drops the task at once.
-    fn launch(self: &Arc<Self>, departure: Departure, runtime: &Handle) {
+    fn launch(self: &Arc<Self>, new_flight: NewFlight, runtime: &Handle) {
         let mut request = TokenRequest::new(self.settings.parameters.clone());
-        request.rejected = departure.rejected;
+        request.rejected = new_flight.rejected;
         let task = FlightTask {
             cache: Arc::downgrade(self),
-            generation: departure.generation,
-            land_by: departure.flight.land_by(),
-            pilot: Some(departure.pilot),
+            generation: new_flight.generation,
+            deadline: new_flight.flight.deadline(),
+            completer: Some(new_flight.completer),
         };
         runtime.spawn(task.run(
             self.token_service.clone(),
             self.settings.clone(),
             request,
-            telemetry::Flight::depart(departure.cause),
+            telemetry::Flight::start(new_flight.cause),
         ));
     }
 }
@@ -502,9 +502,9 @@ impl Shared {
 struct FlightTask {
     cache: Weak<Shared>,
     generation: Generation,
-    land_by: Instant,
+    deadline: Instant,
     /// Gone once the flight has landed.
-    pilot: Option<Pilot<Landed>>,
+    completer: Option<Completer<FlightResult>>,
 }
 
 impl FlightTask {
@@ -515,19 +515,21 @@ impl FlightTask {
         request: TokenRequest,
         mut telemetry: telemetry::Flight,
     ) {
-        let Some(pilot) = &self.pilot else { return };
+        let Some(completer) = &self.completer else {
+            return;
+        };
         #[cfg(feature = "tracing")]
         let span = telemetry.span();
         let acquisition = settings.limits.acquire(
             &token_service,
             &request,
-            self.land_by,
+            self.deadline,
             &settings.clock,
             &mut telemetry,
         );
         #[cfg(feature = "tracing")]
         let acquisition = tracing::Instrument::instrument(acquisition, span);
-        let Some(result) = pilot.fly(acquisition).await else {
+        let Some(result) = completer.fly(acquisition).await else {
             return;
         };
         let Some(cache) = self.cache.upgrade() else {
@@ -536,13 +538,13 @@ impl FlightTask {
 
         let now = cache.now();
         let (landed, leftovers) =
-            cache.update(|ledger| ledger.land(self.generation, result, &now, &cache.settings));
+            cache.update(|entry| entry.land(self.generation, result, &now, &cache.settings));
         drop(leftovers);
         // Without an outcome, it is dropped: waiters notice that the flight was lost.
-        if let (Some(landed), Some(pilot)) = (landed, self.pilot.take()) {
+        if let (Some(landed), Some(completer)) = (landed, self.completer.take()) {
             let token = landed.as_ref().map(|held| held.expires_at());
-            telemetry.landed(token, pilot.waiters());
-            pilot.land(landed);
+            telemetry.landed(token, completer.waiters());
+            completer.land(landed);
         }
 
         if settings.warmth == Warmth::Always {
@@ -580,9 +582,9 @@ impl FlightTask {
 impl Drop for FlightTask {
     /// Lets others start anew when the runtime was shut down in mid-flight.
     fn drop(&mut self) {
-        if let (Some(_lost), Some(cache)) = (&self.pilot, self.cache.upgrade()) {
+        if let (Some(_lost), Some(cache)) = (&self.completer, self.cache.upgrade()) {
             let now = cache.now();
-            let leftovers = cache.update(|ledger| ledger.lose(self.generation, &now));
+            let leftovers = cache.update(|entry| entry.lose(self.generation, &now));
             drop(leftovers);
         }
     }

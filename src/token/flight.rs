@@ -52,13 +52,13 @@ impl SharedTokenService {
     async fn attempt(
         &self,
         request: &TokenRequest,
-        land_by: Instant,
+        deadline: Instant,
     ) -> Option<Result<AccessToken, Error>> {
         // Each attempt has a clone of its own: nothing of a service that panicked is used again. The
         // request is dropped in here as well, for that may panic, too.
         let attempt = async {
             let answer = self.clone_service().oneshot(request.clone());
-            timeout_at(land_by, answer).await.ok()
+            timeout_at(deadline, answer).await.ok()
         };
         match AssertUnwindSafe(attempt).catch_unwind().await {
             Ok(answer) => answer,
@@ -85,34 +85,34 @@ const OVERDUE_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(super) struct Flight<T> {
     landing: watch::Receiver<Option<T>>,
-    land_by: Instant,
+    deadline: Instant,
 }
 
 /// A flight, as the task sees it that carries it out.
 #[derive(Debug)]
-pub(super) struct Pilot<T> {
+pub(super) struct Completer<T> {
     landing: watch::Sender<Option<T>>,
 }
 
 impl<T: Clone> Flight<T> {
     /// Prepares a flight that has to land within `deadline` from `now`.
-    pub(super) fn prepare(now: &Moment, deadline: Duration) -> (Self, Pilot<T>) {
+    pub(super) fn prepare(now: &Moment, deadline: Duration) -> (Self, Completer<T>) {
         let (sender, receiver) = watch::channel(None);
         let flight = Self {
             landing: receiver,
-            land_by: now.after(deadline).monotonic,
+            deadline: now.after(deadline).monotonic,
         };
-        (flight, Pilot { landing: sender })
+        (flight, Completer { landing: sender })
     }
 
     /// When the flight has to have an outcome.
-    pub(super) fn land_by(&self) -> Instant {
-        self.land_by
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
     }
 
     /// When the flight counts as lost if it has not landed.
     pub(super) fn overdue_at(&self) -> Instant {
-        self.land_by + OVERDUE_AFTER
+        self.deadline + OVERDUE_AFTER
     }
 
     /// Waits for the outcome; `None` if there will be none, because the flight was lost.
@@ -126,7 +126,7 @@ impl<T: Clone> Flight<T> {
     }
 }
 
-impl<T> Pilot<T> {
+impl<T> Completer<T> {
     /// Carries out the acquisition; `None` if nobody is left who could use its outcome.
     pub(super) async fn fly<F: Future>(&self, acquisition: F) -> Option<F::Output> {
         match select(pin!(acquisition), pin!(self.landing.closed())).await {
@@ -161,7 +161,7 @@ impl Limits {
         &self,
         service: &SharedTokenService,
         request: &TokenRequest,
-        land_by: Instant,
+        deadline: Instant,
         clock: &Clock,
         telemetry: &mut telemetry::Flight,
     ) -> Result<(AccessToken, Moment), Error> {
@@ -169,7 +169,7 @@ impl Limits {
         let mut last_error = None;
         loop {
             let asked_at = clock.now();
-            let (is_late, answer) = match service.attempt(request, land_by).await {
+            let (is_late, answer) = match service.attempt(request, deadline).await {
                 Some(answer) => (false, answer),
                 None => (
                     true,
@@ -187,11 +187,11 @@ impl Limits {
 
             failed_attempts += 1;
             let pause = self.pause_before_retry(failed_attempts, &error);
-            match pause.filter(|pause| clock.now().after(*pause).monotonic < land_by) {
+            match pause.filter(|pause| clock.now().after(*pause).monotonic < deadline) {
                 Some(pause) => sleep(pause).await,
                 None => return Err(error),
             }
-            if clock.now().monotonic >= land_by {
+            if clock.now().monotonic >= deadline {
                 // The process stood still meanwhile; an answer would come too late.
                 return Err(Error::timed_out(self.deadline, Some(error)));
             }

@@ -1,7 +1,7 @@
-//! Every way in which transitions of the ledger and readers of the snapshot can come in between each
+//! Every way in which transitions of the entry and readers of the snapshot can come in between each
 //! other; see `replay/interleavings.rs` for how to run it.
 //!
-//! What it shows is that the snapshot follows the ledger: the token that the last transition left is
+//! What it shows is that the snapshot follows the entry: the token that the last transition left is
 //! the one that calls are given, and no call sees an older one once it was replaced. Flights, waiters
 //! and wakers are not part of it: they meet in `tokio::sync::watch`.
 
@@ -12,8 +12,8 @@ use tower::{BoxError, service_fn};
 
 use super::{
     AccessToken, Generation, Rejection, TokenCache, TokenRequest,
-    ledger::{Departure, Join},
-    view::View,
+    entry::{Join, NewFlight},
+    last_seen::LastSeen,
 };
 
 /// What the snapshot is made of here: one atomic cell, as `arc_swap` promises to be.
@@ -45,36 +45,36 @@ impl<T> ArcSwapOption<T> {
 }
 
 /// A cache with "token-1", and a refresh that is about to land.
-fn refreshing() -> (TokenCache, Generation, Departure) {
+fn refreshing() -> (TokenCache, Generation, NewFlight) {
     let never_asked =
         service_fn(|_: TokenRequest| async { Err::<AccessToken, BoxError>("".into()) });
     let cache = TokenCache::new(never_asked);
-    let Join::Departing(departure) =
-        cache.transition(|ledger, now, settings| ledger.join(None, now, settings))
+    let Join::Start(new_flight) =
+        cache.transition(|entry, now, settings| entry.join(None, now, settings))
     else {
-        unreachable!("an empty ledger has to ask");
+        unreachable!("an empty entry has to ask");
     };
-    let first = departure.generation;
-    land(&cache, departure, "token-1");
-    let refresh = cache.transition(|ledger, now, settings| ledger.warm_up(first, now, settings));
+    let first = new_flight.generation;
+    land(&cache, new_flight, "token-1");
+    let refresh = cache.transition(|entry, now, settings| entry.warm_up(first, now, settings));
     (cache, first, refresh.expect("no other flight has departed"))
 }
 
-fn land(cache: &TokenCache, departure: Departure, text: &'static str) {
-    let landed = cache.transition(|ledger, now, settings| {
+fn land(cache: &TokenCache, new_flight: NewFlight, text: &'static str) {
+    let landed = cache.transition(|entry, now, settings| {
         let token = AccessToken::new(text).map(|token| (token, *now));
-        ledger.land(departure.generation, token, now, settings)
+        entry.land(new_flight.generation, token, now, settings)
     });
-    drop((landed, departure));
+    drop((landed, new_flight));
 }
 
 /// A service that makes one call after the other.
-struct Caller<'a>(&'a TokenCache, View);
+struct Caller<'a>(&'a TokenCache, LastSeen);
 
 impl<'a> Caller<'a> {
     /// One that has seen the token that is there.
     fn of(cache: &'a TokenCache) -> Self {
-        let mut caller = Self(cache, View::new());
+        let mut caller = Self(cache, LastSeen::new());
         caller.token();
         caller
     }
@@ -122,7 +122,7 @@ fn token_that_is_rejected_while_its_refresh_is_lost_stays_withheld() {
         let losing = {
             let cache = cache.clone();
             thread::spawn(move || {
-                let lost = cache.transition(|ledger, now, _| ledger.lose(refresh.generation, now));
+                let lost = cache.transition(|entry, now, _| entry.lose(refresh.generation, now));
                 drop((lost, refresh));
             })
         };

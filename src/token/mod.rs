@@ -5,22 +5,22 @@
 mod access_token;
 mod builder;
 mod cache;
+mod entry;
 mod flight;
 #[cfg(all(test, interleavings))]
 mod interleavings;
-mod ledger;
+mod last_seen;
 mod parameters;
 mod request;
 mod schedule;
 mod settings;
-mod view;
 
 pub use self::{
-    access_token::AccessToken, builder::TokenCacheBuilder, cache::TokenCache, ledger::Rejection,
+    access_token::AccessToken, builder::TokenCacheBuilder, cache::TokenCache, entry::Rejection,
     parameters::TokenParameters, request::TokenRequest,
 };
 pub(crate) use self::{
     cache::{Acquired, Acquiring, WeakTokenCache},
-    ledger::{Generation, Held},
-    view::{Seen, View},
+    entry::{CachedToken, Generation},
+    last_seen::{LastSeen, Seen},
 };

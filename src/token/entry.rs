@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     AccessToken,
-    flight::{Flight, Pilot},
+    flight::{Completer, Flight},
     schedule::{Freshness, Schedule},
     settings::Settings,
 };
@@ -20,11 +20,11 @@ use crate::{Error, clock::Moment, telemetry::Cause};
 const RELAUNCH_AFTER: Duration = Duration::from_secs(1);
 
 /// What all waiters of a flight are told.
-pub(crate) type Landed = Result<Arc<Held>, Error>;
+pub(crate) type FlightResult = Result<Arc<CachedToken>, Error>;
 
 /// A token with its schedule.
 #[derive(Clone)]
-pub(crate) struct Held {
+pub(crate) struct CachedToken {
     token: AccessToken,
     generation: Generation,
     /// The flight that brought the token first; those since then were refreshes that brought it again.
@@ -38,7 +38,7 @@ pub(crate) struct Held {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Generation(u64);
 
-impl Held {
+impl CachedToken {
     pub(crate) fn token(&self) -> &AccessToken {
         &self.token
     }
@@ -101,9 +101,9 @@ impl Held {
     }
 }
 
-impl fmt::Debug for Held {
+impl fmt::Debug for CachedToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Held")
+        f.debug_struct("CachedToken")
             .field("token", &self.token)
             .field("generation", &self.generation)
             .field("schedule", &self.schedule)
@@ -114,11 +114,11 @@ impl fmt::Debug for Held {
 /// What a call finds that needs a token.
 pub(super) enum Join {
     /// A token that may be used.
-    Token(Arc<Held>),
+    Token(Arc<CachedToken>),
     /// Somebody asked for a token already.
-    Waiting(Flight<Landed>),
+    Wait(Flight<FlightResult>),
     /// This call has to ask.
-    Departing(Departure),
+    Start(NewFlight),
     /// The last flight failed a moment ago.
     Failing(Error),
     /// There is only the rejected token, and a renewal was tried so lately that another would not help.
@@ -126,21 +126,21 @@ pub(super) enum Join {
 }
 
 /// A flight that has been entered and has to be started.
-pub(super) struct Departure {
-    pub(super) flight: Flight<Landed>,
-    pub(super) pilot: Pilot<Landed>,
+pub(super) struct NewFlight {
+    pub(super) flight: Flight<FlightResult>,
+    pub(super) completer: Completer<FlightResult>,
     pub(super) generation: Generation,
     pub(super) cause: Cause,
     /// The token that the API rejected, if that is the reason.
     pub(super) rejected: Option<AccessToken>,
-    _replaced: Option<Flight<Landed>>,
+    _replaced: Option<Flight<FlightResult>>,
 }
 
 /// What a transition leaves behind, to be dropped without the lock.
 #[must_use = "to be dropped after unlocking"]
 #[derive(Default)]
 pub(super) struct Leftovers {
-    _flight: Option<Flight<Landed>>,
+    _flight: Option<Flight<FlightResult>>,
     _failure: Option<Failure>,
 }
 
@@ -172,11 +172,11 @@ pub enum Rejection {
 
 /// Current token and flight.
 #[derive(Default)]
-pub(super) struct Ledger {
-    held: Option<Arc<Held>>,
+pub(super) struct Entry {
+    held: Option<Arc<CachedToken>>,
     standing: Standing,
     flight: Option<Underway>,
-    last_departure: Generation,
+    last_flight: Generation,
     renewed_at: Option<Instant>,
     failure: Option<Failure>,
 }
@@ -184,7 +184,7 @@ pub(super) struct Ledger {
 /// A flight that has not landed.
 struct Underway {
     generation: Generation,
-    flight: Flight<Landed>,
+    flight: Flight<FlightResult>,
     purpose: Purpose,
 }
 
@@ -211,9 +211,9 @@ struct Failure {
     until: Instant,
 }
 
-impl Ledger {
+impl Entry {
     /// The token that may be given out until it expires.
-    pub(super) fn current(&self) -> Option<&Arc<Held>> {
+    pub(super) fn current(&self) -> Option<&Arc<CachedToken>> {
         self.held
             .as_ref()
             .filter(|_| self.standing == Standing::InUse)
@@ -242,7 +242,7 @@ impl Ledger {
             }
         }
         if let Some(flight) = self.flight_under_way(now) {
-            return Join::Waiting(flight.clone());
+            return Join::Wait(flight.clone());
         }
         if let Some(error) = self.failing(now) {
             return Join::Failing(error);
@@ -251,20 +251,20 @@ impl Ledger {
             None => Cause::First,
             Some(_) => Cause::Expired,
         };
-        Join::Departing(self.depart(cause, now, settings))
+        Join::Start(self.start(cause, now, settings))
     }
 
     /// A call found the current token stale.
-    pub(super) fn refresh(&mut self, now: &Moment, settings: &Settings) -> Option<Departure> {
+    pub(super) fn refresh(&mut self, now: &Moment, settings: &Settings) -> Option<NewFlight> {
         let held = self.current()?;
         // Not stale any more if somebody was faster: a flight puts the next refresh off.
         let is_stale = held.freshness(now) == Freshness::DueForRefresh;
-        is_stale.then(|| self.depart(Cause::DueForRefresh, now, settings))
+        is_stale.then(|| self.start(Cause::DueForRefresh, now, settings))
     }
 
     /// When a token that is kept warm has to be refreshed; `None` if a later flight sees to that.
     pub(super) fn warm_up_at(&self, landed: Generation, now: &Moment) -> Option<Instant> {
-        if self.last_departure != landed {
+        if self.last_flight != landed {
             return None;
         }
         Some(match (&self.failure, &self.held) {
@@ -283,8 +283,8 @@ impl Ledger {
         landed: Generation,
         now: &Moment,
         settings: &Settings,
-    ) -> Option<Departure> {
-        (self.last_departure == landed).then(|| self.depart(Cause::KeepWarm, now, settings))
+    ) -> Option<NewFlight> {
+        (self.last_flight == landed).then(|| self.start(Cause::KeepWarm, now, settings))
     }
 
     /// The API rejected the token of this generation.
@@ -323,7 +323,7 @@ impl Ledger {
         result: Result<(AccessToken, Moment), Error>,
         now: &Moment,
         settings: &Settings,
-    ) -> (Option<Landed>, Leftovers) {
+    ) -> (Option<FlightResult>, Leftovers) {
         let Some(Underway {
             flight, purpose, ..
         }) = self.remove_flight(generation)
@@ -360,7 +360,7 @@ impl Ledger {
                     Some(last) if is_unchanged && purpose == Purpose::Refresh => last.first_issue,
                     _ => generation,
                 };
-                let held = Arc::new(Held {
+                let held = Arc::new(CachedToken {
                     first_issue,
                     ..self.hold(generation, token, &asked_at, now, settings)
                 });
@@ -409,13 +409,13 @@ impl Ledger {
     }
 
     /// Whether a token that ended on landing may be given to one who waited for it.
-    pub(super) fn may_still_serve(&self, landed: &Held) -> bool {
+    pub(super) fn may_still_serve(&self, landed: &CachedToken) -> bool {
         // A server may have handed it out again since, which makes it the same token.
         let is_withheld = self.standing == Standing::Withheld && self.is_held(&landed.token);
         landed.ended_on_landing && !is_withheld
     }
 
-    fn flight_under_way(&self, now: &Moment) -> Option<&Flight<Landed>> {
+    fn flight_under_way(&self, now: &Moment) -> Option<&Flight<FlightResult>> {
         let flight = &self.flight.as_ref()?.flight;
         (now.monotonic < flight.overdue_at()).then_some(flight)
     }
@@ -436,10 +436,10 @@ impl Ledger {
         })
     }
 
-    fn depart(&mut self, cause: Cause, now: &Moment, settings: &Settings) -> Departure {
-        let generation = Generation(self.last_departure.0 + 1);
-        self.last_departure = generation;
-        let (flight, pilot) = Flight::prepare(now, settings.limits.deadline);
+    fn start(&mut self, cause: Cause, now: &Moment, settings: &Settings) -> NewFlight {
+        let generation = Generation(self.last_flight.0 + 1);
+        self.last_flight = generation;
+        let (flight, completer) = Flight::prepare(now, settings.limits.deadline);
         // Until then the flight answers for the refresh: calls need not look for it.
         self.postpone_refresh(flight.overdue_at());
         let rejected = match self.standing {
@@ -454,9 +454,9 @@ impl Ledger {
                 Some(_) => Purpose::Renewal,
             },
         });
-        Departure {
+        NewFlight {
             flight,
-            pilot,
+            completer,
             generation,
             cause: match rejected {
                 None => cause,
@@ -490,7 +490,7 @@ impl Ledger {
         asked_at: &Moment,
         now: &Moment,
         settings: &Settings,
-    ) -> Held {
+    ) -> CachedToken {
         let is_unchanged = self.is_held(&token);
         let mut schedule = settings
             .timing
@@ -498,7 +498,7 @@ impl Ledger {
         if is_unchanged {
             schedule = schedule.unchanged(now);
         }
-        Held {
+        CachedToken {
             token,
             generation,
             first_issue: generation,
@@ -547,112 +547,108 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const NANOSECOND: Duration = Duration::from_nanos(1);
 
-    /// A ledger with a token that gets stale after 1490 s, and the moment it was asked for.
-    fn ledger() -> (Ledger, Moment, Settings) {
+    /// A entry with a token that gets stale after 1490 s, and the moment it was asked for.
+    fn entry() -> (Entry, Moment, Settings) {
         let mut settings = Settings::default();
         settings.timing.jitter = 0.0;
-        let (mut ledger, start) = (Ledger::default(), Clock::default().now());
-        let Join::Departing(departure) = ledger.join(None, &start, &settings) else {
-            panic!("an empty ledger has to ask");
+        let (mut entry, start) = (Entry::default(), Clock::default().now());
+        let Join::Start(new_flight) = entry.join(None, &start, &settings) else {
+            panic!("an empty entry has to ask");
         };
-        land(&mut ledger, &departure, "token-1", &start, &settings);
-        (ledger, start, settings)
+        land(&mut entry, &new_flight, "token-1", &start, &settings);
+        (entry, start, settings)
     }
 
     fn land(
-        ledger: &mut Ledger,
-        departure: &Departure,
+        entry: &mut Entry,
+        new_flight: &NewFlight,
         token: &str,
         now: &Moment,
         settings: &Settings,
     ) {
         let token = AccessToken::new(token).map(|token| token.with_lifetime(1800 * SECOND));
         let landed = token.map(|token| (token, *now));
-        drop(ledger.land(departure.generation, landed, now, settings));
+        drop(entry.land(new_flight.generation, landed, now, settings));
     }
 
     #[test]
     fn one_refresh_is_under_way_until_it_is_overdue() {
-        let (mut ledger, start, settings) = ledger();
+        let (mut entry, start, settings) = entry();
         let stale = start.after(1490 * SECOND);
         let before = start.after(1490 * SECOND - NANOSECOND);
-        assert!(ledger.refresh(&before, &settings).is_none());
+        assert!(entry.refresh(&before, &settings).is_none());
 
-        let first = ledger.refresh(&stale, &settings).expect("it is stale");
+        let first = entry.refresh(&stale, &settings).expect("it is stale");
 
         // The deadline of a flight is 30 s, and it counts as lost a second later.
         let almost_overdue = stale.after(31 * SECOND - NANOSECOND);
-        let freshness = ledger.current().unwrap().freshness(&almost_overdue);
+        let freshness = entry.current().unwrap().freshness(&almost_overdue);
         assert_eq!(
             freshness,
             Freshness::Fresh,
             "calls look for it all the time"
         );
-        assert!(ledger.refresh(&stale, &settings).is_none());
-        assert!(ledger.refresh(&almost_overdue, &settings).is_none());
-        let second = ledger.refresh(&stale.after(31 * SECOND), &settings);
+        assert!(entry.refresh(&stale, &settings).is_none());
+        assert!(entry.refresh(&almost_overdue, &settings).is_none());
+        let second = entry.refresh(&stale.after(31 * SECOND), &settings);
         assert!(second.expect("it is overdue").generation > first.generation);
     }
 
     /// Somebody outside a runtime found the token stale a moment before another began its refresh.
     #[test]
     fn refresh_that_is_under_way_is_not_begun_again_by_one_who_cannot() {
-        let (mut ledger, start, settings) = ledger();
+        let (mut entry, start, settings) = entry();
         let stale = start.after(1490 * SECOND);
-        let _under_way = ledger.refresh(&stale, &settings).expect("it is stale");
+        let _under_way = entry.refresh(&stale, &settings).expect("it is stale");
 
-        ledger.relaunch_later(&stale);
+        entry.relaunch_later(&stale);
 
-        assert!(
-            ledger
-                .refresh(&stale.after(2 * SECOND), &settings)
-                .is_none()
-        );
+        assert!(entry.refresh(&stale.after(2 * SECOND), &settings).is_none());
     }
 
     #[test]
     fn refresh_that_was_lost_is_started_again_after_a_second() {
-        let (mut ledger, start, settings) = ledger();
+        let (mut entry, start, settings) = entry();
         let stale = start.after(1490 * SECOND);
-        let departure = ledger.refresh(&stale, &settings).expect("it is stale");
+        let new_flight = entry.refresh(&stale, &settings).expect("it is stale");
 
-        drop(ledger.lose(departure.generation, &stale));
+        drop(entry.lose(new_flight.generation, &stale));
 
         let almost = stale.after(SECOND - NANOSECOND);
-        assert!(ledger.refresh(&almost, &settings).is_none());
-        assert!(ledger.refresh(&stale.after(SECOND), &settings).is_some());
+        assert!(entry.refresh(&almost, &settings).is_none());
+        assert!(entry.refresh(&stale.after(SECOND), &settings).is_some());
     }
 
     #[test]
     fn flight_that_was_replaced_loses_nothing_of_the_one_that_took_its_place() {
-        let (mut ledger, start, settings) = ledger();
+        let (mut entry, start, settings) = entry();
         let stale = start.after(1490 * SECOND);
         let overdue = stale.after(31 * SECOND);
-        let first = ledger.refresh(&stale, &settings).expect("it is stale");
-        let second = ledger
+        let first = entry.refresh(&stale, &settings).expect("it is stale");
+        let second = entry
             .refresh(&overdue, &settings)
             .expect("the first is overdue");
 
-        drop(ledger.lose(first.generation, &overdue));
-        land(&mut ledger, &first, "token-2", &overdue, &settings);
-        assert_eq!(ledger.current().unwrap().token().expose(), "token-1");
+        drop(entry.lose(first.generation, &overdue));
+        land(&mut entry, &first, "token-2", &overdue, &settings);
+        assert_eq!(entry.current().unwrap().token().expose(), "token-1");
 
-        land(&mut ledger, &second, "token-3", &overdue, &settings);
-        assert_eq!(ledger.current().unwrap().token().expose(), "token-3");
+        land(&mut entry, &second, "token-3", &overdue, &settings);
+        assert_eq!(entry.current().unwrap().token().expose(), "token-3");
     }
 
     #[test]
     fn refresh_that_brings_the_rejected_token_leaves_its_renewal_due() {
-        let (mut ledger, start, settings) = ledger();
+        let (mut entry, start, settings) = entry();
         let stale = start.after(1490 * SECOND);
-        let refresh = ledger.refresh(&stale, &settings).expect("it is stale");
-        let rejected = ledger.current().unwrap().generation;
-        ledger.reject(rejected, &stale, &settings);
+        let refresh = entry.refresh(&stale, &settings).expect("it is stale");
+        let rejected = entry.current().unwrap().generation;
+        entry.reject(rejected, &stale, &settings);
 
-        land(&mut ledger, &refresh, "token-1", &stale, &settings);
+        land(&mut entry, &refresh, "token-1", &stale, &settings);
 
-        assert!(ledger.current().is_none());
-        let Join::Departing(renewal) = ledger.join(Some(rejected), &stale, &settings) else {
+        assert!(entry.current().is_none());
+        let Join::Start(renewal) = entry.join(Some(rejected), &stale, &settings) else {
             panic!("the renewal is due");
         };
         assert_eq!(renewal.rejected.as_ref().unwrap().expose(), "token-1");
@@ -661,81 +657,81 @@ mod tests {
     /// It would be sent again otherwise, as if it were newer than itself.
     #[test]
     fn token_that_was_handed_out_again_is_withheld_by_a_rejection_of_its_earlier_issue() {
-        let (mut ledger, start, settings) = ledger();
+        let (mut entry, start, settings) = entry();
         let stale = start.after(1490 * SECOND);
-        let sent_with = ledger.current().unwrap().generation;
-        let refresh = ledger.refresh(&stale, &settings).expect("it is stale");
-        land(&mut ledger, &refresh, "token-1", &stale, &settings);
+        let sent_with = entry.current().unwrap().generation;
+        let refresh = entry.refresh(&stale, &settings).expect("it is stale");
+        land(&mut entry, &refresh, "token-1", &stale, &settings);
 
-        let rejection = ledger.reject(sent_with, &stale, &settings);
+        let rejection = entry.reject(sent_with, &stale, &settings);
 
         assert!(matches!(rejection, Rejection::Withheld), "{rejection:?}");
-        assert!(ledger.current().is_none());
+        assert!(entry.current().is_none());
     }
 
     /// A call whose renewal was lost is polled after another's renewal has failed.
     #[test]
     fn rejected_token_that_is_in_use_again_is_renewed_once_in_a_cool_down() {
-        let (mut ledger, start, settings) = ledger();
-        let rejected = ledger.current().unwrap().generation;
-        ledger.reject(rejected, &start, &settings);
-        let Join::Departing(renewal) = ledger.join(Some(rejected), &start, &settings) else {
+        let (mut entry, start, settings) = entry();
+        let rejected = entry.current().unwrap().generation;
+        entry.reject(rejected, &start, &settings);
+        let Join::Start(renewal) = entry.join(Some(rejected), &start, &settings) else {
             panic!("its renewal is due");
         };
         let failure = Err(Error::permanent("no"));
-        drop(ledger.land(renewal.generation, failure, &start, &settings));
+        drop(entry.land(renewal.generation, failure, &start, &settings));
 
         let almost = start.after(settings.cool_down - NANOSECOND);
-        let join = ledger.join(Some(rejected), &almost, &settings);
+        let join = entry.join(Some(rejected), &almost, &settings);
         assert!(matches!(join, Join::CoolingDown));
-        assert!(ledger.current().is_some(), "it stays in use");
+        assert!(entry.current().is_some(), "it stays in use");
 
         let later = start.after(settings.cool_down);
-        let Join::Departing(renewal) = ledger.join(Some(rejected), &later, &settings) else {
+        let Join::Start(renewal) = entry.join(Some(rejected), &later, &settings) else {
             panic!("the cool-down is over");
         };
         assert_eq!(renewal.rejected.as_ref().unwrap().expose(), "token-1");
-        assert!(ledger.current().is_none());
+        assert!(entry.current().is_none());
     }
 
     /// Whatever is said of its rejections, an expired token has to be replaced.
     #[test]
     fn rejected_token_that_has_expired_is_asked_for_in_a_cool_down() {
-        let (mut ledger, start, settings) = ledger();
-        let rejected = ledger.current().unwrap().generation;
+        let (mut entry, start, settings) = entry();
+        let rejected = entry.current().unwrap().generation;
         let end = start.after(1790 * SECOND);
-        ledger.reject(rejected, &end, &settings);
-        let Join::Departing(renewal) = ledger.join(Some(rejected), &end, &settings) else {
+        entry.reject(rejected, &end, &settings);
+        let Join::Start(renewal) = entry.join(Some(rejected), &end, &settings) else {
             panic!("its renewal is due");
         };
         let failure = Err(Error::permanent("no"));
-        drop(ledger.land(renewal.generation, failure, &end, &settings));
+        drop(entry.land(renewal.generation, failure, &end, &settings));
 
-        let join = ledger.join(Some(rejected), &end.after(2 * SECOND), &settings);
+        let join = entry.join(Some(rejected), &end.after(2 * SECOND), &settings);
 
-        assert!(matches!(join, Join::Departing(_)));
+        assert!(matches!(join, Join::Start(_)));
     }
 
     /// A server that hands out a token again until it ends gives it no new life.
     #[test]
     fn token_that_ended_on_landing_is_rejected_under_each_of_its_issues() {
-        let (mut ledger, settings) = (Ledger::default(), Settings::default());
+        let (mut entry, settings) = (Entry::default(), Settings::default());
         let now = Clock::default().now();
         let mut issues = Vec::new();
         for _ in 0..2 {
-            let Join::Departing(departure) = ledger.join(None, &now, &settings) else {
+            let Join::Start(new_flight) = entry.join(None, &now, &settings) else {
                 panic!("a token without life is asked for each time");
             };
             let token =
                 AccessToken::new("the-same").map(|token| token.with_lifetime(Duration::ZERO));
             let landed = token.map(|token| (token, now));
-            let (outcome, _) = ledger.land(departure.generation, landed, &now, &settings);
+            let (outcome, _) = entry.land(new_flight.generation, landed, &now, &settings);
             issues.push(outcome.unwrap().unwrap());
         }
-        assert!(issues.iter().all(|issue| ledger.may_still_serve(issue)));
+        assert!(issues.iter().all(|issue| entry.may_still_serve(issue)));
 
-        ledger.reject(issues[1].generation, &now, &settings);
+        entry.reject(issues[1].generation, &now, &settings);
 
-        assert!(!issues.iter().any(|issue| ledger.may_still_serve(issue)));
+        assert!(!issues.iter().any(|issue| entry.may_still_serve(issue)));
     }
 }

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use super::{Held, TokenCache};
+use super::{CachedToken, TokenCache};
 use crate::clock::Clock;
 
 /// What a service last saw of the current token.
@@ -11,8 +11,8 @@ use crate::clock::Clock;
 /// a look at the cache counts references and reads both clocks.
 ///
 /// A view keeps the token that it saw until it looks again or is dropped.
-pub(crate) struct View {
-    held: Option<(Arc<Held>, Text)>,
+pub(crate) struct LastSeen {
+    held: Option<(Arc<CachedToken>, Text)>,
     edition: u64,
     /// Until then, by the monotonic clock, the token needs no other look while the edition stays.
     quiet_until: Instant,
@@ -41,7 +41,7 @@ pub(crate) enum Seen {
     Twice,
 }
 
-impl View {
+impl LastSeen {
     /// A view that has seen nothing yet.
     pub(crate) fn new() -> Self {
         Self {
@@ -62,7 +62,7 @@ impl View {
 
     /// The token that may be used, if the view has just seen the cache.
     #[inline]
-    pub(crate) fn token(&self) -> Option<&Held> {
+    pub(crate) fn token(&self) -> Option<&CachedToken> {
         let (held, _) = self.held.as_ref()?;
         Some(held)
     }
@@ -73,7 +73,7 @@ impl View {
         self.edition = cache.edition();
         let (current, quiet_until) = cache.look();
         self.quiet_until = quiet_until;
-        let is_seen = |current: &Held| {
+        let is_seen = |current: &CachedToken| {
             self.token()
                 .is_some_and(|seen| seen.generation() == current.generation())
         };
@@ -93,7 +93,7 @@ impl View {
     }
 }
 
-impl Clone for View {
+impl Clone for LastSeen {
     fn clone(&self) -> Self {
         let held = self.held.as_ref();
         Self {
@@ -118,9 +118,9 @@ mod tests {
 
     const LIFETIME: Duration = Duration::from_secs(1800);
 
-    impl View {
+    impl LastSeen {
         /// The token that a call would be sent with.
-        fn now(&mut self, cache: &TokenCache) -> Option<&Held> {
+        fn now(&mut self, cache: &TokenCache) -> Option<&CachedToken> {
             let _ = self.see(cache);
             self.token()
         }
@@ -162,7 +162,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn wall_clock_is_asked_once_in_a_millisecond() {
         let wall = Wall::default();
-        let (cache, mut view) = (wall.cache().await, View::new());
+        let (cache, mut view) = (wall.cache().await, LastSeen::new());
         wall.times_asked();
 
         for _ in 0..1000 {
@@ -177,7 +177,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn view_that_lasts_has_a_text_of_its_own() {
-        let (cache, mut view) = (Wall::default().cache().await, View::new());
+        let (cache, mut view) = (Wall::default().cache().await, LastSeen::new());
         let shared = cache.token().await.unwrap();
         let text = |token: &AccessToken| token.expose().as_ptr();
         let seen = view.now(&cache).unwrap().token();
@@ -196,7 +196,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn view_with_a_text_of_its_own_goes_over_to_the_next_token() {
-        let (cache, mut view) = (Wall::default().cache().await, View::new());
+        let (cache, mut view) = (Wall::default().cache().await, LastSeen::new());
         for seen in [Seen::Now, Seen::Twice, Seen::Now] {
             assert_eq!(view.see(&cache), seen);
             advance(Duration::from_millis(1)).await;
@@ -206,8 +206,11 @@ mod tests {
         cache.reject(&first);
         cache.token().await.unwrap();
 
-        let generation = view.now(&cache).map(Held::generation);
-        assert_eq!(generation, cache.look().0.as_deref().map(Held::generation));
+        let generation = view.now(&cache).map(CachedToken::generation);
+        assert_eq!(
+            generation,
+            cache.look().0.as_deref().map(CachedToken::generation)
+        );
         assert_eq!(view.see(&cache), Seen::Before);
         advance(Duration::from_millis(1)).await;
         assert_eq!(view.see(&cache), Seen::Twice);
@@ -219,7 +222,7 @@ mod tests {
     /// However many calls are made with a clone for each.
     #[tokio::test(start_paused = true)]
     async fn view_of_one_call_copies_no_text() {
-        let (cache, mut view) = (Wall::default().cache().await, View::new());
+        let (cache, mut view) = (Wall::default().cache().await, LastSeen::new());
         let text = view.text(&cache);
 
         for _ in 0..3 {
@@ -230,7 +233,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn clone_that_lasts_shares_its_text_with_no_other_view() {
-        let (cache, mut view) = (Wall::default().cache().await, View::new());
+        let (cache, mut view) = (Wall::default().cache().await, LastSeen::new());
         view.text(&cache);
         advance(Duration::from_millis(1)).await;
         let own = view.text(&cache);
@@ -248,7 +251,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_expired_token_is_never_sent_a_millisecond_after_the_wall_clock_said_so() {
         let wall = Wall::default();
-        let (cache, mut view) = (wall.cache().await, View::new());
+        let (cache, mut view) = (wall.cache().await, LastSeen::new());
         assert!(view.now(&cache).is_some());
 
         wall.0.0.store(LIFETIME.as_secs(), Ordering::Relaxed);
@@ -269,7 +272,7 @@ mod tests {
             Ok::<_, BoxError>(AccessToken::new("token-1")?.with_lifetime(LIFETIME))
         });
         let cache = TokenCache::with_settings(token_service, settings);
-        let mut view = View::new();
+        let mut view = LastSeen::new();
         cache.token().await.unwrap();
         assert!(view.now(&cache).is_some());
 
@@ -280,7 +283,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn view_and_its_clones_see_at_once_that_a_token_was_rejected() {
-        let (cache, mut view) = (Wall::default().cache().await, View::new());
+        let (cache, mut view) = (Wall::default().cache().await, LastSeen::new());
         let token = view.now(&cache).unwrap().token().clone();
         let mut clone = view.clone();
 
