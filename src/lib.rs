@@ -151,6 +151,7 @@ mod drain;
 mod endpoint;
 mod error;
 mod future;
+mod host;
 mod layer;
 mod lease;
 mod origin;

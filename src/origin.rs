@@ -1,9 +1,6 @@
 //! Where a request goes, and whether a token may go there. Pure.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use http::{
     Method, Request, Uri,
@@ -12,7 +9,11 @@ use http::{
 };
 use tower::BoxError;
 
-use crate::{Error, TokenOmitted, error::Kind};
+use crate::{
+    Error, TokenOmitted,
+    error::Kind,
+    host::{address, complete, is_loopback},
+};
 
 /// The schemes of requests that cannot be read on the way; `unix` is a socket of this machine.
 const PRIVATE: [&str; 3] = ["https", "wss", "unix"];
@@ -222,61 +223,6 @@ fn is_any_of(scheme: &str, schemes: &[&str]) -> bool {
         .any(|other| scheme.eq_ignore_ascii_case(other))
 }
 
-/// The name without the one dot at its end that says that it is complete: it is the same host.
-fn complete(name: &str) -> &str {
-    name.strip_suffix('.').unwrap_or(name)
-}
-
 fn refused(fact: &'static str) -> Error {
     Error::configuration(format!("origin {fact}"))
-}
-
-/// Whether a host is this machine itself.
-///
-/// What other names, such as `*.localhost` and `127.1`, lead to, the resolver decides.
-pub(crate) fn is_loopback(host: &str) -> bool {
-    complete(host).eq_ignore_ascii_case("localhost")
-        || address(host).is_some_and(|address| address.is_loopback())
-}
-
-/// The address, if a host is one; one of IPv6 stands in brackets.
-fn address(host: &str) -> Option<IpAddr> {
-    let v6 = host
-        .strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'));
-    match v6 {
-        Some(v6) => v6.parse().ok().map(|v6: Ipv6Addr| v6.into()),
-        None => host.parse().ok().map(|v4: Ipv4Addr| v4.into()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_machine_itself_is_loopback() {
-        for host in [
-            "localhost",
-            "LocalHost.",
-            "127.0.0.1",
-            "127.255.0.9",
-            "[::1]",
-        ] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in [
-            "localhost.example",
-            "a.localhost",
-            "128.0.0.1",
-            "127.0.0.1.example",
-            "127.0.0.1.",
-            "::1",
-            "[::2]",
-            "127.1",
-            "",
-        ] {
-            assert!(!is_loopback(host), "{host}");
-        }
-    }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use http::{Uri, uri::Scheme};
 use tower::BoxError;
 
-use crate::{Error, error::Kind, origin::is_loopback};
+use crate::{Error, error::Kind, host::is_loopback};
 
 /// An absolute http or https URL without user information or fragment.
 ///
