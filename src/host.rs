@@ -1,17 +1,17 @@
-//! Hosts, as URLs write them.
+//! Hosts as they appear in URLs.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether a host is this machine itself.
+/// Returns whether a host is this machine: `localhost`, `127.0.0.0/8` or `[::1]`.
 ///
-/// What other names, such as `*.localhost` and `127.1`, lead to, the resolver decides.
+/// Where other names lead, such as `*.localhost` and `127.1`, is up to the resolver.
 pub(crate) fn is_loopback(host: &str) -> bool {
-    complete(host).eq_ignore_ascii_case("localhost")
-        || address(host).is_some_and(|address| address.is_loopback())
+    without_trailing_dot(host).eq_ignore_ascii_case("localhost")
+        || ip_address(host).is_some_and(|address| address.is_loopback())
 }
 
-/// The address, if a host is one; one of IPv6 stands in brackets.
-pub(crate) fn address(host: &str) -> Option<IpAddr> {
+/// Parses an IP address; an IPv6 address is in brackets (RFC 3986 §3.2.2).
+pub(crate) fn ip_address(host: &str) -> Option<IpAddr> {
     let v6 = host
         .strip_prefix('[')
         .and_then(|host| host.strip_suffix(']'));
@@ -21,9 +21,9 @@ pub(crate) fn address(host: &str) -> Option<IpAddr> {
     }
 }
 
-/// The name without the one dot at its end that says that it is complete: it is the same host.
-pub(crate) fn complete(name: &str) -> &str {
-    name.strip_suffix('.').unwrap_or(name)
+/// Removes one trailing dot: `api.example.` is the absolute form of `api.example` (RFC 3986 §3.2.2).
+pub(crate) fn without_trailing_dot(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
 }
 
 #[cfg(test)]
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_machine_itself_is_loopback() {
+    fn only_this_machine_is_loopback() {
         for host in [
             "localhost",
             "LocalHost.",

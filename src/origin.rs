@@ -1,4 +1,4 @@
-//! Where a request goes, and whether a token may go there. Pure.
+//! Decides whether a request may carry the token, from where the request goes.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -12,21 +12,21 @@ use tower::BoxError;
 use crate::{
     Error, TokenOmitted,
     error::Kind,
-    host::{address, complete, is_loopback},
+    host::{ip_address, is_loopback, without_trailing_dot},
 };
 
-/// The schemes of requests that cannot be read on the way; `unix` is a socket of this machine.
+/// Schemes whose requests nobody can read in transit; `unix` is a local socket.
 const PRIVATE: [&str; 3] = ["https", "wss", "unix"];
 
-/// Where tokens may go.
+/// The destinations to which tokens are sent.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Destinations {
-    /// Everywhere, when there are none.
+    /// The allowed origins; `None` allows all of them.
     origins: Option<Arc<[Origin]>>,
     plain_http: PlainHttp,
 }
 
-/// Whether a token may go over plain http to another host.
+/// Where tokens may go over plain http.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum PlainHttp {
     #[default]
@@ -43,25 +43,28 @@ impl Destinations {
         self.origins = Some(origins.into());
     }
 
-    /// Why a request must not carry the token, if there is a reason.
+    /// Returns why a request must not carry the token; `None` if it may.
     #[inline]
-    pub(crate) fn withholds_from<B>(&self, request: &Request<B>) -> Option<TokenOmitted> {
+    pub(crate) fn omission_reason<B>(&self, request: &Request<B>) -> Option<TokenOmitted> {
         let (method, uri) = (request.method(), request.uri());
         if self.origins.is_none() {
             match uri.scheme_str() {
-                Some(scheme) if is_https(scheme) => return None,
-                // The client knows where to; but a proxy that is asked for a tunnel is another party.
+                Some("https") => return None,
+                // Without a scheme the client knows the destination. CONNECT is the exception: it goes
+                // to a proxy.
                 None if *method != Method::CONNECT => return None,
                 _ => {}
             }
         }
-        self.look_closer(method, uri, request.headers())
+        self.uncommon_omission_reason(method, uri, request.headers())
     }
 
-    // Most calls do without.
-    #[cold]
-    #[inline(never)]
-    fn look_closer(&self, method: &Method, uri: &Uri, headers: &HeaderMap) -> Option<TokenOmitted> {
+    fn uncommon_omission_reason(
+        &self,
+        method: &Method,
+        uri: &Uri,
+        headers: &HeaderMap,
+    ) -> Option<TokenOmitted> {
         let is_plain = uri
             .scheme_str()
             .is_some_and(|scheme| !is_any_of(scheme, &PRIVATE));
@@ -71,33 +74,33 @@ impl Destinations {
         {
             return Some(TokenOmitted::PlainHttp);
         }
-        // The target of a tunnel is a proxy's affair: whoever reads the request is another party.
+        // RFC 9110 §9.3.6: the URI names the far end of the tunnel, but the proxy reads the headers.
         let is_tunnel = method == Method::CONNECT && uri.scheme().is_none();
-        let is_inside = match &self.origins {
+        let is_allowed = match &self.origins {
             None => true,
-            Some(origins) => is_within(origins, uri, headers),
+            Some(origins) => names_only(origins, uri, headers),
         };
-        (is_tunnel || !is_inside).then_some(TokenOmitted::OtherOrigin)
+        (is_tunnel || !is_allowed).then_some(TokenOmitted::OtherOrigin)
     }
 }
 
-/// Whether all that a request says of its destination names one of the origins.
-fn is_within(origins: &[Origin], uri: &Uri, headers: &HeaderMap) -> bool {
+/// Returns whether every destination that a request names is one of the origins.
+///
+/// A request that names no destination matches none.
+fn names_only(origins: &[Origin], uri: &Uri, headers: &HeaderMap) -> bool {
     let scheme = uri.scheme_str();
-    let named_by_uri = uri.authority().map(HostAndPort::of);
-    // A server that serves several hosts believes the `Host` of an HTTP/1.1 request.
+    let named_by_uri = uri.authority().map(HostAndPort::from_authority);
+    // An HTTP/1.1 server with several virtual hosts goes by the `Host` header.
     let hosts = headers.get_all(HOST).iter();
-    let named_by_host = hosts.map(|host| HostAndPort::read(host.to_str().ok()?));
-    let mut named = named_by_uri.into_iter().chain(named_by_host).peekable();
-    // Without any name there is nothing to go by.
-    named.peek().is_some()
-        && named.all(|named| {
-            let is_that_of = |origin: &Origin| {
-                let named = named.as_ref();
-                named.is_some_and(|named| origin.is_that_of(scheme, named))
-            };
-            origins.iter().any(is_that_of)
-        })
+    let named_by_host = hosts.map(|host| HostAndPort::parse(host.to_str().ok()?));
+    let mut destinations = named_by_uri.into_iter().chain(named_by_host).peekable();
+    let is_origin = |destination: HostAndPort<'_>| {
+        origins
+            .iter()
+            .any(|origin| origin.matches(scheme, &destination))
+    };
+    destinations.peek().is_some()
+        && destinations.all(|destination| destination.is_some_and(is_origin))
 }
 
 /// A scheme, a host and a port (RFC 6454 §4).
@@ -108,22 +111,22 @@ pub(crate) struct Origin {
     port: u16,
 }
 
-/// A host, in the one form in which it is compared.
+/// A host in the form in which hosts are compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Host {
     Address(IpAddr),
-    /// In lower case.
+    /// In lower case, without a trailing dot.
     Name(String),
 }
 
-/// What an authority says of its destination; user information is no part of that.
+/// Host and port of an authority, without its user information.
 struct HostAndPort<'a> {
     host: &'a str,
     port: &'a str,
 }
 
 impl Origin {
-    /// Reads an origin such as `https://api.example` or `https://api.example:8443`.
+    /// Parses an origin such as `https://api.example` or `https://api.example:8443`.
     pub(crate) fn new(uri: impl TryInto<Uri, Error: Into<BoxError>>) -> Result<Self, Error> {
         let uri: Uri = uri.try_into().map_err(|error| {
             Error::with_source(
@@ -132,20 +135,20 @@ impl Origin {
             )
         })?;
         let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
-            return Err(refused("has to be absolute, such as https://api.example"));
+            return Err(refused("must be absolute, such as https://api.example"));
         };
         if authority.as_str().contains('@') {
-            return Err(refused("carries user information, which is no part of it"));
+            return Err(refused("contains user information; remove it"));
         }
         if uri.path_and_query().is_some_and(|path| path != "/") {
             return Err(refused(
-                "has a path or a query; a token goes to all of an origin or to none of it",
+                "has a path or query; give only scheme, host and port",
             ));
         }
-        let named = HostAndPort::of(authority)
-            .and_then(|named| Some((Host::of(named.host), named.port(scheme.as_str())?)));
+        let named = HostAndPort::from_authority(authority)
+            .and_then(|named| Some((Host::new(named.host), named.port(scheme.as_str())?)));
         let Some((host, port)) = named else {
-            return Err(refused("names no host, or a port that is no port number"));
+            return Err(refused("has no host, or no valid port for its scheme"));
         };
         Ok(Self {
             scheme: scheme.clone(),
@@ -154,38 +157,38 @@ impl Origin {
         })
     }
 
-    /// Whether the destination is this one; a request in origin form does not say its scheme.
-    fn is_that_of(&self, scheme: Option<&str>, named: &HostAndPort<'_>) -> bool {
+    /// Returns whether a destination is this origin; without a scheme, host and port decide.
+    fn matches(&self, scheme: Option<&str>, named: &HostAndPort<'_>) -> bool {
         let scheme = scheme.unwrap_or(self.scheme.as_str());
         self.scheme.as_str().eq_ignore_ascii_case(scheme)
-            && self.host.is(named.host)
+            && self.host.matches(named.host)
             && named.port(scheme) == Some(self.port)
     }
 }
 
 impl Host {
-    fn of(host: &str) -> Self {
-        match address(host) {
+    fn new(host: &str) -> Self {
+        match ip_address(host) {
             Some(address) => Self::Address(address),
-            None => Self::Name(complete(host).to_ascii_lowercase()),
+            None => Self::Name(without_trailing_dot(host).to_ascii_lowercase()),
         }
     }
 
-    fn is(&self, host: &str) -> bool {
+    fn matches(&self, host: &str) -> bool {
         match self {
-            Self::Address(own) => address(host).is_some_and(|address| address == *own),
-            Self::Name(own) => complete(host).eq_ignore_ascii_case(own),
+            Self::Address(own) => ip_address(host).is_some_and(|address| address == *own),
+            Self::Name(own) => without_trailing_dot(host).eq_ignore_ascii_case(own),
         }
     }
 }
 
 impl<'a> HostAndPort<'a> {
-    fn of(authority: &'a Authority) -> Option<Self> {
-        Self::read(authority.as_str().rsplit('@').next()?)
+    fn from_authority(authority: &'a Authority) -> Option<Self> {
+        Self::parse(authority.as_str().rsplit('@').next()?)
     }
 
-    /// Takes a host and a port apart; `None` if there is no host, or anything else beside them.
-    fn read(text: &'a str) -> Option<Self> {
+    /// Parses `host` or `host:port`; `None` if the host is missing or anything else follows.
+    fn parse(text: &'a str) -> Option<Self> {
         let host_len = if text.starts_with('[') {
             text.find(']')? + 1
         } else {
@@ -196,11 +199,12 @@ impl<'a> HostAndPort<'a> {
             "" => "",
             rest => rest.strip_prefix(':')?,
         };
-        let is_sound = !complete(host).is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-        is_sound.then_some(Self { host, port })
+        let is_valid = !without_trailing_dot(host).is_empty()
+            && port.bytes().all(|byte| byte.is_ascii_digit());
+        is_valid.then_some(Self { host, port })
     }
 
-    /// The port, or the one that the scheme stands for; `None` if it is no port number.
+    /// Returns the port, by default that of the scheme; `None` if there is none or it is out of range.
     fn port(&self, scheme: &str) -> Option<u16> {
         match self.port {
             "" if is_any_of(scheme, &["https", "wss"]) => Some(443),
@@ -208,13 +212,6 @@ impl<'a> HostAndPort<'a> {
             port => port.parse().ok(),
         }
     }
-}
-
-/// Whether a scheme is `https`, in the lower case that a parsed URI has it in. The length is known where
-/// the letters are not, and in two pieces they take fewer instructions.
-#[inline]
-fn is_https(scheme: &str) -> bool {
-    scheme.len() == 5 && scheme.strip_prefix("http") == Some("s")
 }
 
 fn is_any_of(scheme: &str, schemes: &[&str]) -> bool {

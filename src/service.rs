@@ -138,7 +138,7 @@ where
 
     #[inline]
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        if let Some(reason) = self.anchor.destinations.withholds_from(&request) {
+        if let Some(reason) = self.anchor.destinations.omission_reason(&request) {
             return self.send_without_token(reason, request);
         }
         match self.view.see(&self.anchor.cache) {

@@ -1,4 +1,4 @@
-//! Tokens go where they belong.
+//! Tokens are sent only to the destinations that may have them.
 
 mod support;
 
@@ -11,14 +11,14 @@ use tower_client_credentials::{
 
 const API: &str = "https://api.example";
 
-/// What becomes of a request: carried the token, or the reason why not.
+/// Whether a request carried the token, and why not.
 type Fate = Result<(), TokenOmitted>;
 
 const OTHER: Fate = Err(TokenOmitted::OtherOrigin);
 const PLAIN: Fate = Err(TokenOmitted::PlainHttp);
 
 #[tokio::test(start_paused = true)]
-async fn tokens_go_over_plain_http_to_this_machine_only() {
+async fn plain_http_carries_tokens_only_to_loopback() {
     for (uri, fate) in [
         ("https://api.example/v2/people", Ok(())),
         ("HTTPS://api.example/", Ok(())),
@@ -32,7 +32,7 @@ async fn tokens_go_over_plain_http_to_this_machine_only() {
         ("unix://2f746d70/", Ok(())),
         ("ftp://api.example/", PLAIN),
         ("h2c://api.example/", PLAIN),
-        // As long as https, and nearly it.
+        // Five letters, or starting with http.
         ("httpx://api.example/", PLAIN),
         ("xttps://api.example/", PLAIN),
         ("https2://api.example/", PLAIN),
@@ -42,7 +42,7 @@ async fn tokens_go_over_plain_http_to_this_machine_only() {
         ("http://127.9.9.9/", Ok(())),
         ("http://[::1]:8080/", Ok(())),
         ("http://[0:0:0:0:0:0:0:1]/", Ok(())),
-        // Look like loopback, and are none or need not be.
+        // Look like loopback, but lead elsewhere or may do so.
         ("http://localhost.example/", PLAIN),
         ("http://127.0.0.1.example/", PLAIN),
         ("http://localhost@api.example/", PLAIN),
@@ -52,11 +52,11 @@ async fn tokens_go_over_plain_http_to_this_machine_only() {
         ("http://0.0.0.0/", PLAIN),
         ("http://2130706433/", PLAIN),
         ("http://10.0.0.1/", PLAIN),
-        // Says nothing of how it goes.
+        // Without a scheme.
         ("/v2/people", Ok(())),
-        // The proxy of a tunnel would read it.
+        // The proxy that opens the tunnel would read it.
         ("CONNECT api.example:443", OTHER),
-        // No tunnel, but a protocol of its own over HTTP/2 (RFC 8441).
+        // Extended CONNECT over HTTP/2 (RFC 8441) opens no tunnel.
         ("CONNECT https://api.example/socket", Ok(())),
     ] {
         assert_eq!(
@@ -68,7 +68,7 @@ async fn tokens_go_over_plain_http_to_this_machine_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_go_over_plain_http_anywhere_if_that_is_allowed() {
+async fn allow_http_lets_plain_http_carry_tokens_anywhere() {
     let allowing = |cache| ClientCredentialsLayer::with_cache(cache).allow_http();
 
     assert_eq!(fate_of(allowing, "http://api.example/", &[]).await, Ok(()));
@@ -79,7 +79,7 @@ async fn tokens_go_over_plain_http_anywhere_if_that_is_allowed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn tokens_go_to_the_origins_that_were_named_only() {
+async fn tokens_go_only_to_allowed_origins() {
     let origins = [
         API,
         "https://127.0.0.1:8443",
@@ -130,7 +130,7 @@ async fn tokens_go_to_the_origins_that_were_named_only() {
         ("https://[2001:db8::2]/", OTHER),
         ("https://[2001:db8::1]evil.example/", OTHER),
         ("https://[::ffff:127.0.0.1]:8443/", OTHER),
-        // Names nothing.
+        // No host is named.
         ("/v2/people", OTHER),
         ("CONNECT api.example:443", OTHER),
         ("CONNECT https://api.example/socket", Ok(())),
@@ -140,7 +140,7 @@ async fn tokens_go_to_the_origins_that_were_named_only() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn request_in_origin_form_is_taken_by_its_host() {
+async fn request_in_origin_form_goes_by_its_host_header() {
     let layer = |cache| {
         let layer = ClientCredentialsLayer::with_cache(cache);
         layer
@@ -164,7 +164,7 @@ async fn request_in_origin_form_is_taken_by_its_host() {
         ("/v2/people", &[""], OTHER),
         ("/v2/people", &["api.example", "evil.example"], OTHER),
         ("*", &["api.example"], Ok(())),
-        // A server of many hosts answers for the one that `Host` names.
+        // A server with several virtual hosts goes by `Host`.
         ("https://api.example/", &["evil.example"], OTHER),
         ("https://evil.example/", &["api.example"], OTHER),
         ("https://api.example/", &["api.example"], Ok(())),
@@ -174,7 +174,7 @@ async fn request_in_origin_form_is_taken_by_its_host() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_origin_means_no_token() {
+async fn an_empty_list_of_origins_allows_no_token() {
     let none: [&str; 0] = [];
     let layer = |cache| {
         ClientCredentialsLayer::with_cache(cache)
@@ -185,7 +185,7 @@ async fn no_origin_means_no_token() {
     assert_eq!(fate_of(layer, "https://api.example/", &[]).await, OTHER);
 }
 
-/// Neither is a token asked for, nor does a rejection by such a host touch the one that is there.
+/// No token is requested, and a 401 from such a host does not count as a rejection.
 #[tokio::test(start_paused = true)]
 async fn request_to_another_origin_passes_untouched() {
     let issuer = Issuer::new();
@@ -227,30 +227,38 @@ async fn request_to_another_origin_passes_untouched() {
 }
 
 #[test]
-fn origins_that_cannot_work_are_refused() {
-    for (origin, fact) in [
-        ("api.example", "has to be absolute"),
-        ("/v2", "has to be absolute"),
-        ("", "is not a valid URL"),
-        ("https://", "is not a valid URL"),
-        ("https://a b/", "is not a valid URL"),
-        ("https://api.example/v2", "has a path or a query"),
-        ("https://api.example/?a", "has a path or a query"),
-        ("https://ada:geheim@api.example", "carries user information"),
-        ("https://api.example:99999", "a port that is no port number"),
-        ("ftp://api.example", "a port that is no port number"),
-        ("https://:443", "names no host"),
+fn unusable_origins_are_refused() {
+    let not_absolute = "origin must be absolute, such as https://api.example";
+    let has_a_path = "origin has a path or query; give only scheme, host and port";
+    let no_host_or_port = "origin has no host, or no valid port for its scheme";
+    for (origin, message) in [
+        ("api.example", not_absolute),
+        ("/v2", not_absolute),
+        ("", "origin is not a valid URL"),
+        ("https://", "origin is not a valid URL"),
+        ("https://a b/", "origin is not a valid URL"),
+        ("https://api.example/v2", has_a_path),
+        ("https://api.example/?a", has_a_path),
+        (
+            "https://ada:geheim@api.example",
+            "origin contains user information; remove it",
+        ),
+        ("https://api.example:99999", no_host_or_port),
+        ("ftp://api.example", no_host_or_port),
+        ("https://:443", no_host_or_port),
     ] {
         let cache = Issuer::new().cache();
         let refused = ClientCredentialsLayer::with_cache(cache).allowed_origins([API, origin]);
-        let error: Error = refused.err().unwrap_or_else(|| panic!("{origin} is taken"));
+        let error: Error = refused
+            .err()
+            .unwrap_or_else(|| panic!("{origin} is accepted"));
         assert!(error.is_configuration(), "{origin}");
-        assert!(error.to_string().contains(fact), "{origin}: {error}");
+        assert_eq!(error.to_string(), message, "{origin}");
         assert!(!format!("{error} {error:?}").contains("geheim"));
     }
 }
 
-/// Sends one request, "CONNECT host:port" too; says whether it carried the token.
+/// Sends one request, which may be "CONNECT host:port", and returns whether it carried the token.
 async fn fate_of(
     layer: impl Fn(tower_client_credentials::TokenCache) -> ClientCredentialsLayer<CloneBody>,
     uri: &str,
