@@ -53,34 +53,37 @@ enum Method {
     /// The same credentials each time.
     Fixed(Credentials),
     /// A new assertion for each attempt.
-    Assertion { id: Arc<str>, assert: AssertFn },
+    JwtAssertion {
+        id: Arc<str>,
+        assertion: AssertionFn,
+    },
     /// Whatever the function says for this attempt.
     FromFn(CredentialsFn),
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
-type AssertFn = Arc<dyn Fn(Uri) -> BoxFuture<ClientSecret> + Send + Sync>;
+type AssertionFn = Arc<dyn Fn(Uri) -> BoxFuture<ClientSecret> + Send + Sync>;
 type CredentialsFn = Arc<dyn Fn() -> BoxFuture<ClientAuth> + Send + Sync>;
 
 /// What one attempt sends. One variant per way to write it into a request.
 #[derive(Clone)]
 pub(super) enum Credentials {
-    Basic {
+    ClientSecretBasic {
         id: Arc<str>,
         secret: ClientSecret,
     },
-    BasicRaw {
+    ClientSecretBasicUnencoded {
         id: Arc<str>,
         secret: ClientSecret,
     },
-    RequestBody {
+    ClientSecretPost {
         id: Arc<str>,
         secret: ClientSecret,
     },
     None {
         id: Arc<str>,
     },
-    Assertion {
+    JwtAssertion {
         id: Arc<str>,
         assertion: ClientSecret,
     },
@@ -101,7 +104,7 @@ impl ClientAuth {
     /// # drop(auth);
     /// ```
     pub fn client_secret_basic(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
-        Self::fixed(Credentials::Basic {
+        Self::fixed(Credentials::ClientSecretBasic {
             id: id.into().into(),
             secret: secret.into(),
         })
@@ -124,7 +127,7 @@ impl ClientAuth {
         id: impl Into<String>,
         secret: impl Into<ClientSecret>,
     ) -> Self {
-        Self::fixed(Credentials::BasicRaw {
+        Self::fixed(Credentials::ClientSecretBasicUnencoded {
             id: id.into().into(),
             secret: secret.into(),
         })
@@ -143,7 +146,7 @@ impl ClientAuth {
     /// # drop(auth);
     /// ```
     pub fn client_secret_post(id: impl Into<String>, secret: impl Into<ClientSecret>) -> Self {
-        Self::fixed(Credentials::RequestBody {
+        Self::fixed(Credentials::ClientSecretPost {
             id: id.into().into(),
             secret: secret.into(),
         })
@@ -201,9 +204,9 @@ impl ClientAuth {
         A: Into<ClientSecret>,
         E: Into<BoxError>,
     {
-        Self(Method::Assertion {
+        Self(Method::JwtAssertion {
             id: id.into().into(),
-            assert: Arc::new(move |url| {
+            assertion: Arc::new(move |url| {
                 let assertion = assertion(url);
                 Box::pin(async { assertion.await.map(Into::into).map_err(Into::into) })
             }),
@@ -238,7 +241,7 @@ impl ClientAuth {
     pub(super) fn check(&self) -> Result<(), Error> {
         match &self.0 {
             Method::Fixed(credentials) => credentials.check(),
-            Method::Assertion { id, .. } => check_present("client id", id),
+            Method::JwtAssertion { id, .. } => check_present("client id", id),
             Method::FromFn(_) => Ok(()),
         }
     }
@@ -256,9 +259,11 @@ impl ClientAuth {
         };
         let credentials = match method {
             Method::Fixed(credentials) => credentials.clone(),
-            Method::Assertion { id, assert } => Credentials::Assertion {
+            Method::JwtAssertion { id, assertion } => Credentials::JwtAssertion {
                 id: id.clone(),
-                assertion: assert(token_url.clone()).await.map_err(function_failed)?,
+                assertion: assertion(token_url.clone())
+                    .await
+                    .map_err(function_failed)?,
             },
             Method::FromFn(_) => {
                 return Err(Error::configuration(
@@ -282,7 +287,7 @@ impl fmt::Debug for ClientAuth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (method, id) = match &self.0 {
             Method::Fixed(credentials) => (credentials.method(), Some(credentials.id())),
-            Method::Assertion { id, .. } => ("jwt_assertion", Some(id)),
+            Method::JwtAssertion { id, .. } => ("jwt_assertion", Some(id)),
             Method::FromFn(_) => ("from_fn", None),
         };
         f.debug_struct("ClientAuth")
@@ -296,18 +301,18 @@ impl Credentials {
     /// Writes the credentials into form and headers.
     pub(super) fn apply<'a>(&'a self, form: &mut Vec<(&'a str, &'a str)>, headers: &mut HeaderMap) {
         match self {
-            Self::Basic { .. } | Self::BasicRaw { .. } => {
+            Self::ClientSecretBasic { .. } | Self::ClientSecretBasicUnencoded { .. } => {
                 let value = wiped_on_drop(["Basic ", &self.user_pass()].concat());
                 let mut value =
                     HeaderValue::from_maybe_shared(value).expect("Base64 is a valid header value");
                 value.set_sensitive(true);
                 headers.insert(AUTHORIZATION, value);
             }
-            Self::RequestBody { id, secret } => {
+            Self::ClientSecretPost { id, secret } => {
                 form.extend([("client_id", &**id), ("client_secret", secret.expose())]);
             }
             Self::None { id } => form.push(("client_id", id)),
-            Self::Assertion { id, assertion } => form.extend([
+            Self::JwtAssertion { id, assertion } => form.extend([
                 ("client_id", &**id),
                 ("client_assertion_type", JWT_BEARER),
                 ("client_assertion", assertion.expose()),
@@ -332,7 +337,7 @@ impl Credentials {
             percent_encoded(secret),
             encoded(form_urlencoded::byte_serialize(secret.as_bytes()), secret),
         ];
-        if let Self::Basic { .. } | Self::BasicRaw { .. } = self {
+        if let Self::ClientSecretBasic { .. } | Self::ClientSecretBasicUnencoded { .. } = self {
             texts.push(self.user_pass());
         }
         texts
@@ -341,13 +346,15 @@ impl Credentials {
     fn check(&self) -> Result<(), Error> {
         check_present("client id", self.id())?;
         match self {
-            Self::BasicRaw { id, .. } if id.contains(':') => Err(Error::configuration(
-                "client id holds a colon, which client_secret_basic_unencoded cannot send; use client_secret_basic",
-            )),
-            Self::Basic { secret, .. }
-            | Self::BasicRaw { secret, .. }
-            | Self::RequestBody { secret, .. } => check_text("client secret", secret.expose()),
-            Self::Assertion { assertion, .. } => {
+            Self::ClientSecretBasicUnencoded { id, .. } if id.contains(':') => {
+                Err(Error::configuration(
+                    "client id holds a colon, which client_secret_basic_unencoded cannot send; use client_secret_basic",
+                ))
+            }
+            Self::ClientSecretBasic { secret, .. }
+            | Self::ClientSecretBasicUnencoded { secret, .. }
+            | Self::ClientSecretPost { secret, .. } => check_text("client secret", secret.expose()),
+            Self::JwtAssertion { assertion, .. } => {
                 check_present("client assertion", assertion.expose())
             }
             Self::None { .. } => Ok(()),
@@ -356,30 +363,30 @@ impl Credentials {
 
     fn method(&self) -> &'static str {
         match self {
-            Self::Basic { .. } => "client_secret_basic",
-            Self::BasicRaw { .. } => "client_secret_basic_unencoded",
-            Self::RequestBody { .. } => "client_secret_post",
+            Self::ClientSecretBasic { .. } => "client_secret_basic",
+            Self::ClientSecretBasicUnencoded { .. } => "client_secret_basic_unencoded",
+            Self::ClientSecretPost { .. } => "client_secret_post",
             Self::None { .. } => "none",
-            Self::Assertion { .. } => "jwt_assertion",
+            Self::JwtAssertion { .. } => "jwt_assertion",
         }
     }
 
     fn id(&self) -> &Arc<str> {
         match self {
-            Self::Basic { id, .. }
-            | Self::BasicRaw { id, .. }
-            | Self::RequestBody { id, .. }
+            Self::ClientSecretBasic { id, .. }
+            | Self::ClientSecretBasicUnencoded { id, .. }
+            | Self::ClientSecretPost { id, .. }
             | Self::None { id }
-            | Self::Assertion { id, .. } => id,
+            | Self::JwtAssertion { id, .. } => id,
         }
     }
 
     fn secret(&self) -> Option<&ClientSecret> {
         match self {
-            Self::Basic { secret, .. }
-            | Self::BasicRaw { secret, .. }
-            | Self::RequestBody { secret, .. } => Some(secret),
-            Self::Assertion { assertion, .. } => Some(assertion),
+            Self::ClientSecretBasic { secret, .. }
+            | Self::ClientSecretBasicUnencoded { secret, .. }
+            | Self::ClientSecretPost { secret, .. } => Some(secret),
+            Self::JwtAssertion { assertion, .. } => Some(assertion),
             Self::None { .. } => None,
         }
     }
@@ -387,7 +394,7 @@ impl Credentials {
     /// Assertions differ each time, so only their clients count.
     fn lasting_secret(&self) -> Option<&str> {
         match self {
-            Self::Assertion { .. } => None,
+            Self::JwtAssertion { .. } => None,
             other => other.secret().map(ClientSecret::expose),
         }
     }
@@ -396,7 +403,7 @@ impl Credentials {
     fn user_pass(&self) -> Zeroizing<String> {
         let secret = self.secret().map_or("", ClientSecret::expose);
         let text = Zeroizing::new(match self {
-            Self::BasicRaw { id, .. } => [id, ":", secret].concat(),
+            Self::ClientSecretBasicUnencoded { id, .. } => [id, ":", secret].concat(),
             // RFC 6749 §2.3.1: id and secret are form-encoded before Base64.
             _ => [&*percent_encoded(self.id()), ":", &*percent_encoded(secret)].concat(),
         });
