@@ -1,18 +1,23 @@
+//! The error type.
+
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use http::StatusCode;
 use tower::BoxError;
 
-/// An error from getting an access token.
+/// An error from acquiring an access token.
 ///
-/// Cheap to clone, because every call that waited for the same token gets the same error. The layer
-/// hands it out as a [`BoxError`]; find it there with `downcast_ref::<Error>()`.
+/// Cheap to clone: all calls that waited for the same token get the same error. The layer returns it
+/// as a [`BoxError`]; use `downcast_ref::<Error>()` to get at it.
 ///
-/// `Display` says which party failed, how, and what to do about it where that is known, at this level
-/// alone. The cause, such as a failed DNS look-up, is its [`source`](StdError::source): log the whole
-/// chain. Neither `Display` nor `Debug` shows a secret, a token or a response body. A source is the
-/// HTTP client's own error, or that of a function or token service of yours, with its own text,
-/// which nobody filters; `Debug` only says whether there is one.
+/// `Display` names the party that failed, what happened and, where it is known, what to do. If the
+/// HTTP client failed, `Display` ends with the cause, such as `connection refused`, so
+/// [`source`](StdError::source) is `None`. If a function or token service of yours failed, its error
+/// is the source. A log line needs the whole chain, and no text occurs twice in it.
+///
+/// Neither `Display` nor `Debug` shows a secret, a token or a response body, and neither shows the
+/// path or query of the token URL. Sources and [`transport_error`](Self::transport_error) have texts
+/// of their own, which nobody filters.
 ///
 /// # Examples
 ///
@@ -22,12 +27,12 @@ use tower::BoxError;
 ///
 /// let error: BoxError = AccessToken::new("ends with a line break\n").unwrap_err().into();
 ///
-/// let error = error.downcast_ref::<Error>().expect("it is one of ours");
+/// let error = error.downcast_ref::<Error>().expect("the error is this crate's own");
 /// assert!(error.is_invalid_token());
 /// assert!(!error.is_transient());
 /// ```
 ///
-/// What a token endpoint said:
+/// What a token endpoint answered:
 ///
 /// ```
 /// # use bytes::Bytes;
@@ -61,62 +66,77 @@ pub struct Error {
     waited: Option<Duration>,
 }
 
+#[derive(Clone)]
 struct Inner {
     kind: Kind,
-    source: Option<BoxError>,
+    context: Context,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+/// Whom the error concerns. Each party that an error passes adds what it knows.
+#[derive(Clone, Debug, Default)]
+struct Context {
+    /// The host of the token endpoint.
+    endpoint: Option<Arc<str>>,
 }
 
 /// One variant per thing that a caller would do differently.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Kind {
     /// A setting that can never work.
     Configuration(String),
-    /// A token that no header can carry: what it is, and what is wrong with it.
-    InvalidToken(&'static str, &'static str),
+    /// A token that cannot be sent in a header.
+    InvalidToken {
+        /// The text that is wrong: the token, or what precedes it in the header.
+        what: &'static str,
+        fact: &'static str,
+    },
     /// The token endpoint answered with an error.
     Refused(Refusal),
-    /// The token endpoint answered with something that is no token reply.
-    InvalidReply(StatusCode, String),
-    /// The HTTP client could not bring the reply.
-    Transport,
-    /// A function of the user's for credentials or for an assertion failed.
+    /// The token endpoint answered with something that is not a token reply.
+    InvalidReply { status: StatusCode, fact: String },
+    /// The HTTP client failed; its error is the source.
+    Transport {
+        /// The cause in a form that is safe to show.
+        cause: Option<String>,
+    },
+    /// A function given to `ClientAuth` failed, or returned credentials that cannot be sent.
     ClientAuth { transient: bool },
     /// A token service of the user's failed.
     TokenService { transient: bool },
     /// The token service panicked.
     Panicked,
-    /// No answer within a flight's deadline.
+    /// The token service did not answer within the deadline of a token request.
     TimedOut(Duration),
-    /// There is no runtime to ask for a token on.
+    /// There is no runtime to spawn the token request on.
     NoRuntime,
-    /// The runtimes that a token was asked for on went away, each time.
+    /// The runtimes of several token requests in a row shut down.
     RuntimeLost,
-    /// A request has as many headers as it can hold.
+    /// The request's header map is full.
     TooManyHeaders,
-    /// The rejected token was renewed so lately that it is not renewed again. Callers are told so by
+    /// The rejected token was renewed too recently to renew it again. Callers of the layer see
     /// [`NotReplayed::CoolingDown`](crate::NotReplayed::CoolingDown) instead.
     CoolingDown,
-    /// No token that was waited for was usable any more when the inner service was ready to send.
+    /// Each token that the call waited for was unusable by the time the inner service was ready.
     Expired,
 }
 
-/// An error reply of a token endpoint (RFC 6749 §5.2).
-#[derive(Debug)]
+/// An error reply of a token endpoint (RFC 6749 §5.2), with texts that are safe to show.
+#[derive(Clone, Debug)]
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     pub(crate) code: Option<String>,
     pub(crate) description: Option<String>,
     pub(crate) uri: Option<String>,
-    /// What the user has to do, where the provider documents it.
+    /// What the provider's documentation says to do.
     pub(crate) hint: Option<&'static str>,
 }
 
 impl Error {
-    /// Wraps an error of a token service that asking again would not mend.
+    /// Wraps an error of a token service that a retry would not fix.
     ///
-    /// Any other error of a token service counts as transient: it is retried. So does this one when
-    /// it comes wrapped: it has to be the service's error itself, boxed at most, not the source of
-    /// another.
+    /// The cache retries all other errors of token services. It also retries this one if it is the
+    /// source of another error: the token service must return it itself, boxed at most.
     ///
     /// # Examples
     ///
@@ -130,10 +150,10 @@ impl Error {
         Self::with_source(Kind::TokenService { transient: false }, source)
     }
 
-    /// Wraps an error of a token service that asking again may mend, and says after how long.
+    /// Wraps an error of a token service that a retry may fix, no earlier than after `retry_after`.
     ///
-    /// Any other error of a token service counts as transient as well; this is for servers that say
-    /// when they want to be asked again. `None` leaves the pause to the cache.
+    /// Errors of token services count as transient anyway; use this for servers that say how long to
+    /// wait. With `None`, the cache chooses the pause.
     ///
     /// # Examples
     ///
@@ -150,147 +170,178 @@ impl Error {
             .with_retry_after(retry_after)
     }
 
-    /// Whether a setting can never work: an unusable token URL, an empty client id.
+    /// Returns whether a setting can never work, such as an unusable token URL or an empty client id.
     pub fn is_configuration(&self) -> bool {
         matches!(self.inner.kind, Kind::Configuration(_))
     }
 
-    /// Whether a token that was given to [`AccessToken`](crate::AccessToken) cannot be sent in a
-    /// header; one of a token reply is an [invalid reply](Self::is_invalid_reply).
+    /// Returns whether a token given to [`AccessToken`](crate::AccessToken) cannot be sent in a
+    /// header.
+    ///
+    /// If a token endpoint issued such a token, the error is an
+    /// [invalid reply](Self::is_invalid_reply) instead.
     pub fn is_invalid_token(&self) -> bool {
-        matches!(self.inner.kind, Kind::InvalidToken(..))
+        matches!(self.inner.kind, Kind::InvalidToken { .. })
     }
 
-    /// Whether the token endpoint answered with an error; see [`status`](Self::status),
-    /// [`code`](Self::code) and [`advice`](Self::hint).
+    /// Returns whether the token endpoint answered with an error.
+    ///
+    /// See [`status`](Self::status), [`code`](Self::code), [`description`](Self::description) and
+    /// [`hint`](Self::hint) for details.
     pub fn is_refused(&self) -> bool {
         matches!(self.inner.kind, Kind::Refused(_))
     }
 
-    /// Whether the token endpoint answered with something that is not a token reply.
+    /// Returns whether the token endpoint answered with something that is not a token reply.
     pub fn is_invalid_reply(&self) -> bool {
-        matches!(self.inner.kind, Kind::InvalidReply(..))
+        matches!(self.inner.kind, Kind::InvalidReply { .. })
     }
 
-    /// Whether the HTTP client failed to bring a reply of the token endpoint.
+    /// Returns whether the HTTP client failed to send the token request or to receive the reply.
     pub fn is_transport(&self) -> bool {
-        matches!(self.inner.kind, Kind::Transport)
+        matches!(self.inner.kind, Kind::Transport { .. })
     }
 
-    /// Whether a function that was given to [`ClientAuth`](crate::ClientAuth) failed, or gave
+    /// Returns whether a function given to [`ClientAuth`](crate::ClientAuth) failed, or returned
     /// credentials that cannot be sent.
     pub fn is_client_auth(&self) -> bool {
         matches!(self.inner.kind, Kind::ClientAuth { .. })
     }
 
-    /// Whether a token service of yours failed, or any token service panicked.
+    /// Returns whether a token service of your own failed, or any token service panicked.
     pub fn is_token_service(&self) -> bool {
         matches!(self.inner.kind, Kind::TokenService { .. } | Kind::Panicked)
     }
 
-    /// Whether the token service did not answer within the deadline of a flight.
+    /// Returns whether the token service did not answer within the deadline.
     pub fn is_timeout(&self) -> bool {
         matches!(self.inner.kind, Kind::TimedOut(_))
     }
 
-    /// Whether there was no Tokio runtime to ask for a token on, or it went away each time.
+    /// Returns whether there was no Tokio runtime for the token request, or each one shut down.
     pub fn is_no_runtime(&self) -> bool {
         matches!(self.inner.kind, Kind::NoRuntime | Kind::RuntimeLost)
     }
 
-    /// Whether the token that a call waited for expired or was rejected before the HTTP client was
-    /// ready to send the request, and waiting for another did not help.
+    /// Returns whether each token that the call waited for expired or was rejected before the HTTP
+    /// client was ready to send the request.
     pub fn is_expired(&self) -> bool {
         matches!(self.inner.kind, Kind::Expired)
     }
 
-    /// Whether the request has no room for the token: it holds as many headers as it can.
+    /// Returns whether the request already has as many headers as it can hold.
     pub fn is_too_many_headers(&self) -> bool {
         matches!(self.inner.kind, Kind::TooManyHeaders)
     }
 
-    /// Whether asking again may help.
+    /// Returns whether a retry may help.
     ///
-    /// Transient are transport errors, timeouts, panics, a runtime that is missing or was lost,
-    /// [`is_expired`](Self::is_expired), errors of other token services and of functions given to
-    /// [`ClientAuth`](crate::ClientAuth) unless they are [`permanent`](Self::permanent), and the
-    /// replies 408, 425, 429, 5xx, `temporarily_unavailable`, `server_error` and `slow_down`. All
-    /// else is permanent.
+    /// These errors are transient:
+    ///
+    /// * the replies 408, 425, 429, 5xx, `temporarily_unavailable`, `server_error` and `slow_down`;
+    /// * transport errors, timeouts, panics, a missing or lost runtime, and
+    ///   [expired tokens](Self::is_expired);
+    /// * errors of your own token services and of functions given to
+    ///   [`ClientAuth`](crate::ClientAuth), unless they are [`permanent`](Self::permanent).
+    ///
+    /// All others are permanent.
     pub fn is_transient(&self) -> bool {
         match &self.inner.kind {
             Kind::Refused(refusal) => refusal.is_transient(),
-            Kind::InvalidReply(status, _) => is_transient_status(*status),
+            Kind::InvalidReply { status, .. } => is_transient_status(*status),
             Kind::TokenService { transient } | Kind::ClientAuth { transient } => *transient,
-            Kind::Transport
+            Kind::Transport { .. }
             | Kind::Panicked
             | Kind::TimedOut(_)
             | Kind::NoRuntime
             | Kind::RuntimeLost
             | Kind::CoolingDown
             | Kind::Expired => true,
-            Kind::Configuration(_) | Kind::InvalidToken(..) | Kind::TooManyHeaders => false,
+            Kind::Configuration(_) | Kind::InvalidToken { .. } | Kind::TooManyHeaders => false,
         }
     }
 
-    /// How long the token endpoint is not asked again, counted from when this error was returned.
+    /// Returns how long no token request is made, counted from when this error was returned.
     ///
-    /// From a [`TokenEndpoint`](crate::TokenEndpoint) it is what `Retry-After` said, an hour at
-    /// most; from a [`TokenCache`](crate::TokenCache) it is how long the cache goes on answering
-    /// with this error.
+    /// A [`TokenEndpoint`](crate::TokenEndpoint) takes the time from the `Retry-After` header and
+    /// limits it to one hour. A [`TokenCache`](crate::TokenCache) returns this error without a token
+    /// request for that long.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// How long the call that failed with this error had waited for tokens, if it had.
+    /// Returns how long the failed call had waited for tokens, if it had.
     ///
-    /// Each call has its own; an error that comes from [`TokenCache::token`](crate::TokenCache::token)
-    /// has none.
+    /// Each call has a time of its own. Errors of [`TokenCache::token`](crate::TokenCache::token)
+    /// have none.
     pub fn waited(&self) -> Option<Duration> {
         self.waited
     }
 
-    /// The status of the token endpoint's reply, if there was one.
+    /// Returns the HTTP client's error, if [`is_transport`](Self::is_transport).
+    ///
+    /// Use it to tell causes apart in a program. `Display` already ends with the cause, so the
+    /// error is not a [`source`](StdError::source). Its own text is not filtered and may show the
+    /// token URL with path and query.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::io;
+    /// use tower_client_credentials::Error;
+    ///
+    /// fn is_broken_pipe(error: &Error) -> bool {
+    ///     let error = error.transport_error().and_then(|error| error.downcast_ref::<io::Error>());
+    ///     error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    /// }
+    /// # assert!(!is_broken_pipe(&Error::permanent("the tenant is disabled")));
+    /// ```
+    pub fn transport_error(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
+        self.inner.source.as_deref().filter(|_| self.is_transport())
+    }
+
+    /// Returns the status of the token endpoint's reply, if there was one.
     pub fn status(&self) -> Option<StatusCode> {
         match &self.inner.kind {
             Kind::Refused(refusal) => Some(refusal.status),
-            Kind::InvalidReply(status, _) => Some(*status),
+            Kind::InvalidReply { status, .. } => Some(*status),
             _ => None,
         }
     }
 
-    /// The `error` code of the token endpoint's reply, such as `invalid_client` (RFC 6749 §5.2).
+    /// Returns the `error` code of the token endpoint's reply, such as `invalid_client` (RFC 6749 §5.2).
     pub fn code(&self) -> Option<&str> {
         self.refusal()?.code.as_deref()
     }
 
-    /// The `error_description` of the token endpoint's reply: a text for people.
+    /// Returns the `error_description` of the token endpoint's reply: a text for people.
     pub fn description(&self) -> Option<&str> {
         self.refusal()?.description.as_deref()
     }
 
-    /// The `error_uri` of the token endpoint's reply: a page about the error.
+    /// Returns the `error_uri` of the token endpoint's reply: a page about the error.
     pub fn error_uri(&self) -> Option<&str> {
         self.refusal()?.uri.as_deref()
     }
 
-    /// What to do about it, where the provider documents the error; `Display` ends with it.
+    /// Returns what to do about the error, if its provider documents that. `Display` ends with it.
     pub fn hint(&self) -> Option<&'static str> {
         self.refusal()?.hint
     }
 
-    /// Whether a rejected token was not renewed again.
+    /// Returns whether a rejected token was not renewed because of the cool-down.
     pub(crate) fn is_cooling_down(&self) -> bool {
         matches!(self.inner.kind, Kind::CoolingDown)
     }
 
-    /// The kind in one word, for metrics and traces.
+    /// Returns the kind as one word, for metrics and traces.
     pub(crate) fn type_name(&self) -> &'static str {
         match &self.inner.kind {
             Kind::Configuration(_) => "configuration",
-            Kind::InvalidToken(..) => "invalid_token",
+            Kind::InvalidToken { .. } => "invalid_token",
             Kind::Refused(_) => "refused",
-            Kind::InvalidReply(..) => "invalid_reply",
-            Kind::Transport => "transport",
+            Kind::InvalidReply { .. } => "invalid_reply",
+            Kind::Transport { .. } => "transport",
             Kind::ClientAuth { .. } => "client_auth",
             Kind::TokenService { .. } => "token_service",
             Kind::Panicked => "panicked",
@@ -316,14 +367,14 @@ impl Error {
     }
 
     pub(crate) fn unsendable(what: &'static str, fact: &'static str) -> Self {
-        Self::new(Kind::InvalidToken(what, fact))
+        Self::new(Kind::InvalidToken { what, fact })
     }
 
     pub(crate) fn timed_out(deadline: Duration, last_error: Option<Self>) -> Self {
         Self::from_parts(Kind::TimedOut(deadline), last_error.map(BoxError::from))
     }
 
-    /// What a token service returned: ours as it is, any other as transient.
+    /// Takes an error of this crate as it is; any other error of a token service is transient.
     pub(crate) fn from_token_service(error: BoxError) -> Self {
         match error.downcast::<Self>() {
             Ok(ours) => *ours,
@@ -336,15 +387,25 @@ impl Error {
         self
     }
 
-    /// The error of a call that has waited so long.
+    /// Records how long the failed call had waited.
     pub(crate) fn after(mut self, waited: Option<Duration>) -> Self {
         self.waited = waited;
         self
     }
 
+    /// Names the token endpoint by its host.
+    pub(crate) fn at_endpoint(mut self, host: &str) -> Self {
+        Arc::make_mut(&mut self.inner).context.endpoint = Some(host.into());
+        self
+    }
+
     fn from_parts(kind: Kind, source: Option<BoxError>) -> Self {
         Self {
-            inner: Arc::new(Inner { kind, source }),
+            inner: Arc::new(Inner {
+                kind,
+                context: Context::default(),
+                source: source.map(Arc::from),
+            }),
             retry_after: None,
             waited: None,
         }
@@ -360,38 +421,46 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let endpoint = || self.inner.context.token_endpoint();
         match &self.inner.kind {
             Kind::Configuration(message) => f.write_str(message),
-            Kind::InvalidToken(what, fact) => write!(f, "the {what} {fact}"),
-            Kind::Refused(refusal) => refusal.fmt(f),
-            Kind::InvalidReply(status, fact) => {
-                write!(f, "token endpoint answered {} with no token: {fact}", status.as_u16())
+            Kind::InvalidToken { what, fact } => write!(f, "{what} {fact}"),
+            Kind::Refused(refusal) => write!(f, "{} {refusal}", endpoint()),
+            Kind::InvalidReply { status, fact } => {
+                let status = status.as_u16();
+                write!(
+                    f,
+                    "{} answered {status} without a token: {fact}",
+                    endpoint()
+                )
             }
-            Kind::Transport => f.write_str("HTTP client brought no reply of the token endpoint"),
-            Kind::ClientAuth { .. } => {
-                f.write_str("function for client credentials or an assertion failed")
+            Kind::Transport { cause: Some(cause) } => {
+                write!(f, "request to {} failed: {cause}", endpoint())
             }
+            Kind::Transport { cause: None } => write!(f, "request to {} failed", endpoint()),
+            Kind::ClientAuth { .. } => f.write_str("function given to ClientAuth failed"),
             Kind::TokenService { .. } => f.write_str("token service failed"),
             Kind::Panicked => f.write_str("token service panicked"),
             Kind::TimedOut(deadline) => {
                 write!(f, "token service did not answer within {deadline:?}")
             }
             Kind::RuntimeLost => f.write_str(
-                "token requests were lost with the Tokio runtimes that they ran on, several times \
-                 in a row",
+                "token requests were lost because their Tokio runtimes shut down, several times in \
+                 a row",
             ),
             Kind::TooManyHeaders => f.write_str(
-                "request has no room for the access token: it holds as many headers as it can",
+                "request has no room for the access token: it has as many headers as it can hold",
             ),
-            Kind::CoolingDown => {
-                f.write_str("access token was rejected, and a renewal was tried a moment ago")
-            }
+            Kind::CoolingDown => f.write_str(
+                "access token was rejected, and the cool-down after the last renewal is not over",
+            ),
             Kind::Expired => f.write_str(
-                "access token was no longer usable when the HTTP client was ready to send the request",
+                "access token expired or was rejected before the HTTP client was ready to send the \
+                 request",
             ),
             Kind::NoRuntime => f.write_str(
-                "no Tokio runtime to ask for a token on; make calls inside a running runtime that has \
-                 timers enabled",
+                "no Tokio runtime for the token request; make calls inside a running runtime that \
+                 has timers enabled",
             ),
         }
     }
@@ -401,9 +470,10 @@ impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Error")
             .field("kind", &self.inner.kind)
+            .field("context", &self.inner.context)
             .field("retry_after", &self.retry_after)
             .field("waited", &self.waited)
-            // Its text is not ours: the URL of a request may stand in it.
+            // The text of a foreign error may show the URL of a request.
             .field("has_source", &self.inner.source.is_some())
             .finish()
     }
@@ -411,7 +481,20 @@ impl fmt::Debug for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        // `Display` ends with the cause of a transport error; as a source it would be shown twice.
+        if self.is_transport() {
+            return None;
+        }
         self.inner.source.as_deref().map(|source| source as _)
+    }
+}
+
+impl Context {
+    fn token_endpoint(&self) -> String {
+        match &self.endpoint {
+            Some(host) => format!("token endpoint {host}"),
+            None => "token endpoint".to_owned(),
+        }
     }
 }
 
@@ -425,23 +508,24 @@ impl Refusal {
     }
 }
 
+/// What the token endpoint did, without naming it.
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let status = self.status.as_u16();
         let says_nothing = self.code.is_none() && self.description.is_none();
         if says_nothing && !self.is_transient() && !self.status.is_success() {
-            // Some other server, or another page of it.
-            let status = self.status.as_u16();
+            // Probably not a token endpoint, but another server or another page of its server.
             return write!(
                 f,
-                "token endpoint answered {status} without an OAuth error; check the token URL"
+                "answered {status} without an OAuth error; check the token URL"
             );
         }
         let verdict = if self.is_transient() {
-            "token endpoint could not serve the request"
+            "could not serve the request"
         } else {
-            "token endpoint refused the client"
+            "refused the client"
         };
-        write!(f, "{verdict}: {}", self.status.as_u16())?;
+        write!(f, "{verdict}: {status}")?;
         if let Some(code) = &self.code {
             write!(f, " {code}")?;
         }

@@ -1,11 +1,11 @@
-//! Secrets that are sent.
+//! Memory for secrets that are sent.
 
 use bytes::Bytes;
 use secrecy::zeroize::Zeroizing;
 
-/// A text that is wiped when the last handle of it is dropped, which the HTTP client may hold.
+/// Converts a text to bytes that are wiped when the last handle is dropped, even by an HTTP client.
 ///
-/// It has to be made in one piece: one that grew has left copies behind, which nobody wipes.
+/// The text must not have grown: each time a string grows, it leaves a copy behind that nobody wipes.
 pub(crate) fn wiped_on_drop(text: String) -> Bytes {
     Bytes::from_owner(Zeroizing::new(text.into_bytes()))
 }

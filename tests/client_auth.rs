@@ -1,4 +1,4 @@
-//! What a token request says, and how the client proves who it is: one test per method.
+//! Token requests and client authentication: one test per method.
 
 use std::{
     collections::VecDeque,
@@ -33,7 +33,7 @@ async fn basic_sends_percent_encoded_credentials_in_a_sensitive_header() {
     let server = Server::default();
 
     server
-        .ask(ClientAuth::client_secret_basic("my id", "a/b=c+d-._"))
+        .request_token(ClientAuth::client_secret_basic("my id", "a/b=c+d-._"))
         .await
         .unwrap();
 
@@ -44,12 +44,12 @@ async fn basic_sends_percent_encoded_credentials_in_a_sensitive_header() {
 }
 
 #[tokio::test]
-async fn basic_encodes_the_example_of_the_rfc_with_a_space_as_percent_20() {
+async fn basic_encodes_the_example_of_rfc_6749_with_a_space_as_percent_20() {
     let server = Server::default();
 
-    // RFC 6749 Appendix B, between letters: neither id nor secret starts with a space.
+    // RFC 6749 Appendix B, after a letter: secrets that start with a space are refused.
     let auth = ClientAuth::client_secret_basic("id", "a %&+£€");
-    server.ask(auth).await.unwrap();
+    server.request_token(auth).await.unwrap();
 
     assert_eq!(
         server.only_request().basic().unwrap(),
@@ -58,11 +58,11 @@ async fn basic_encodes_the_example_of_the_rfc_with_a_space_as_percent_20() {
 }
 
 #[tokio::test]
-async fn request_body_encodes_the_example_of_the_rfc() {
+async fn post_encodes_the_example_of_rfc_6749() {
     let server = Server::default();
 
     let auth = ClientAuth::client_secret_post("id", "a %&+£€");
-    server.ask(auth).await.unwrap();
+    server.request_token(auth).await.unwrap();
 
     let sent = server.only_request();
     assert_eq!(sent.form[2], ("client_secret", "a %&+£€"));
@@ -73,12 +73,12 @@ async fn request_body_encodes_the_example_of_the_rfc() {
 }
 
 #[tokio::test]
-async fn basic_carries_every_printable_character() {
+async fn basic_sends_every_printable_character() {
     let server = Server::default();
     let every = every_printable();
 
     server
-        .ask(ClientAuth::client_secret_basic(&every, every.as_str()))
+        .request_token(ClientAuth::client_secret_basic(&every, every.as_str()))
         .await
         .unwrap();
 
@@ -91,12 +91,12 @@ async fn basic_carries_every_printable_character() {
 }
 
 #[tokio::test]
-async fn basic_raw_sends_credentials_as_they_are() {
+async fn basic_unencoded_sends_credentials_as_they_are() {
     let server = Server::default();
     let every = every_printable();
 
     server
-        .ask(ClientAuth::client_secret_basic_unencoded(
+        .request_token(ClientAuth::client_secret_basic_unencoded(
             "my id",
             every.as_str(),
         ))
@@ -109,11 +109,11 @@ async fn basic_raw_sends_credentials_as_they_are() {
 }
 
 #[tokio::test]
-async fn request_body_sends_id_and_secret_in_the_form_alone() {
+async fn post_sends_id_and_secret_only_in_the_form() {
     let server = Server::default();
 
     server
-        .ask(ClientAuth::client_secret_post("my-client", "/+="))
+        .request_token(ClientAuth::client_secret_post("my-client", "/+="))
         .await
         .unwrap();
 
@@ -130,12 +130,12 @@ async fn request_body_sends_id_and_secret_in_the_form_alone() {
 }
 
 #[tokio::test]
-async fn request_body_carries_every_printable_character() {
+async fn post_sends_every_printable_character() {
     let server = Server::default();
     let every = every_printable() + "£€";
 
     server
-        .ask(ClientAuth::client_secret_post(&every, every.as_str()))
+        .request_token(ClientAuth::client_secret_post(&every, every.as_str()))
         .await
         .unwrap();
 
@@ -147,10 +147,13 @@ async fn request_body_carries_every_printable_character() {
 }
 
 #[tokio::test]
-async fn none_sends_the_client_id_and_no_proof() {
+async fn none_sends_only_the_client_id() {
     let server = Server::default();
 
-    server.ask(ClientAuth::none("my-client")).await.unwrap();
+    server
+        .request_token(ClientAuth::none("my-client"))
+        .await
+        .unwrap();
 
     let sent = server.only_request();
     assert_eq!(
@@ -164,7 +167,7 @@ async fn none_sends_the_client_id_and_no_proof() {
 }
 
 #[tokio::test]
-async fn assertion_is_made_anew_for_every_attempt_with_the_token_url() {
+async fn each_attempt_gets_a_new_assertion_for_the_token_url() {
     let server = Server::default();
     let made = Arc::new(AtomicUsize::new(0));
     let auth = ClientAuth::jwt_assertion("my-client", move |url: Uri| {
@@ -194,7 +197,7 @@ async fn assertion_is_made_anew_for_every_attempt_with_the_token_url() {
 }
 
 #[tokio::test]
-async fn assertion_may_need_the_permit_of_the_client() {
+async fn assertion_function_may_use_the_permit_of_the_http_client() {
     let server = Server::default();
     let http = ServiceBuilder::new()
         .concurrency_limit(1)
@@ -227,7 +230,10 @@ async fn rotated_credentials_are_tried_once_more() {
     ] {
         let server = Server::answering([(status, refusal), (200, TOKEN)]);
 
-        let token = server.ask(rotating(["old", "new"])).await.unwrap();
+        let token = server
+            .request_token(rotating(["old", "new"]))
+            .await
+            .unwrap();
 
         assert_eq!(token.expose(), "token-1");
         assert_eq!(server.secrets(), ["old", "new"]);
@@ -235,11 +241,11 @@ async fn rotated_credentials_are_tried_once_more() {
 }
 
 #[tokio::test]
-async fn rotated_credentials_are_tried_no_third_time() {
+async fn rotated_credentials_are_not_tried_a_third_time() {
     let server = Server::answering([(401, INVALID_CLIENT), (401, INVALID_CLIENT)]);
 
     let error = server
-        .ask(rotating(["one", "two", "three"]))
+        .request_token(rotating(["one", "two", "three"]))
         .await
         .unwrap_err();
 
@@ -248,56 +254,85 @@ async fn rotated_credentials_are_tried_no_third_time() {
 }
 
 #[tokio::test]
-async fn credentials_that_did_not_change_are_not_tried_again() {
+async fn unchanged_credentials_are_not_tried_again() {
     let server = Server::answering([(401, INVALID_CLIENT)]);
 
-    let error = server.ask(rotating(["same", "same"])).await.unwrap_err();
+    let error = server
+        .request_token(rotating(["same", "same"]))
+        .await
+        .unwrap_err();
 
     assert_eq!(error.code(), Some("invalid_client"));
     assert_eq!(server.secrets(), ["same"]);
 }
 
 #[tokio::test]
-async fn another_refusal_is_no_reason_to_rotate() {
+async fn other_refusals_do_not_try_rotated_credentials() {
     let server = Server::answering([(400, r#"{"error":"invalid_scope"}"#)]);
 
-    let error = server.ask(rotating(["old", "new"])).await.unwrap_err();
+    let error = server
+        .request_token(rotating(["old", "new"]))
+        .await
+        .unwrap_err();
 
     assert_eq!(error.code(), Some("invalid_scope"));
     assert_eq!(server.secrets(), ["old"]);
 }
 
 #[tokio::test]
-async fn a_function_that_fails_after_a_refusal_leaves_the_refusal() {
+async fn refusal_is_returned_if_the_function_fails_afterwards() {
     let server = Server::answering([(401, INVALID_CLIENT)]);
 
-    let error = server.ask(rotating(["only"])).await.unwrap_err();
+    let error = server.request_token(rotating(["only"])).await.unwrap_err();
 
     assert_eq!(error.code(), Some("invalid_client"));
 }
 
 #[tokio::test]
-async fn a_change_of_method_is_a_rotation() {
+async fn another_client_id_counts_as_rotated_credentials() {
+    let assertion =
+        |id: &'static str| ClientAuth::jwt_assertion(id, |_| async { infallible("jwt") });
+    for auths in [
+        ["old", "new"].map(|id| ClientAuth::client_secret_post(id, "same")),
+        ["old", "new"].map(ClientAuth::none),
+        ["old", "new"].map(assertion),
+    ] {
+        let server = Server::answering([(401, INVALID_CLIENT), (200, TOKEN)]);
+
+        let token = server.request_token(from_list(auths)).await.unwrap();
+
+        assert_eq!(token.expose(), "token-1");
+        let ids: Vec<_> = server
+            .requests()
+            .iter()
+            .map(|sent| sent.form[1].1.clone())
+            .collect();
+        assert_eq!(ids, ["old", "new"]);
+    }
+}
+
+#[tokio::test]
+async fn another_method_counts_as_rotated_credentials() {
     let server = Server::answering([(401, INVALID_CLIENT), (200, TOKEN)]);
     let auth = from_list([
         ClientAuth::client_secret_basic("id", "s"),
         ClientAuth::client_secret_post("id", "s"),
     ]);
 
-    server.ask(auth).await.unwrap();
+    server.request_token(auth).await.unwrap();
 
     assert_eq!(server.requests().len(), 2);
 }
 
 #[tokio::test]
-async fn a_new_assertion_of_the_same_client_is_no_rotation() {
+async fn another_assertion_of_the_same_client_does_not_count_as_rotated() {
     let server = Server::answering([(401, INVALID_CLIENT)]);
     let assertion = |jwt: &'static str| {
         ClientAuth::jwt_assertion("id", move |_| async move { infallible(jwt) })
     };
 
     let error = server
-        .ask(from_list([assertion("a"), assertion("b")]))
+        .request_token(from_list([assertion("a"), assertion("b")]))
         .await
         .unwrap_err();
 
@@ -310,7 +345,7 @@ async fn fixed_credentials_are_sent_once() {
     let server = Server::answering([(401, INVALID_CLIENT)]);
 
     let error = server
-        .ask(ClientAuth::client_secret_post("id", "wrong"))
+        .request_token(ClientAuth::client_secret_post("id", "wrong"))
         .await
         .unwrap_err();
 
@@ -319,16 +354,17 @@ async fn fixed_credentials_are_sent_once() {
 }
 
 #[tokio::test]
-async fn a_failing_function_is_transient_unless_it_says_otherwise() {
+async fn failure_of_a_function_is_transient_unless_its_error_is_permanent() {
     let server = Server::default();
     let broken = || Err::<&str, _>(BoxError::from("signer is away"));
     let revoked = || Err::<&str, _>(Error::permanent("key was revoked"));
 
-    let transient = server.ask(ClientAuth::jwt_assertion(
-        "id",
-        move |_| async move { broken() },
-    ));
-    let permanent = server.ask(ClientAuth::jwt_assertion("id", move |_| async move {
+    let transient =
+        server.request_token(ClientAuth::jwt_assertion(
+            "id",
+            move |_| async move { broken() },
+        ));
+    let permanent = server.request_token(ClientAuth::jwt_assertion("id", move |_| async move {
         revoked()
     }));
     let (transient, permanent) = (transient.await.unwrap_err(), permanent.await.unwrap_err());
@@ -336,17 +372,14 @@ async fn a_failing_function_is_transient_unless_it_says_otherwise() {
     assert!(transient.is_client_auth() && transient.is_transient());
     assert_eq!(
         chain(&transient),
-        [
-            "function for client credentials or an assertion failed",
-            "signer is away",
-        ]
+        ["function given to ClientAuth failed", "signer is away",]
     );
     assert!(permanent.is_client_auth() && !permanent.is_transient());
     assert!(!permanent.is_token_service());
     assert_eq!(
         chain(&permanent),
         [
-            "function for client credentials or an assertion failed",
+            "function given to ClientAuth failed",
             "token service failed",
             "key was revoked",
         ]
@@ -355,15 +388,15 @@ async fn a_failing_function_is_transient_unless_it_says_otherwise() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_refuses_a_function_is_not_the_one_that_was_asked() {
+async fn refusal_inside_a_function_is_not_a_refusal_of_the_token_endpoint() {
     let other = Server::answering([(429, INVALID_CLIENT)]);
     let server = Server::default();
     let auth = ClientAuth::jwt_assertion("id", move |_| {
-        let identity = other.ask(ClientAuth::none("other"));
+        let identity = other.request_token(ClientAuth::none("other"));
         async { Ok::<_, Error>(identity.await?.expose().to_owned()) }
     });
 
-    let error = server.ask(auth).await.unwrap_err();
+    let error = server.request_token(auth).await.unwrap_err();
 
     assert!(error.is_client_auth() && error.is_transient());
     assert!(!error.is_refused());
@@ -373,12 +406,12 @@ async fn an_endpoint_that_refuses_a_function_is_not_the_one_that_was_asked() {
 }
 
 #[tokio::test]
-async fn a_function_may_say_when_to_ask_again() {
+async fn function_may_return_a_retry_after() {
     let wait = Some(Duration::from_secs(5));
     let busy = move || Err::<ClientAuth, _>(Error::transient("busy", wait));
 
     let error = Server::default()
-        .ask(ClientAuth::from_fn(move || async move { busy() }))
+        .request_token(ClientAuth::from_fn(move || async move { busy() }))
         .await
         .unwrap_err();
 
@@ -387,7 +420,7 @@ async fn a_function_may_say_when_to_ask_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn assertion_is_made_anew_for_every_retry_of_a_flight() {
+async fn each_retry_of_the_cache_gets_a_new_assertion() {
     let server = Server::answering([(503, ""), (503, ""), (200, TOKEN)]);
     let made = Arc::new(AtomicUsize::new(0));
     let auth = ClientAuth::jwt_assertion("id", move |_| {
@@ -407,7 +440,7 @@ async fn assertion_is_made_anew_for_every_retry_of_a_flight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_file_that_is_just_rewritten_is_read_again() {
+async fn file_that_is_being_rewritten_is_read_again() {
     let server = Server::default();
     let reads = Arc::new(AtomicUsize::new(0));
     let auth = ClientAuth::jwt_assertion("id", move |_| {
@@ -421,10 +454,10 @@ async fn a_file_that_is_just_rewritten_is_read_again() {
     assert_eq!(server.requests().len(), 1);
 }
 
-// --- What can never work ---
+// --- Settings that cannot work ---
 
 #[test]
-fn ids_and_secrets_that_cannot_work_are_refused_without_being_shown() {
+fn unusable_ids_and_secrets_are_refused_and_not_shown() {
     for (auth, message) in [
         (ClientAuth::none(""), "client id is empty"),
         (
@@ -435,42 +468,42 @@ fn ids_and_secrets_that_cannot_work_are_refused_without_being_shown() {
             ClientAuth::jwt_assertion("", |_| async { infallible("MARK") }),
             "client id is empty",
         ),
-        (ClientAuth::none("MARK\n"), ends("client id").as_str()),
+        (ClientAuth::none("MARK\n"), untrimmed("client id").as_str()),
         (
             ClientAuth::client_secret_basic(" MARK", "s"),
-            &ends("client id"),
+            &untrimmed("client id"),
         ),
         (
             ClientAuth::client_secret_post("id", "MARK\r\n"),
-            &ends("client secret"),
+            &untrimmed("client secret"),
         ),
         (
             ClientAuth::client_secret_post("id", "MARK "),
-            &ends("client secret"),
+            &untrimmed("client secret"),
         ),
         (
             ClientAuth::client_secret_basic_unencoded("id", "\u{a0}MARK"),
-            &ends("client secret"),
+            &untrimmed("client secret"),
         ),
         (
             ClientAuth::client_secret_basic("id", "\u{feff}MARK"),
-            &ends("client secret"),
+            &untrimmed("client secret"),
         ),
         (
             ClientAuth::client_secret_basic("id", "MARK\u{200b}"),
-            &ends("client secret"),
+            &untrimmed("client secret"),
         ),
         (
             ClientAuth::client_secret_basic("id", "MA\0RK"),
-            "client secret holds a control character or an invisible one",
+            "client secret contains a control character or an invisible character",
         ),
         (
             ClientAuth::client_secret_basic("MA\u{200d}RK", "s"),
-            "client id holds a control character or an invisible one",
+            "client id contains a control character or an invisible character",
         ),
         (
             ClientAuth::client_secret_basic_unencoded("MA:RK", "s"),
-            "client id holds a colon, which client_secret_basic_unencoded cannot send; use client_secret_basic",
+            "client id contains a colon, which client_secret_basic_unencoded cannot send; use client_secret_basic",
         ),
     ] {
         let error = TokenEndpoint::new(Server::default().http(), URL, auth).unwrap_err();
@@ -482,7 +515,7 @@ fn ids_and_secrets_that_cannot_work_are_refused_without_being_shown() {
 }
 
 #[tokio::test]
-async fn what_a_function_gives_is_checked_when_it_is_used() {
+async fn credentials_of_a_function_are_checked_when_they_are_used() {
     for (auth, fact) in [
         (
             from_list([ClientAuth::none("")]),
@@ -494,33 +527,33 @@ async fn what_a_function_gives_is_checked_when_it_is_used() {
         ),
         (
             ClientAuth::jwt_assertion("id", |_| async { infallible("MARK\n") }),
-            ends("client assertion"),
+            untrimmed("client assertion"),
         ),
     ] {
         let server = Server::default();
 
-        let error = server.ask(auth).await.unwrap_err();
+        let error = server.request_token(auth).await.unwrap_err();
 
         assert!(error.is_client_auth() && error.is_transient());
-        let function = "function for client credentials or an assertion failed";
+        let function = "function given to ClientAuth failed";
         assert_eq!(chain(&error), [function, &fact]);
         assert!(server.requests().is_empty());
     }
 }
 
 #[tokio::test]
-async fn a_function_that_gives_a_function_is_a_mistake_for_good() {
+async fn from_fn_inside_from_fn_is_a_configuration_error() {
     let nested = ClientAuth::from_fn(|| async { infallible(ClientAuth::none("id")) });
 
     let error = Server::default()
-        .ask(from_list([nested]))
+        .request_token(from_list([nested]))
         .await
         .unwrap_err();
 
     assert!(error.is_configuration() && !error.is_transient());
     assert_eq!(
         error.to_string(),
-        "function for client credentials gave another from_fn; give the credentials"
+        "function given to ClientAuth::from_fn returned another from_fn; return the credentials"
     );
 }
 
@@ -535,34 +568,34 @@ fn linkedin_refuses_an_empty_secret() {
 }
 
 #[test]
-fn token_urls_that_cannot_work_are_refused_without_being_shown() {
+fn unusable_token_urls_are_refused_and_not_shown() {
     for (url, message) in [
         ("", "token URL is not a valid URL"),
         ("https://exa mple/MARK", "token URL is not a valid URL"),
         (
             "/MARK",
-            "token URL has to be absolute, such as https://auth.example/oauth/token",
+            "token URL must be absolute, such as https://auth.example/oauth/token",
         ),
         (
             "auth.example",
-            "token URL has to be absolute, such as https://auth.example/oauth/token",
+            "token URL must be absolute, such as https://auth.example/oauth/token",
         ),
         (
             "ftp://MARK/",
-            "token URL has to be absolute, such as https://auth.example/oauth/token",
+            "token URL must be absolute, such as https://auth.example/oauth/token",
         ),
-        ("https://:80/MARK", "token URL names no host"),
+        ("https://:80/MARK", "token URL has no host"),
         (
             "https://auth.example:99999/MARK",
-            "token URL names a port that is no port number",
+            "token URL has an invalid port",
         ),
         (
             "https://auth.example/MARK#top",
-            "token URL has a fragment, which a token URL must not have",
+            "token URL has a fragment; remove it",
         ),
         (
             "https://me:MARK@auth.example/",
-            "token URL carries user information; give the credentials to ClientAuth instead",
+            "token URL contains user information; pass the credentials to ClientAuth instead",
         ),
     ] {
         let auth = ClientAuth::none("id");
@@ -575,7 +608,7 @@ fn token_urls_that_cannot_work_are_refused_without_being_shown() {
 }
 
 #[test]
-fn token_urls_are_taken_as_text_and_as_uri() {
+fn token_url_may_be_a_text_or_a_uri() {
     let http = || Server::default().http();
     let auth = || ClientAuth::none("id");
     let uri = Uri::from_static("https://auth.example");
@@ -587,7 +620,7 @@ fn token_urls_are_taken_as_text_and_as_uri() {
 }
 
 #[tokio::test]
-async fn credentials_never_travel_over_plain_http_unless_allowed() {
+async fn credentials_are_not_sent_over_plain_http_unless_allowed() {
     for host in [
         "auth.example",
         "AUTH.EXAMPLE:80",
@@ -608,7 +641,11 @@ async fn credentials_never_travel_over_plain_http_unless_allowed() {
             .await
             .unwrap_err();
         assert!(error.is_configuration() && !error.is_transient());
-        assert!(error.to_string().contains("plain http"));
+        assert_eq!(
+            error.to_string(),
+            "token URL is plain http to a host other than loopback, where others may read the \
+             client's credentials; use https, or call allow_http if the network is safe"
+        );
         assert!(server.requests().is_empty(), "{host}");
 
         tokens
@@ -621,7 +658,7 @@ async fn credentials_never_travel_over_plain_http_unless_allowed() {
 }
 
 #[tokio::test]
-async fn plain_http_to_loopback_needs_no_leave() {
+async fn plain_http_to_loopback_is_always_allowed() {
     for host in [
         "localhost:8080",
         "LOCALHOST.",
@@ -642,7 +679,7 @@ async fn plain_http_to_loopback_needs_no_leave() {
 // --- The request ---
 
 #[tokio::test]
-async fn nothing_of_the_client_is_in_the_url() {
+async fn credentials_are_never_sent_in_the_url() {
     for auth in [
         ClientAuth::client_secret_basic("MARK", "MARK"),
         ClientAuth::client_secret_basic_unencoded("MARK", "MARK"),
@@ -653,7 +690,7 @@ async fn nothing_of_the_client_is_in_the_url() {
     ] {
         let server = Server::default();
 
-        server.ask(auth).await.unwrap();
+        server.request_token(auth).await.unwrap();
 
         let sent = server.only_request();
         assert_eq!(sent.head.method, "POST");
@@ -662,7 +699,7 @@ async fn nothing_of_the_client_is_in_the_url() {
 }
 
 #[tokio::test]
-async fn scopes_are_joined_and_what_may_repeat_does() {
+async fn scopes_are_joined_and_other_parameters_repeat() {
     let server = Server::default();
     let tokens = server
         .endpoint(ClientAuth::none("id"))
@@ -671,13 +708,13 @@ async fn scopes_are_joined_and_what_may_repeat_does() {
         .audience("one")
         .parameter("x", "1")
         .parameter("x", "2");
-    let asked = TokenParameters::default()
+    let requested = TokenParameters::default()
         .with_scope("b c a")
         .with_resource("https://r/2")
         .with_audience("two")
         .with_parameter("x", "1");
 
-    tokens.oneshot(TokenRequest::new(asked)).await.unwrap();
+    tokens.oneshot(TokenRequest::new(requested)).await.unwrap();
 
     assert_eq!(
         server.only_request().form[2..],
@@ -695,7 +732,7 @@ async fn scopes_are_joined_and_what_may_repeat_does() {
 }
 
 #[tokio::test]
-async fn a_parameter_that_is_sent_already_is_refused() {
+async fn built_in_parameters_cannot_be_overridden() {
     for (name, auth, refused) in [
         (
             "grant_type",
@@ -735,7 +772,7 @@ async fn a_parameter_that_is_sent_already_is_refused() {
 }
 
 #[tokio::test]
-async fn a_parameter_of_the_rfc_is_not_sent_twice() {
+async fn parameters_of_rfc_6749_are_not_sent_twice() {
     for (name, refused) in [
         ("scope", true),
         ("client_id", true),
@@ -744,11 +781,11 @@ async fn a_parameter_of_the_rfc_is_not_sent_twice() {
     ] {
         let server = Server::default();
         let tokens = server.endpoint(ClientAuth::client_secret_basic("id", "s"));
-        let asked = TokenParameters::default().with_parameter(name, "2");
+        let requested = TokenParameters::default().with_parameter(name, "2");
 
         let outcome = tokens
             .parameter(name, "1")
-            .oneshot(TokenRequest::new(asked))
+            .oneshot(TokenRequest::new(requested))
             .await;
 
         assert_eq!(
@@ -760,7 +797,7 @@ async fn a_parameter_of_the_rfc_is_not_sent_twice() {
 }
 
 #[tokio::test]
-async fn headers_that_follow_from_the_form_and_the_url_are_not_the_users() {
+async fn headers_derived_from_form_and_url_cannot_be_set() {
     let server = Server::default();
     let mut tokens = server.endpoint(ClientAuth::client_secret_basic("id", "s"));
     let names = [
@@ -779,7 +816,7 @@ async fn headers_that_follow_from_the_form_and_the_url_are_not_the_users() {
 }
 
 #[tokio::test]
-async fn headers_of_the_user_are_sent_and_json_is_accepted() {
+async fn other_headers_can_be_set_and_accept_is_json_by_default() {
     let server = Server::default();
     let api_key = HeaderName::from_static("x-api-key");
     let tokens = server
@@ -815,7 +852,7 @@ async fn headers_of_the_user_are_sent_and_json_is_accepted() {
 }
 
 #[tokio::test]
-async fn linkedin_gets_its_credentials_in_the_form() {
+async fn linkedin_gets_the_credentials_in_the_form() {
     let server = Server::default();
     let tokens = provider::linkedin(server.http(), "77tt5z", "WPL_AP1.x/y+z==").unwrap();
 
@@ -837,8 +874,8 @@ async fn linkedin_gets_its_credentials_in_the_form() {
 }
 
 #[tokio::test]
-async fn the_client_needs_neither_a_shared_nor_an_unpinned_body() {
-    // Neither Sync nor Unpin, as tonic's and async blocks' bodies are.
+async fn body_of_the_http_client_need_not_be_sync_or_unpin() {
+    // Neither `Sync` nor `Unpin`, as the bodies of tonic and of async blocks.
     struct Body(std::cell::Cell<Option<Bytes>>, std::marker::PhantomPinned);
 
     impl http_body::Body for Body {
@@ -894,9 +931,38 @@ fn debug_shows_no_secret() {
     }
 }
 
+#[test]
+fn debug_shows_the_iana_name_of_the_method_and_the_client_id() {
+    for (auth, shown) in [
+        (
+            ClientAuth::client_secret_basic("my-id", "MARK"),
+            r#"method: "client_secret_basic", id: Some("my-id")"#,
+        ),
+        (
+            ClientAuth::client_secret_basic_unencoded("my-id", "MARK"),
+            r#"method: "client_secret_basic_unencoded", id: Some("my-id")"#,
+        ),
+        (
+            ClientAuth::client_secret_post("my-id", "MARK"),
+            r#"method: "client_secret_post", id: Some("my-id")"#,
+        ),
+        (
+            ClientAuth::none("my-id"),
+            r#"method: "none", id: Some("my-id")"#,
+        ),
+        (
+            ClientAuth::jwt_assertion("my-id", |_| async { infallible("MARK") }),
+            r#"method: "jwt_assertion", id: Some("my-id")"#,
+        ),
+        (rotating(["MARK"]), r#"method: "from_fn", id: None"#),
+    ] {
+        assert_eq!(format!("{auth:?}"), format!("ClientAuth {{ {shown}, .. }}"));
+    }
+}
+
 // --- Helpers ---
 
-/// An HTTP server that keeps what it was sent; answers as told, then with a token.
+/// An HTTP server that records requests. It sends the given answers, then tokens.
 #[derive(Clone, Default)]
 struct Server {
     answers: Arc<Mutex<VecDeque<(u16, &'static str)>>>,
@@ -964,7 +1030,10 @@ impl Server {
         TokenEndpoint::new(self.http(), URL, auth).unwrap()
     }
 
-    fn ask(&self, auth: ClientAuth) -> impl Future<Output = Result<AccessToken, Error>> + use<> {
+    fn request_token(
+        &self,
+        auth: ClientAuth,
+    ) -> impl Future<Output = Result<AccessToken, Error>> + use<> {
         self.endpoint(auth).oneshot(TokenRequest::default())
     }
 
@@ -977,7 +1046,7 @@ impl Server {
         request
     }
 
-    /// The client secrets, in the order in which they were sent.
+    /// Returns the client secrets in the order in which they were sent.
     fn secrets(&self) -> Vec<String> {
         let requests = self.requests();
         let pairs = requests.into_iter().flat_map(|request| request.form);
@@ -989,7 +1058,7 @@ impl Server {
 }
 
 impl Sent {
-    /// What the Basic header holds, after Base64.
+    /// Returns the decoded Base64 text of the `Basic` header.
     fn basic(&self) -> Option<String> {
         let value = self
             .head
@@ -1007,7 +1076,7 @@ impl PartialEq<(&str, &str)> for Pair {
     }
 }
 
-/// Credentials that change with every call; the last call fails.
+/// Returns other credentials for each call, then an error.
 fn rotating<const N: usize>(secrets: [&'static str; N]) -> ClientAuth {
     from_list(secrets.map(|secret| ClientAuth::client_secret_post("my-client", secret)))
 }
@@ -1020,11 +1089,11 @@ fn from_list<const N: usize>(auths: [ClientAuth; N]) -> ClientAuth {
     })
 }
 
-/// What is said of a text that comes from a file as it is.
-fn ends(what: &str) -> String {
+/// Returns the message about a text that was not trimmed.
+fn untrimmed(what: &str) -> String {
     format!(
-        "{what} starts or ends with white space, a line break or an invisible character; trim what \
-         was read from a file"
+        "{what} starts or ends with whitespace or an invisible character; trim values read from \
+         files"
     )
 }
 
@@ -1033,7 +1102,7 @@ fn infallible<T>(value: T) -> Result<T, Infallible> {
 }
 
 fn every_printable() -> String {
-    // The space stands inside: what it ends with is refused.
+    // The space is inside, because whitespace at either end is refused.
     ('!'..='~').chain(" !".chars()).collect()
 }
 

@@ -1,10 +1,11 @@
-//! What errors say, what programs can ask of them, and what nothing ever shows.
+//! The messages of errors, the questions that programs ask them, and that nothing shows a secret.
 
 mod support;
 
 use std::{
     convert::Infallible,
-    error::Error as _,
+    error::Error as StdError,
+    io, iter,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,8 +25,8 @@ use tower_client_credentials::{
     replay::{Buffered, CloneWith, ReplayPolicy},
 };
 
-/// What must not be seen: a token, a secret, a body, the Base64 of the credentials, what the user
-/// put into a header or the token URL's query.
+/// What must not be shown: tokens, secrets, bodies, the Base64 of the credentials, and what the user
+/// put into a header or the query of the token URL.
 const MARKS: [&str; 7] = [
     "TOKEN-MARK",
     "REFRESH-MARK",
@@ -36,9 +37,8 @@ const MARKS: [&str; 7] = [
     "aWQ6U0VDUkVULU1BUks",
 ];
 
-const URL: &str = "https://auth.example/token?key=QUERY-MARK";
+const URL: &str = "https://auth.example/PATH-MARK?key=QUERY-MARK";
 
-/// Where a mark is seen, if it is.
 #[track_caller]
 fn assert_unmarked(what: &str, shown: &str) {
     for mark in MARKS {
@@ -46,12 +46,15 @@ fn assert_unmarked(what: &str, shown: &str) {
     }
 }
 
-/// Follows the sources as far as they are ours: the text of others is the user's own.
+/// Checks the error and those of its sources that are this crate's: other texts are the user's own.
 #[track_caller]
 fn assert_error_is_unmarked(what: &str, error: &Error) {
     let mut level = Some(error);
     while let Some(shown) = level {
-        assert_unmarked(what, &format!("{shown} {shown:?} {shown:#?}"));
+        let text = format!("{shown} {shown:?} {shown:#?}");
+        assert_unmarked(what, &text);
+        // Unlike `Debug` of an endpoint, no error shows the path of its URL.
+        assert!(!text.contains("PATH-MARK"), "{what}: {text}");
         level = shown.source().and_then(|source| source.downcast_ref());
     }
     let details = [
@@ -63,12 +66,12 @@ fn assert_error_is_unmarked(what: &str, error: &Error) {
     assert_unmarked(what, &format!("{details:?}"));
 }
 
-/// A token endpoint that answers with the given status and body, over an HTTP client of one line.
+/// A token endpoint that answers with the given status and body.
 fn endpoint(status: u16, body: &'static str) -> TokenEndpoint {
     answering(status, "TOKEN-MARK:TOKEN-MARK", body)
 }
 
-/// The same, with a `Location`.
+/// A token endpoint that answers with the given status, `Location` and body.
 fn answering(status: u16, location: &'static str, body: &'static str) -> TokenEndpoint {
     let http = service_fn(move |_: Request<Full<Bytes>>| async move {
         let mut reply = Response::new(Full::new(Bytes::from(body)));
@@ -84,8 +87,8 @@ fn answering(status: u16, location: &'static str, body: &'static str) -> TokenEn
     )
 }
 
-/// A token endpoint that is never asked.
-fn unasked(auth: ClientAuth) -> Result<TokenEndpoint, Error> {
+/// A token endpoint that never gets a request.
+fn unused(auth: ClientAuth) -> Result<TokenEndpoint, Error> {
     let http = service_fn(|_: Request<Full<Bytes>>| async {
         Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
     });
@@ -102,7 +105,7 @@ where
     TokenCache::new(token_service).token().await.unwrap_err()
 }
 
-/// The HTTP client takes longer to become ready than the tokens live.
+/// The HTTP client takes longer to become ready than a token lives.
 async fn expired() -> Error {
     let issuer = support::Issuer::new().lifetime(Duration::from_secs(1));
     let (inner, mut api) = tower_test::mock::pair::<Request<String>, Response<String>>();
@@ -120,10 +123,10 @@ async fn expired() -> Error {
             return *outcome.unwrap_err().downcast().unwrap();
         }
     }
-    panic!("the call goes on waiting");
+    panic!("the call is still waiting");
 }
 
-/// Each flight is started on a runtime that is gone already.
+/// Each token request is spawned on a runtime that has shut down.
 fn runtime_lost() -> Error {
     let lost = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -140,25 +143,40 @@ fn runtime_lost() -> Error {
     .unwrap()
 }
 
-/// One error of each kind, each made with a marked secret, token or body at hand.
+/// One error of each kind, each with a marked secret, token or body within reach.
 async fn every_error() -> Vec<(&'static str, Error)> {
     let unreachable = service_fn(|request: Request<Full<Bytes>>| async move {
         let url = request.uri();
         Err::<Response<Full<Bytes>>, BoxError>(format!("no connection to {url}").into())
     });
-    let secret = ClientAuth::client_secret_post("id", "SECRET-MARK");
-    let transport = TokenEndpoint::new(unreachable, URL, secret).unwrap();
+    let secret = || ClientAuth::client_secret_post("id", "SECRET-MARK");
+    let unreachable = TokenEndpoint::new(unreachable, URL, secret()).unwrap();
+    let refusing = service_fn(|_: Request<Full<Bytes>>| async {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        Err::<Response<Full<Bytes>>, _>(refused)
+    });
+    let refusing = TokenEndpoint::new(refusing, URL, secret()).unwrap();
+    let echoing = service_fn(|request: Request<Full<Bytes>>| async move {
+        let path = request.uri().path();
+        Err::<Response<Full<Bytes>>, BoxError>(format!("no page {path}: SECRET-MARK").into())
+    });
+    let echoing = TokenEndpoint::new(echoing, URL, secret()).unwrap();
+    let misrouted = service_fn(|request: Request<Full<Bytes>>| async move {
+        let (host, path) = (request.uri().host().unwrap(), request.uri().path());
+        Err::<Response<Full<Bytes>>, BoxError>(format!("{host} has no {path}").into())
+    });
+    let misrouted = TokenEndpoint::new(misrouted, URL, secret()).unwrap();
     let plain_http = endpoint(200, "{}")
-        .url("http://auth.example/token?key=QUERY-MARK")
+        .url("http://auth.example/PATH-MARK?key=QUERY-MARK")
         .unwrap();
     let no_secret = endpoint(200, "{}").url("https://id:SECRET-MARK@auth.example/");
-    let failing = ClientAuth::from_fn(|| async { Err::<ClientAuth, _>("no map: SECRET-MARK") });
+    let failing = ClientAuth::from_fn(|| async { Err::<ClientAuth, _>("no file: SECRET-MARK") });
     let half_written =
         ClientAuth::jwt_assertion("id", |_| async { Ok::<_, Infallible>("SECRET-MARK\n") });
     let disabled = ClientAuth::from_fn(|| async {
         Err::<ClientAuth, _>(Error::permanent("SECRET-MARK is disabled"))
     });
-    let line_break = unasked(ClientAuth::client_secret_post("id", "SECRET-MARK\n"));
+    let line_break = unused(ClientAuth::client_secret_post("id", "SECRET-MARK\n"));
     let twice = endpoint(200, "{}").parameter("grant_type", "SECRET-MARK");
     let has_failed = Arc::new(AtomicBool::new(false));
     let silent = service_fn(move |_: TokenRequest| {
@@ -177,7 +195,7 @@ async fn every_error() -> Vec<(&'static str, Error)> {
         Ok::<AccessToken, BoxError>(AccessToken::new("TOKEN-MARK")?)
     });
     let foreign = service_fn(|_: TokenRequest| async {
-        Err::<AccessToken, BoxError>("TOKEN-MARK is out of order".into())
+        Err::<AccessToken, BoxError>("TOKEN-MARK is broken".into())
     });
     let permanent = service_fn(|_: TokenRequest| async {
         Err::<AccessToken, _>(Error::permanent("TOKEN-MARK is disabled"))
@@ -197,7 +215,7 @@ async fn every_error() -> Vec<(&'static str, Error)> {
 
     vec![
         (
-            "a token that is none",
+            "unsendable token",
             AccessToken::new("TOKEN-MARK \u{0}").unwrap_err(),
         ),
         ("plain http", error_of(plain_http).await),
@@ -206,15 +224,15 @@ async fn every_error() -> Vec<(&'static str, Error)> {
         ("parameter twice", error_of(twice).await),
         (
             "failing credentials",
-            error_of(unasked(failing).unwrap()).await,
+            error_of(unused(failing).unwrap()).await,
         ),
         (
             "assertion with a line break",
-            error_of(unasked(half_written).unwrap()).await,
+            error_of(unused(half_written).unwrap()).await,
         ),
         (
             "disabled credentials",
-            error_of(unasked(disabled).unwrap()).await,
+            error_of(unused(disabled).unwrap()).await,
         ),
         ("refused, with an echo", error_of(endpoint(401, echo)).await),
         (
@@ -234,11 +252,11 @@ async fn every_error() -> Vec<(&'static str, Error)> {
             error_of(endpoint(200, "<html>BODY-MARK</html>")).await,
         ),
         (
-            "odd lifetime beside a token",
+            "odd lifetime with a token",
             error_of(endpoint(200, odd_lifetime)).await,
         ),
         (
-            "odd type beside a token",
+            "odd type with a token",
             error_of(endpoint(200, odd_type)).await,
         ),
         (
@@ -253,7 +271,10 @@ async fn every_error() -> Vec<(&'static str, Error)> {
             "too long",
             error_of(endpoint(200, "{BODY-MARK BODY-MARK}").reply_limit(15)).await,
         ),
-        ("transport", error_of(transport).await),
+        ("connection refused", error_of(refusing).await),
+        ("cause with the URL", error_of(unreachable).await),
+        ("cause with the path", error_of(misrouted).await),
+        ("cause with a secret", error_of(echoing).await),
         ("timeout", error_of(silent).await),
         ("panic", error_of(panicking).await),
         ("foreign", error_of(foreign).await),
@@ -285,7 +306,7 @@ async fn no_error_shows_a_secret_a_token_or_a_body() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_error_answers_to_one_question() {
+async fn exactly_one_question_is_true_of_each_error() {
     let mut answers = Vec::new();
     for (name, error) in every_error().await {
         let questions = [
@@ -311,7 +332,7 @@ async fn every_error_answers_to_one_question() {
     assert_eq!(
         answers,
         [
-            ("a token that is none", "invalid token", false),
+            ("unsendable token", "invalid token", false),
             ("plain http", "configuration", false),
             ("user information", "configuration", false),
             ("secret with a line break", "configuration", false),
@@ -324,12 +345,15 @@ async fn every_error_answers_to_one_question() {
             ("HTML with 500", "refused", true),
             ("HTML with 404", "refused", false),
             ("HTML with 200", "invalid reply", false),
-            ("odd lifetime beside a token", "invalid reply", false),
-            ("odd type beside a token", "invalid reply", false),
+            ("odd lifetime with a token", "invalid reply", false),
+            ("odd type with a token", "invalid reply", false),
             ("token with a space", "invalid reply", false),
             ("redirect", "invalid reply", false),
             ("too long", "invalid reply", false),
-            ("transport", "transport", true),
+            ("connection refused", "transport", true),
+            ("cause with the URL", "transport", true),
+            ("cause with the path", "transport", true),
+            ("cause with a secret", "transport", true),
             ("timeout", "timeout", true),
             ("panic", "token service", true),
             ("foreign", "token service", true),
@@ -342,25 +366,171 @@ async fn every_error_answers_to_one_question() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn messages_name_the_party_in_lower_case_without_a_full_stop() {
+async fn messages_name_the_party_the_fact_and_what_to_do() {
+    let messages: Vec<_> = every_error()
+        .await
+        .into_iter()
+        .map(|(name, error)| (name, error.to_string()))
+        .collect();
+    let expected = [
+        (
+            "unsendable token",
+            "access token holds a character that a header cannot carry",
+        ),
+        (
+            "plain http",
+            "token URL is plain http to a host other than loopback, where others may read the \
+             client's credentials; use https, or call allow_http if the network is safe",
+        ),
+        (
+            "user information",
+            "token URL contains user information; pass the credentials to ClientAuth instead",
+        ),
+        (
+            "secret with a line break",
+            "client secret starts or ends with whitespace or an invisible character; trim values \
+             read from files",
+        ),
+        (
+            "parameter twice",
+            "token request already has a parameter \"grant_type\", from the grant, the client \
+             authentication, a scope or another parameter; remove one of them",
+        ),
+        ("failing credentials", "function given to ClientAuth failed"),
+        (
+            "assertion with a line break",
+            "function given to ClientAuth failed",
+        ),
+        (
+            "disabled credentials",
+            "function given to ClientAuth failed",
+        ),
+        (
+            "refused, with an echo",
+            "token endpoint auth.example refused the client: 401 [redacted] ([redacted] \
+             [redacted] [redacted] [redacted] [redacted] [redacted])",
+        ),
+        (
+            "success with an error, with an echo",
+            "token endpoint auth.example refused the client: 200 [redacted] ([redacted] \
+             [redacted] [redacted] [redacted] [redacted] [redacted])",
+        ),
+        (
+            "HTML with 500",
+            "token endpoint auth.example could not serve the request: 500",
+        ),
+        (
+            "HTML with 404",
+            "token endpoint auth.example answered 404 without an OAuth error; check the token URL",
+        ),
+        (
+            "HTML with 200",
+            "token endpoint auth.example answered 200 without a token: body is not a JSON object",
+        ),
+        (
+            "odd lifetime with a token",
+            "token endpoint auth.example answered 200 without a token: expires_in is \
+             \"[redacted]\", not a number of seconds",
+        ),
+        (
+            "odd type with a token",
+            "token endpoint auth.example answered 200 without a token: token_type is an object, \
+             only Bearer is supported",
+        ),
+        (
+            "token with a space",
+            "token endpoint auth.example answered 200 without a token: access_token contains a \
+             character that a header cannot carry",
+        ),
+        (
+            "redirect",
+            "token endpoint auth.example answered 301 without a token: endpoint moved to \
+             https://auth.example/[redacted]; make that the token URL",
+        ),
+        (
+            "too long",
+            "token endpoint auth.example answered 200 without a token: body is longer than 15 bytes",
+        ),
+        (
+            "connection refused",
+            "request to token endpoint auth.example failed: connection refused",
+        ),
+        (
+            "cause with the URL",
+            "request to token endpoint auth.example failed",
+        ),
+        (
+            "cause with the path",
+            "request to token endpoint auth.example failed: auth.example has no [URL]",
+        ),
+        (
+            "cause with a secret",
+            "request to token endpoint auth.example failed",
+        ),
+        ("timeout", "token service did not answer within 30s"),
+        ("panic", "token service panicked"),
+        ("foreign", "token service failed"),
+        ("permanent", "token service failed"),
+        (
+            "expired",
+            "access token expired or was rejected before the HTTP client was ready to send the \
+             request",
+        ),
+        (
+            "lost runtime",
+            "token requests were lost because their Tokio runtimes shut down, several times in a \
+             row",
+        ),
+        (
+            "no runtime",
+            "no Tokio runtime for the token request; make calls inside a running runtime that has \
+             timers enabled",
+        ),
+    ];
+    for (message, expected) in iter::zip(&messages, expected) {
+        assert_eq!((message.0, &*message.1), expected);
+    }
+    assert_eq!(messages.len(), expected.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_text_occurs_twice_in_a_chain_of_sources() {
     for (name, error) in every_error().await {
-        let message = error.to_string();
-        let first = message.chars().next().unwrap();
-        assert!(
-            !first.is_uppercase() || message.starts_with("HTTP"),
-            "{name}: {message}"
-        );
-        assert!(!message.ends_with('.'), "{name}: {message}");
-        let names_the_party = ["token", "client", "HTTP client", "runtime"]
-            .iter()
-            .any(|party| message.contains(party));
-        assert!(names_the_party, "{name}: {message}");
-        if let Some(source) = error.source() {
+        let chain: Vec<_> =
+            iter::successors(Some(&error as &dyn StdError), |&error| error.source())
+                .map(ToString::to_string)
+                .collect();
+        for (level, message) in chain.iter().enumerate() {
+            let first = message.chars().next().unwrap();
             assert!(
-                !message.contains(&source.to_string()),
-                "{name} repeats its source"
+                !first.is_uppercase() || message.contains("-MARK"),
+                "{name}: {message}"
             );
+            assert!(!message.ends_with('.'), "{name}: {message}");
+            let deeper = chain[level + 1..].iter();
+            for source in deeper {
+                assert!(!message.contains(source), "{name}: {chain:?}");
+            }
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn programs_can_look_at_the_error_of_the_http_client() {
+    for (name, error) in every_error().await {
+        assert_eq!(
+            error.transport_error().is_some(),
+            error.is_transport(),
+            "{name}"
+        );
+        let io = error
+            .transport_error()
+            .and_then(|error| error.downcast_ref());
+        assert_eq!(
+            io.map(io::Error::kind),
+            (name == "connection refused").then_some(io::ErrorKind::ConnectionRefused),
+            "{name}"
+        );
     }
 }
 
@@ -382,8 +552,8 @@ async fn no_debug_output_shows_a_secret_a_token_or_a_body() {
     let secret = ClientSecret::from("SECRET-MARK");
     let cache = TokenCache::new(endpoint.clone());
     let token = cache.token().await.unwrap();
-    let mut asked = TokenRequest::default();
-    asked.rejected = Some(token.clone());
+    let mut requested = TokenRequest::default();
+    requested.rejected = Some(token.clone());
     let layer = ClientCredentialsLayer::with_cache(cache.clone());
     let http = tower::util::BoxCloneSyncService::new(service_fn(|_: Request<String>| async {
         Ok::<_, BoxError>(Response::new("BODY-MARK".to_owned()))
@@ -418,7 +588,7 @@ async fn no_debug_output_shows_a_secret_a_token_or_a_body() {
             "AccessToken",
             format!("{token:?} {token:#?} {:?}", token.header_value()),
         ),
-        ("TokenRequest", format!("{asked:?} {asked:#?}")),
+        ("TokenRequest", format!("{requested:?} {requested:#?}")),
         ("ClientCredentialsLayer", format!("{layer:?} {layer:#?}")),
         ("ClientCredentials", format!("{service:?} {service:#?}")),
         ("ResponseFuture", pending),
@@ -433,7 +603,7 @@ async fn no_debug_output_shows_a_secret_a_token_or_a_body() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refusals_can_be_matched_by_a_program() {
+async fn programs_can_match_refusals() {
     let refused = endpoint(
         429,
         r#"{"error":"slow_down","error_description":"too many","error_uri":"https://x.example/e"}"#,

@@ -1,4 +1,4 @@
-//! What is read out of a token endpoint's reply: a row for each that was seen, and hostile ones.
+//! How replies of token endpoints are read: those of real servers, and hostile ones.
 
 use std::{
     convert::Infallible,
@@ -30,7 +30,7 @@ const YEAR: f64 = 365.0 * 24.0 * HOUR;
 
 #[tokio::test]
 async fn every_reply_with_a_token_is_read() {
-    // Name, reply, lifetime in seconds, scope; the token is always "t".
+    // Name, reply, lifetime in seconds, scope. The token is always "t".
     type Row = (&'static str, Reply, Option<f64>, Option<&'static str>);
     let ok = |body: &'static str| Reply::new(200, body);
     let expiring = |value: &str| {
@@ -77,12 +77,17 @@ async fn every_reply_with_a_token_is_read() {
         ("Reddit", expiring("3600.0"), Some(3600.0), None),
         ("null", expiring("null"), None, None),
         (
-            "Salesforce: none",
+            "Salesforce: missing",
             ok(r#"{"access_token":"t"}"#),
             None,
             None,
         ),
-        ("WSO2, Marketo: ends now", expiring("0"), Some(0.0), None),
+        (
+            "WSO2, Marketo: expires at once",
+            expiring("0"),
+            Some(0.0),
+            None,
+        ),
         ("ANPAL", expiring("9223372036854775"), Some(YEAR), None),
         (
             "largest integer",
@@ -104,9 +109,9 @@ async fn every_reply_with_a_token_is_read() {
             Some(0.0),
             None,
         ),
-        ("minus zero", expiring("-0"), Some(0.0), None),
+        ("negative zero", expiring("-0"), Some(0.0), None),
         (
-            "minus zero as a string",
+            "negative zero as a string",
             expiring("\"-0\""),
             Some(0.0),
             None,
@@ -124,9 +129,9 @@ async fn every_reply_with_a_token_is_read() {
             None,
             Some("a"),
         ),
-        ("space behind the type", typed("\"bearer \""), None, None),
+        ("space after the type", typed("\"bearer \""), None, None),
         ("Apigee", typed("\"BearerToken\""), None, None),
-        ("shouting", typed("\"BEARER\""), None, None),
+        ("upper case", typed("\"BEARER\""), None, None),
         ("token_type null", typed("null"), None, None),
         ("scope", scoped("\"a b\""), None, Some("a b")),
         ("Twitch", scoped(r#"["a","b"]"#), None, Some("a b")),
@@ -156,7 +161,7 @@ async fn every_reply_with_a_token_is_read() {
             Some(""),
         ),
         ("scope null", scoped("null"), None, None),
-        ("scope that is none", scoped("5"), None, None),
+        ("scope a number", scoped("5"), None, None),
         (
             "Deezer",
             expiring("60").with(header::CONTENT_TYPE, "text/html"),
@@ -190,13 +195,13 @@ async fn every_reply_with_a_token_is_read() {
             None,
         ),
         (
-            "white space and a byte order mark",
+            "whitespace and a byte order mark",
             ok("\r\n\u{feff}\n{\"access_token\":\"t\"}"),
             None,
             None,
         ),
         (
-            "white space",
+            "whitespace",
             ok("\r\n {\"access_token\" : \"t\"}\n"),
             None,
             None,
@@ -276,7 +281,7 @@ async fn every_reply_with_a_token_is_read() {
             None,
         ),
         (
-            "an unknown parameter that is no UTF-8",
+            "an unknown parameter that is not UTF-8",
             Reply::new(
                 200,
                 b"{\"x\":\"\xff\xc3\",\"access_token\":\"t\"}".as_slice(),
@@ -310,7 +315,7 @@ async fn every_reply_with_a_token_is_read() {
 }
 
 #[tokio::test]
-async fn a_long_token_is_read() {
+async fn long_tokens_are_read() {
     for length in [500, 1000, 64 * 1024] {
         let token = "x".repeat(length);
         let reply = Reply::new(200, format!(r#"{{"access_token":"{token}"}}"#));
@@ -320,7 +325,7 @@ async fn a_long_token_is_read() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wso2s_token_that_ends_now_and_comes_again_serves_every_call() {
+async fn token_that_expires_at_once_serves_every_call() {
     let reply = Reply::new(200, r#"{"access_token":"t","expires_in":0}"#);
     let cache = TokenCache::new(reply.endpoint());
 
@@ -332,159 +337,159 @@ async fn wso2s_token_that_ends_now_and_comes_again_serves_every_call() {
     }
 }
 
-// --- Replies that bring no token ---
+// --- Replies without a token ---
 
 #[tokio::test]
-async fn a_success_without_a_token_says_what_is_wrong() {
-    let broken = "it is broken JSON, see line 1 column";
+async fn success_without_a_token_is_an_error_that_names_the_fact() {
+    let broken = "body is not valid JSON, at line 1 column";
     for (name, body, fact) in [
-        ("nothing", &b""[..], "it is empty"),
-        ("white space", b" \r\n", "it is empty"),
-        ("byte order mark", b"\xef\xbb\xbf", "it is empty"),
-        ("content networks", b"<html>MARK</html>", "it is no JSON object"),
-        ("no UTF-8", b"\xff\xfe\xfd", "it is no JSON object"),
-        ("cut off", b"{\"access_token\":\"MARK", &format!("{broken} 21")),
-        ("more behind", b"{\"access_token\":\"MARK\"}{", &format!("{broken} 24")),
-        ("array", b"[\"MARK\"]", "it is no JSON object"),
-        ("array of an object", b"[{\"access_token\":\"MARK\"}]", "it is no JSON object"),
-        ("string", b"\"MARK\"", "it is no JSON object"),
-        ("form", b"access_token=MARK&expires_in=5", "it is no JSON object"),
-        ("no token", b"{\"x\":\"MARK\"}", "it holds no access_token"),
-        ("token null", b"{\"access_token\":null}", "it holds no access_token"),
-        ("token a number", b"{\"access_token\":123}", "its access_token is not a string"),
-        ("half a character", br#"{"access_token":"\ud800"}"#, "its access_token is not a string"),
+        ("nothing", &b""[..], "body is empty"),
+        ("whitespace", b" \r\n", "body is empty"),
+        ("byte order mark", b"\xef\xbb\xbf", "body is empty"),
+        ("content delivery networks", b"<html>MARK</html>", "body is not a JSON object"),
+        ("not UTF-8", b"\xff\xfe\xfd", "body is not a JSON object"),
+        ("incomplete", b"{\"access_token\":\"MARK", &format!("{broken} 21")),
+        ("more than an object", b"{\"access_token\":\"MARK\"}{", &format!("{broken} 24")),
+        ("array", b"[\"MARK\"]", "body is not a JSON object"),
+        ("array of an object", b"[{\"access_token\":\"MARK\"}]", "body is not a JSON object"),
+        ("string", b"\"MARK\"", "body is not a JSON object"),
+        ("form", b"access_token=MARK&expires_in=5", "body is not a JSON object"),
+        ("no token", b"{\"x\":\"MARK\"}", "access_token is missing"),
+        ("token null", b"{\"access_token\":null}", "access_token is missing"),
+        ("token a number", b"{\"access_token\":123}", "access_token is not a string"),
+        ("half a character", br#"{"access_token":"\ud800"}"#, "access_token is not a string"),
         (
             "token twice",
             b"{\"access_token\":\"MARK\",\"access_token\":\"MARK\"}",
-            "it holds a parameter twice, see line 1 column 37",
+            "body contains a parameter twice, at line 1 column 37",
         ),
         (
             "token twice, escaped once",
             br#"{"access_token":"MARK","access_toke\u006e":"MARK"}"#,
-            "it holds a parameter twice, see line 1 column 42",
+            "body contains a parameter twice, at line 1 column 42",
         ),
         (
             "null twice",
             b"{\"access_token\":\"MARK\",\"scope\":null,\n\"scope\":null}",
-            "it holds a parameter twice, see line 2 column 7",
+            "body contains a parameter twice, at line 2 column 7",
         ),
         (
             "oauth 1",
             b"{\"access_token\":\"MARK\",\"token_type\":\"mac\"}",
-            "its token_type is \"mac\", only Bearer is known",
+            "token_type is \"mac\", only Bearer is supported",
         ),
         (
             "DPoP",
             b"{\"access_token\":\"MARK\",\"token_type\":\"DPoP\"}",
-            "its token_type is \"DPoP\", only Bearer is known",
+            "token_type is \"DPoP\", only Bearer is supported",
         ),
         (
             "empty type",
             b"{\"access_token\":\"MARK\",\"token_type\":\"\"}",
-            "its token_type is \"\", only Bearer is known",
+            "token_type is \"\", only Bearer is supported",
         ),
         (
             "number as type",
             b"{\"access_token\":\"MARK\",\"token_type\":7}",
-            "its token_type is \"7\", only Bearer is known",
+            "token_type is \"7\", only Bearer is supported",
         ),
         (
-            "long and evil type",
+            "long type with unprintable characters",
             b"{\"access_token\":\"MARK\",\"token_type\":\"a\\r\\n\\u0000\\u202e0123456789012345678901234567890123456789\"}",
-            "its token_type is \"a 01234567890123456789012345678901234567…\", only Bearer is known",
+            "token_type is \"a 01234567890123456789012345678901234567…\", only Bearer is supported",
         ),
         (
             "type is the token",
             b"{\"access_token\":\"MARK\",\"token_type\":\"MARK\"}",
-            "its token_type is \"[redacted]\", only Bearer is known",
+            "token_type is \"[redacted]\", only Bearer is supported",
         ),
         (
             "soon",
             b"{\"access_token\":\"MARK\",\"expires_in\":\"soon\"}",
-            "its expires_in is \"soon\", not a number of seconds",
+            "expires_in is \"soon\", not a number of seconds",
         ),
         (
             "NaN",
             b"{\"access_token\":\"MARK\",\"expires_in\":\"NaN\"}",
-            "its expires_in is \"NaN\", not a number of seconds",
+            "expires_in is \"NaN\", not a number of seconds",
         ),
         ("bare NaN", b"{\"access_token\":\"MARK\",\"expires_in\":NaN}", &format!("{broken} 37")),
         (
             "infinity",
             b"{\"access_token\":\"MARK\",\"expires_in\":\"inf\"}",
-            "its expires_in is \"inf\", not a number of seconds",
+            "expires_in is \"inf\", not a number of seconds",
         ),
         (
             "true",
             b"{\"access_token\":\"MARK\",\"expires_in\":true}",
-            "its expires_in is \"true\", not a number of seconds",
+            "expires_in is \"true\", not a number of seconds",
         ),
         (
             "array as lifetime",
             b"{\"access_token\":\"MARK\",\"expires_in\":[60]}",
-            "its expires_in is an array, not a number of seconds",
+            "expires_in is an array, not a number of seconds",
         ),
         (
             "object as lifetime",
             b"{\"access_token\":\"t\",\"expires_in\":{\"refresh_token\":\"MARK\"}}",
-            "its expires_in is an object, not a number of seconds",
+            "expires_in is an object, not a number of seconds",
         ),
         (
             "object as type",
             b"{\"access_token\":\"t\",\"token_type\":{\"id_token\":\"MARK\"}}",
-            "its token_type is an object, only Bearer is known",
+            "token_type is an object, only Bearer is supported",
         ),
         (
             "array as type",
             b"{\"access_token\":\"t\",\"token_type\":[\"MARK\"]}",
-            "its token_type is an array, only Bearer is known",
+            "token_type is an array, only Bearer is supported",
         ),
         (
             "half a character as type",
             br#"{"access_token":"t","token_type":"MARK\ud800"}"#,
-            "its token_type is a string that is no text, only Bearer is known",
+            "token_type is an invalid string, only Bearer is supported",
         ),
         (
             "type is the refresh token",
             b"{\"access_token\":\"t\",\"refresh_token\":\"MARK\",\"token_type\":\"MARK\"}",
-            "its token_type is \"[redacted]\", only Bearer is known",
+            "token_type is \"[redacted]\", only Bearer is supported",
         ),
         (
             "lifetime is the id token",
             b"{\"access_token\":\"t\",\"id_token\":\"MARK\",\"expires_in\":\"MARK\"}",
-            "its expires_in is \"[redacted]\", not a number of seconds",
+            "expires_in is \"[redacted]\", not a number of seconds",
         ),
         (
             "seconds with a unit",
             b"{\"access_token\":\"MARK\",\"expires_in\":\"3600s\"}",
-            "its expires_in is \"3600s\", not a number of seconds",
+            "expires_in is \"3600s\", not a number of seconds",
         ),
         (
             "empty lifetime",
             b"{\"access_token\":\"MARK\",\"expires_in\":\"\"}",
-            "its expires_in is \"\", not a number of seconds",
+            "expires_in is \"\", not a number of seconds",
         ),
         (
             "hexadecimal",
             b"{\"access_token\":\"MARK\",\"expires_in\":\"0x10\"}",
-            "its expires_in is \"0x10\", not a number of seconds",
+            "expires_in is \"0x10\", not a number of seconds",
         ),
     ] {
         let error = Reply::new(200, body).read().await.expect_err(name);
 
         assert!(error.is_invalid_reply() && !error.is_transient(), "{name}");
         assert_eq!(error.status().unwrap(), 200, "{name}");
-        let message = format!("token endpoint answered 200 with no token: {fact}");
+        let message = format!("token endpoint auth.example answered 200 without a token: {fact}");
         assert_eq!(error.to_string(), message, "{name}");
         assert_shows_nothing(name, &error);
     }
 }
 
 #[tokio::test]
-async fn a_token_that_no_header_can_carry_is_an_invalid_reply() {
-    let odd = "its access_token holds a character that a header cannot carry";
+async fn token_that_a_header_cannot_carry_is_an_invalid_reply() {
+    let odd = "access_token contains a character that a header cannot carry";
     for (name, token, fact) in [
-        ("empty", "", "its access_token is empty"),
+        ("empty", "", "access_token is empty"),
         ("NUL", r"MARK\u0000", odd),
         ("CR LF", r"MARK\r\nX: 1", odd),
         ("space", "MARK MARK", odd),
@@ -497,18 +502,20 @@ async fn a_token_that_no_header_can_carry_is_an_invalid_reply() {
 
         assert!(error.is_invalid_reply() && !error.is_transient(), "{name}");
         assert_eq!(error.status().unwrap(), 200, "{name}");
-        let message = format!("token endpoint answered 200 with no token: {fact}");
+        let message = format!("token endpoint auth.example answered 200 without a token: {fact}");
         assert_eq!(error.to_string(), message, "{name}");
         assert_shows_nothing(name, &error);
     }
 }
 
 #[tokio::test]
-async fn every_refusal_says_what_the_server_said() {
-    let refused = "token endpoint refused the client:";
-    let unserved = "token endpoint could not serve the request:";
+async fn refusals_show_what_the_server_answered() {
+    let refused = "token endpoint auth.example refused the client:";
+    let unserved = "token endpoint auth.example could not serve the request:";
     let no_oauth = |status: u16| {
-        format!("token endpoint answered {status} without an OAuth error; check the token URL")
+        format!(
+            "token endpoint auth.example answered {status} without an OAuth error; check the token URL"
+        )
     };
     for (name, status, body, message) in [
         (
@@ -542,7 +549,7 @@ async fn every_refusal_says_what_the_server_said() {
             format!("{refused} 400 101"),
         ),
         (
-            "object of others",
+            "object with other members",
             400,
             r#"{"error":{"reason":"MARK"}}"#,
             no_oauth(400),
@@ -576,7 +583,7 @@ async fn every_refusal_says_what_the_server_said() {
             format!("{refused} 400 (no such tenant)"),
         ),
         (
-            "message that is no text",
+            "message that is not a string",
             400,
             r#"{"message":{"text":"MARK"}}"#,
             no_oauth(400),
@@ -647,7 +654,7 @@ async fn every_refusal_says_what_the_server_said() {
             format!("{refused} 401 invalid_client"),
         ),
         (
-            "a token all the same",
+            "an error status with a token",
             400,
             r#"{"access_token":"MARK"}"#,
             no_oauth(400),
@@ -708,7 +715,7 @@ async fn every_refusal_says_what_the_server_said() {
 }
 
 #[tokio::test]
-async fn what_the_server_said_is_cut() {
+async fn long_texts_of_the_server_are_cut() {
     let long = "é".repeat(100_000);
     let body = format!(r#"{{"error":"{long}","error_description":"{long}","error_uri":"{long}"}}"#);
 
@@ -721,53 +728,52 @@ async fn what_the_server_said_is_cut() {
 }
 
 #[tokio::test]
-async fn linkedin_says_what_to_do() {
+async fn linkedin_errors_have_hints() {
     let portal = "application's Auth tab in LinkedIn's developer portal";
-    let check = format!("check the client id and secret that are sent against the {portal}");
+    let compare = format!("compare the client id and secret with the {portal}");
     for (status, code, description, hint) in [
         (
             401,
             "invalid_client_id",
             "Client authentication failed",
-            check.as_str(),
+            compare.as_str(),
         ),
         (
             401,
             "invalid_client",
             "Client authentication failed",
-            check.as_str(),
+            compare.as_str(),
         ),
         (
             401,
             "access_denied",
             "This application is not allowed to create application tokens",
-            "the application may not create 2-legged tokens: ask LinkedIn for access, through your \
-             relationship manager or business development",
+            "ask your LinkedIn relationship manager or business development for access: the \
+             application may not create 2-legged tokens",
         ),
         (
             400,
             "invalid_request",
             r#"A required parameter "grant_type" is missing"#,
-            "send grant_type=client_credentials: a proxy may have dropped the form",
+            "send grant_type=client_credentials; a proxy may have dropped the form",
         ),
         (
             400,
             "invalid_request",
             r#"A required parameter "client_id" is missing"#,
-            "send the client id: it must not be empty",
+            "send the client id; it must not be empty",
         ),
         (
             400,
             "invalid_request",
             r#"A required parameter "client_secret" is missing"#,
-            "send the client secret: it must not be empty",
+            "send the client secret; it must not be empty",
         ),
         (
             400,
             "invalid_client_id",
             r#"The passed in client_id is invalid "abcdefghijk""#,
-            "send the application's own client id, as its Auth tab in LinkedIn's developer portal \
-             shows it",
+            "send the client id shown on the application's Auth tab in LinkedIn's developer portal",
         ),
     ] {
         let escaped = description.replace('"', "\\\"");
@@ -778,14 +784,15 @@ async fn linkedin_says_what_to_do() {
         let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
 
         assert_eq!(error.hint(), Some(hint));
-        let message =
-            format!("token endpoint refused the client: {status} {code} ({description}); {hint}");
+        let message = format!(
+            "token endpoint www.linkedin.com refused the client: {status} {code} ({description}); {hint}"
+        );
         assert_eq!(error.to_string(), message);
     }
 }
 
 #[tokio::test]
-async fn linkedin_without_advice_and_others_with_none() {
+async fn unknown_errors_and_other_providers_have_no_hint() {
     let unknown = Reply::new(
         400,
         r#"{"error":"invalid_request","error_description":"odd"}"#,
@@ -800,7 +807,7 @@ async fn linkedin_without_advice_and_others_with_none() {
 }
 
 #[tokio::test]
-async fn advice_stays_with_another_url() {
+async fn hints_stay_with_another_url() {
     let denied = Reply::new(401, r#"{"error":"access_denied"}"#);
     let tokens = provider::linkedin(denied.http(), "id", "s3cret").unwrap();
 
@@ -811,61 +818,61 @@ async fn advice_stays_with_another_url() {
 }
 
 #[tokio::test]
-async fn a_redirect_says_where_to_and_whether_that_is_the_endpoint() {
-    let nowhere = "it is a redirect that does not say where to; check the token URL";
-    // Status, location, and what of it is said.
+async fn redirect_names_its_target_and_whether_to_use_that() {
+    let nowhere = "endpoint redirects without a usable location; check the token URL";
+    // Status, location, and what the message says.
     for (status, location, message) in [
         (
             301,
             Some("/v2/token"),
-            "it moved to https://auth.example/v2/token; make that the token URL",
+            "endpoint moved to https://auth.example/v2/token; make that the token URL",
         ),
         (
             308,
             Some("https://u:MARK@AUTH.example:8443/token?q=MARK#MARK"),
-            "it moved to https://AUTH.example:8443/token; make that the token URL",
+            "endpoint moved to https://AUTH.example:8443/token; make that the token URL",
         ),
         (
             301,
             Some("/MARK-SECRET/"),
-            "it moved to https://auth.example/[redacted]/; make that the token URL",
+            "endpoint moved to https://auth.example/[redacted]/; make that the token URL",
         ),
         (
             302,
             Some("/v2/token"),
-            "it redirects to https://auth.example/v2/token; check the token URL",
+            "endpoint redirects to https://auth.example/v2/token; check the token URL",
         ),
         (
             303,
             Some("/login;jsessionid=MARK"),
-            "it redirects to https://auth.example/login; check the token URL",
+            "endpoint redirects to https://auth.example/login; check the token URL",
         ),
         (
             307,
             Some("/v2/token"),
-            "it redirects to https://auth.example/v2/token; check the token URL",
+            "endpoint redirects to https://auth.example/v2/token; check the token URL",
         ),
         (
             308,
             Some("https://u:MARK@new.example/token?q=MARK"),
-            "it redirects to https://new.example/token; check the token URL",
+            "endpoint redirects to https://new.example/token; check the token URL",
         ),
         (
             301,
             Some("http://auth.example/token"),
-            "it redirects to http://auth.example/token; check the token URL",
+            "endpoint redirects to http://auth.example/token; check the token URL",
         ),
         (
             301,
             Some("//new.example/token"),
-            "it redirects to https://new.example/token; check the token URL",
+            "endpoint redirects to https://new.example/token; check the token URL",
         ),
         (301, Some("../MARK"), nowhere),
         (301, Some("http://[MARK"), nowhere),
         (308, None, nowhere),
         (304, None, nowhere),
     ] {
-        // Nor does a body help.
+        // The token in the body is not used.
         let mut reply = Reply::new(status, r#"{"access_token":"MARK"}"#);
         if let Some(location) = location {
             reply = reply.with(header::LOCATION, location);
@@ -874,16 +881,16 @@ async fn a_redirect_says_where_to_and_whether_that_is_the_endpoint() {
         let error = reply.read().await.unwrap_err();
 
         assert!(error.is_invalid_reply() && !error.is_transient());
-        let prefix = format!("token endpoint answered {status} with no token: ");
+        let prefix = format!("token endpoint auth.example answered {status} without a token: ");
         assert_eq!(error.to_string(), prefix + message);
         assert_shows_nothing("redirect", &error);
     }
 }
 
-// --- When to ask again ---
+// --- Retry-After ---
 
 #[tokio::test]
-async fn retry_after_is_read_as_seconds_and_as_date() {
+async fn retry_after_may_be_seconds_or_a_date() {
     let date = "Sun, 06 Nov 1994 08:49:37 GMT";
     for (name, retry_after, now, wait) in [
         ("Camunda", "30", None, Some(30.0)),
@@ -899,7 +906,7 @@ async fn retry_after_is_read_as_seconds_and_as_date() {
             Some(60.0),
         ),
         (
-            "date of old form",
+            "date in an obsolete format",
             "Sunday, 06-Nov-94 08:49:37 GMT",
             Some("Sun, 06 Nov 1994 08:48:37 GMT"),
             Some(60.0),
@@ -911,7 +918,7 @@ async fn retry_after_is_read_as_seconds_and_as_date() {
             Some(0.0),
         ),
         ("date in the past by our clock", date, None, Some(0.0)),
-        ("Date that is none", date, Some("now"), Some(0.0)),
+        ("invalid Date", date, Some("now"), Some(0.0)),
         (
             "far future",
             "Fri, 31 Dec 9999 23:59:59 GMT",
@@ -945,7 +952,7 @@ async fn retry_after_is_read_as_seconds_and_as_date() {
 }
 
 #[tokio::test]
-async fn of_several_retry_afters_the_first_readable_one_counts() {
+async fn first_valid_retry_after_counts() {
     let mut reply = Reply::new(429, "");
     for value in ["soon", "30", "60"] {
         let value = HeaderValue::from_static(value);
@@ -958,7 +965,7 @@ async fn of_several_retry_afters_the_first_readable_one_counts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn retry_after_of_an_endpoint_is_obeyed_by_the_cache() {
+async fn cache_obeys_the_retry_after_of_an_endpoint() {
     let date = "Sun, 06 Nov 1994 08:48:37 GMT";
     for (name, retry_after, seconds) in [
         ("seconds", "7", 7),
@@ -968,8 +975,8 @@ async fn retry_after_of_an_endpoint_is_obeyed_by_the_cache() {
         let busy = Reply::new(503, "")
             .with(header::RETRY_AFTER, retry_after)
             .with(header::DATE, date);
-        let asked: Arc<Mutex<Vec<Instant>>> = Arc::default();
-        let noted = asked.clone();
+        let sent_at: Arc<Mutex<Vec<Instant>>> = Arc::default();
+        let noted = sent_at.clone();
         let http = service_fn(move |_: Request<Full<Bytes>>| {
             let mut noted = noted.lock().unwrap();
             noted.push(Instant::now());
@@ -993,20 +1000,20 @@ async fn retry_after_of_an_endpoint_is_obeyed_by_the_cache() {
         };
 
         assert_eq!(token.expose(), "t");
-        let asked = asked.lock().unwrap();
-        assert_eq!(asked.len(), 2, "{name}");
-        assert!(obeys(asked[1] - asked[0], seconds), "{name}");
+        let sent_at = sent_at.lock().unwrap();
+        assert_eq!(sent_at.len(), 2, "{name}");
+        assert!(obeys(sent_at[1] - sent_at[0], seconds), "{name}");
     }
 }
 
-/// Never earlier than asked, and up to half as long again later, at random.
+/// Returns whether a wait is as long as asked for, or up to half as long again, at random.
 fn obeys(wait: Duration, seconds: u64) -> bool {
     let asked_for = Duration::from_secs(seconds);
     wait >= asked_for && wait <= asked_for * 3 / 2 + Duration::from_millis(2)
 }
 
 #[tokio::test]
-async fn retry_after_counts_whatever_is_wrong() {
+async fn retry_after_counts_for_every_kind_of_failure() {
     for (status, body) in [
         (503, "<html>"),
         (200, "<html>"),
@@ -1033,8 +1040,8 @@ async fn retry_after_counts_whatever_is_wrong() {
 // --- Bodies ---
 
 #[tokio::test]
-async fn an_endless_body_is_read_up_to_the_limit_and_dropped() {
-    let too_long = "it is longer than 1048576 bytes";
+async fn endless_body_is_read_up_to_the_limit_and_dropped() {
+    let too_long = "body is longer than 1048576 bytes";
     for (name, frame, frames, fact) in [
         ("large frames", 64 * 1024, 17, too_long),
         ("small frames", 16, 64 * 1024 + 1, too_long),
@@ -1043,7 +1050,7 @@ async fn an_endless_body_is_read_up_to_the_limit_and_dropped() {
             "empty frames",
             0,
             1001,
-            "its body is 1000 empty frames and more",
+            "body has more than 1000 empty frames",
         ),
     ] {
         let watch = Watch::default();
@@ -1051,7 +1058,7 @@ async fn an_endless_body_is_read_up_to_the_limit_and_dropped() {
             frame: vec![b' '; frame].into(),
             watch: watch.clone(),
         };
-        // What it claims is no reason to trust it.
+        // `Content-Length` is not trusted.
         let reply = Response::builder()
             .header(header::CONTENT_LENGTH, 20)
             .body(body)
@@ -1062,7 +1069,7 @@ async fn an_endless_body_is_read_up_to_the_limit_and_dropped() {
         assert!(error.is_invalid_reply() && !error.is_transient(), "{name}");
         assert_eq!(
             error.to_string(),
-            format!("token endpoint answered 200 with no token: {fact}")
+            format!("token endpoint auth.example answered 200 without a token: {fact}")
         );
         assert_eq!(watch.frames.load(Ordering::Relaxed), frames, "{name}");
         assert!(watch.dropped.load(Ordering::Relaxed), "{name}");
@@ -1070,24 +1077,24 @@ async fn an_endless_body_is_read_up_to_the_limit_and_dropped() {
 }
 
 #[tokio::test]
-async fn the_limit_is_the_last_byte_that_is_read() {
+async fn reply_of_exactly_the_limit_is_read() {
     let body = r#"{"access_token":"t"}"#;
     let tokens = Reply::new(200, body).endpoint();
-    let asked = TokenRequest::default;
+    let request = TokenRequest::default;
 
     let fits = tokens
         .clone()
         .reply_limit(body.len())
-        .oneshot(asked())
+        .oneshot(request())
         .await;
-    let exceeds = tokens.reply_limit(body.len() - 1).oneshot(asked()).await;
+    let exceeds = tokens.reply_limit(body.len() - 1).oneshot(request()).await;
 
     assert_eq!(fits.unwrap().expose(), "t");
     assert!(exceeds.unwrap_err().is_invalid_reply());
 }
 
 #[tokio::test]
-async fn a_long_error_page_of_a_busy_server_is_still_transient() {
+async fn long_error_page_of_a_busy_server_is_still_transient() {
     let tokens = Reply::new(503, "x".repeat(100)).endpoint().reply_limit(10);
 
     let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
@@ -1097,7 +1104,7 @@ async fn a_long_error_page_of_a_busy_server_is_still_transient() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_stalling_body_waits_for_its_caller_and_is_dropped_with_it() {
+async fn stalling_body_waits_for_its_caller_and_is_dropped_with_it() {
     let watch = Watch::default();
     let body = Stalling {
         first: Some("{\"access_token\":"),
@@ -1112,7 +1119,7 @@ async fn a_stalling_body_waits_for_its_caller_and_is_dropped_with_it() {
 }
 
 #[tokio::test]
-async fn a_success_that_breaks_off_is_a_transport_error() {
+async fn success_whose_body_breaks_off_is_a_transport_error() {
     let body = Breaking {
         first: Some("{\"access_token\":\"MARK"),
     };
@@ -1120,12 +1127,15 @@ async fn a_success_that_breaks_off_is_a_transport_error() {
     let error = ask(Response::new(body)).await.unwrap_err();
 
     assert!(error.is_transport() && error.is_transient());
-    assert_eq!(chain(&error)[1..], ["connection reset"]);
+    assert_eq!(
+        chain(&error),
+        ["request to token endpoint auth.example failed: connection reset"]
+    );
     assert_shows_nothing("breaking body", &error);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_error_whose_body_breaks_off_or_stalls_is_read_as_far_as_it_came() {
+async fn error_whose_body_breaks_off_or_stalls_is_read_as_far_as_it_arrived() {
     for (status, first, code, is_transient) in [
         (429, "slow", None, true),
         (503, "", None, true),
@@ -1171,7 +1181,7 @@ async fn an_error_whose_body_breaks_off_or_stalls_is_read_as_far_as_it_came() {
 }
 
 #[test]
-fn an_error_whose_body_stalls_needs_no_runtime_to_wait() {
+fn error_whose_body_stalls_needs_no_runtime() {
     let body = Stalling {
         first: Some("slow"),
         watch: Watch::default(),
@@ -1184,9 +1194,9 @@ fn an_error_whose_body_stalls_needs_no_runtime_to_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_that_a_broken_error_asked_for_is_kept_by_the_cache() {
-    let asked = Arc::new(AtomicUsize::new(0));
-    let count = asked.clone();
+async fn cache_obeys_the_retry_after_of_an_error_that_breaks_off() {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let count = requests.clone();
     let http = service_fn(move |_: Request<Full<Bytes>>| {
         count.fetch_add(1, Ordering::Relaxed);
         async {
@@ -1207,11 +1217,11 @@ async fn a_pause_that_a_broken_error_asked_for_is_kept_by_the_cache() {
         assert!(obeys(error.retry_after().unwrap(), 600));
     }
 
-    assert_eq!(asked.load(Ordering::Relaxed), 1);
+    assert_eq!(requests.load(Ordering::Relaxed), 1);
 }
 
 #[tokio::test]
-async fn a_body_in_pieces_is_read_whole() {
+async fn body_in_pieces_is_read_as_a_whole() {
     let pieces = r#"{"access_token":"t","expires_in":"60"}"#.bytes();
     let frames = pieces.map(|byte| Ok::<_, Infallible>(Frame::data(Bytes::from(vec![byte]))));
     let trailers = iter::once(Ok(Frame::trailers(http::HeaderMap::new())));
@@ -1221,7 +1231,7 @@ async fn a_body_in_pieces_is_read_whole() {
 }
 
 #[tokio::test]
-async fn a_client_that_fails_is_a_transport_error() {
+async fn failure_of_the_http_client_is_a_transport_error() {
     let http = service_fn(|_: Request<Full<Bytes>>| async {
         Err::<Response<Full<Bytes>>, _>(BoxError::from("connection refused"))
     });
@@ -1230,23 +1240,28 @@ async fn a_client_that_fails_is_a_transport_error() {
     let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
 
     assert!(error.is_transport() && error.is_transient());
-    assert_eq!(chain(&error)[1..], ["connection refused"]);
+    assert_eq!(
+        chain(&error),
+        ["request to token endpoint auth.example failed: connection refused"]
+    );
+    let of_the_client = error.transport_error().unwrap();
+    assert_eq!(of_the_client.to_string(), "connection refused");
     assert_eq!(error.status(), None);
 }
 
 // --- Secrets ---
 
 #[tokio::test]
-async fn a_secret_that_the_server_echoes_is_not_shown() {
+async fn secret_that_the_server_echoes_is_not_shown() {
     let secret = "MARK/secret +1";
     let forms = [
         "MARK/secret +1",
         "MARK%2Fsecret%20%2B1",
         "MARK%2Fsecret+%2B1",
-        // Lower-case hexadecimal digits, and characters that are not shown.
+        // Lower-case hexadecimal digits, and invisible characters.
         "MARK%2fsecret%20%2b1",
         r"MA\u0000RK\u200b/secret +1",
-        // Of Basic: my-client:MARK%2Fsecret%20%2B1
+        // Base64 of my-client:MARK%2Fsecret%20%2B1
         "bXktY2xpZW50Ok1BUkslMkZzZWNyZXQlMjAlMkIx",
     ];
     for echo in forms {
@@ -1288,15 +1303,19 @@ async fn a_secret_that_the_server_echoes_is_not_shown() {
 }
 
 #[tokio::test]
-async fn nothing_else_that_was_sent_is_shown_when_the_server_echoes_it() {
+async fn other_secrets_that_the_server_echoes_are_not_shown() {
     let assertion =
         || ClientAuth::jwt_assertion("id", |_| async { Ok::<_, Infallible>("JWT-MARK") });
     let api_key = HeaderName::from_static("x-api-key");
-    let basic_raw = || ClientAuth::client_secret_basic_unencoded("my client", "a/b MARK");
+    let basic_unencoded = || ClientAuth::client_secret_basic_unencoded("my client", "a/b MARK");
     for (name, auth, echo) in [
         ("assertion", assertion(), "JWT-MARK"),
-        // my client:a/b MARK
-        ("basic_raw", basic_raw(), "bXkgY2xpZW50OmEvYiBNQVJL"),
+        // Base64 of my client:a/b MARK
+        (
+            "basic_unencoded",
+            basic_unencoded(),
+            "bXkgY2xpZW50OmEvYiBNQVJL",
+        ),
         ("header", assertion(), "KEY-MARK"),
         ("authorization header", assertion(), "AUTH-MARK"),
         ("query", assertion(), "QUERY/MARK"),
@@ -1323,7 +1342,7 @@ async fn nothing_else_that_was_sent_is_shown_when_the_server_echoes_it() {
 }
 
 #[tokio::test]
-async fn texts_of_three_characters_are_no_secrets() {
+async fn texts_of_three_characters_do_not_count_as_secrets() {
     let reply = Reply::new(
         400,
         r#"{"error":"x","error_description":"tenant 7 of abc"}"#,
@@ -1337,7 +1356,7 @@ async fn texts_of_three_characters_are_no_secrets() {
 }
 
 #[tokio::test]
-async fn a_short_secret_takes_no_piece_out_of_a_known_code() {
+async fn known_code_is_shown_whole_even_if_it_contains_a_secret() {
     let reply = Reply::new(
         401,
         r#"{"error":"invalid_client","error_description":"no client"}"#,
@@ -1352,7 +1371,7 @@ async fn a_short_secret_takes_no_piece_out_of_a_known_code() {
 }
 
 #[tokio::test]
-async fn a_token_shows_in_no_debug_output() {
+async fn no_debug_output_shows_the_token() {
     let body = r#"{"access_token":"MARK","refresh_token":"MARK","scope":"MARK a"}"#;
 
     let token = Reply::new(200, body).read().await.unwrap();
@@ -1364,7 +1383,7 @@ async fn a_token_shows_in_no_debug_output() {
 
 // --- Helpers ---
 
-/// What a token endpoint answers, each time.
+/// The reply that a token endpoint sends each time.
 #[derive(Clone)]
 struct Reply(Response<Full<Bytes>>);
 
@@ -1416,7 +1435,7 @@ fn auth() -> ClientAuth {
     ClientAuth::client_secret_post("my-client", "MARK-SECRET")
 }
 
-/// Asks an endpoint that answers once, with a body of any kind.
+/// Requests a token from an endpoint that answers once, with a body of any kind.
 async fn ask<B>(reply: Response<B>) -> Result<AccessToken, Error>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
@@ -1425,7 +1444,7 @@ where
     let reply = Arc::new(Mutex::new(Some(reply)));
     let http = service_fn(move |_: Request<Full<Bytes>>| {
         let reply: Response<UnsyncBoxBody<Bytes, BoxError>> =
-            reply.lock().unwrap().take().expect("asked once");
+            reply.lock().unwrap().take().expect("there is one request");
         async { Ok::<_, Infallible>(reply) }
     });
     TokenEndpoint::new(http, "https://auth.example/token", auth())?
@@ -1439,7 +1458,7 @@ fn chain(error: &dyn StdError) -> Vec<String> {
         .collect()
 }
 
-/// Every secret, token and body of these tests holds the mark.
+/// Every secret, token and body of these tests contains the mark.
 #[track_caller]
 fn assert_shows_nothing(name: &str, error: &Error) {
     let mut shown = format!("{error:?} {error:#?}");
@@ -1453,14 +1472,14 @@ fn assert_shows_nothing(name: &str, error: &Error) {
     );
 }
 
-/// What happened to a body.
+/// Records what happened to a body.
 #[derive(Clone, Default)]
 struct Watch {
     frames: Arc<AtomicUsize>,
     dropped: Arc<AtomicBool>,
 }
 
-/// The same frame again and again, ready at once.
+/// Returns the same frame again and again, always ready.
 struct Endless {
     frame: Bytes,
     watch: Watch,
@@ -1485,7 +1504,7 @@ impl Drop for Endless {
     }
 }
 
-/// One frame, then nothing for ever.
+/// Returns one frame and is pending forever after.
 struct Stalling {
     first: Option<&'static str>,
     watch: Watch,
@@ -1513,7 +1532,7 @@ impl Drop for Stalling {
     }
 }
 
-/// One frame, then an error.
+/// Returns one frame, then an error.
 struct Breaking {
     first: Option<&'static str>,
 }

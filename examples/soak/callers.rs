@@ -101,11 +101,15 @@ fn explain_answer(status: StatusCode, is_whole: bool, deed: Option<Deed>) -> End
 /// An error is explained if it names what a server did.
 fn explain_error(error: &BoxError, deed: Option<Deed>) -> End {
     let chain = chain(error.as_ref());
-    let is_reset = is_reset(error.as_ref());
+    let ours = error.downcast_ref::<Error>();
+    let is_reset = match ours.and_then(Error::transport_error) {
+        Some(error) => is_reset(error),
+        None => is_reset(error.as_ref()),
+    };
     let is_closed = ["connection closed", "end of file", "channel closed"]
         .iter()
         .any(|text| chain.contains(text));
-    match (error.downcast_ref::<Error>(), deed) {
+    match (ours, deed) {
         (Some(error), _) => explain_token_error(error, &chain, is_closed, is_reset),
         (None, Some(deed @ (Deed::Close | Deed::CloseHalfway))) if is_closed => End::Api(deed),
         (None, Some(deed @ (Deed::Reset | Deed::ResetHalfway))) if is_reset => End::Api(deed),

@@ -1,3 +1,5 @@
+//! How a client authenticates at the token endpoint.
+
 use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -9,21 +11,21 @@ use tower::BoxError;
 use super::redaction::is_unsafe_to_print;
 use crate::{Error, error::Kind, secret::wiped_on_drop};
 
-/// How a client proves to the token endpoint who it is (RFC 6749 §2.3).
+/// How a client authenticates at the token endpoint (RFC 6749 §2.3).
 ///
-/// Servers register one method for each client; take the one that yours says. Nothing is probed: a
-/// client that tries several methods shows its secret in places where it does not belong, and some
-/// servers lock it out.
+/// A server registers one method per client; use the method that your server's documentation names.
+/// This crate doesn't try methods in turn: that would put the secret where it doesn't belong, and
+/// some servers lock out clients that fail.
 ///
-/// | method | registered as | sends |
+/// | method | registered name | sends |
 /// |---|---|---|
 /// | [`client_secret_basic`](Self::client_secret_basic) | `client_secret_basic` | the header `Authorization: Basic` |
-/// | [`client_secret_basic_unencoded`](Self::client_secret_basic_unencoded) | `client_secret_basic` | the same, for servers that do not decode it as RFC 6749 says |
+/// | [`client_secret_basic_unencoded`](Self::client_secret_basic_unencoded) | `client_secret_basic` | the same, for servers that don't decode it as RFC 6749 requires |
 /// | [`client_secret_post`](Self::client_secret_post) | `client_secret_post` | `client_id` and `client_secret` in the form |
 /// | [`none`](Self::none) | `none`, `tls_client_auth` | `client_id` in the form |
 /// | [`jwt_assertion`](Self::jwt_assertion) | `private_key_jwt`, `client_secret_jwt` | `client_id` and `client_assertion` in the form |
 ///
-/// `Debug` shows the client id and no secret.
+/// `Debug` shows the method and the client id, but no secret.
 ///
 /// # Examples
 ///
@@ -34,7 +36,7 @@ use crate::{Error, error::Kind, secret::wiped_on_drop};
 /// assert!(!format!("{auth:?}").contains("WPL_AP1"));
 /// ```
 ///
-/// Credentials that rotate while the program runs:
+/// Credentials that are rotated while the program runs:
 ///
 /// ```
 /// use tower_client_credentials::ClientAuth;
@@ -57,7 +59,7 @@ enum Method {
         id: Arc<str>,
         assertion: AssertionFn,
     },
-    /// Whatever the function says for this attempt.
+    /// What the function returns for this attempt.
     FromFn(CredentialsFn),
 }
 
@@ -65,7 +67,7 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 type AssertionFn = Arc<dyn Fn(Uri) -> BoxFuture<ClientSecret> + Send + Sync>;
 type CredentialsFn = Arc<dyn Fn() -> BoxFuture<ClientAuth> + Send + Sync>;
 
-/// What one attempt sends. One variant per way to write it into a request.
+/// What one attempt sends, one variant per IANA name and encoding.
 #[derive(Clone)]
 pub(super) enum Credentials {
     ClientSecretBasic {
@@ -90,10 +92,10 @@ pub(super) enum Credentials {
 }
 
 impl ClientAuth {
-    /// Sends id and secret in the header `Authorization: Basic`: `client_secret_basic`.
+    /// Sends the client id and secret in the header `Authorization: Basic`.
     ///
-    /// Both are percent-encoded before Base64 (RFC 6749 §2.3.1), a space as `%20`, so that any
-    /// character can stand in them. The header is marked sensitive.
+    /// Both are percent-encoded before Base64 (RFC 6749 §2.3.1), so they may contain any printable
+    /// character. A space becomes `%20`. The header is marked sensitive.
     ///
     /// # Examples
     ///
@@ -110,10 +112,12 @@ impl ClientAuth {
         })
     }
 
-    /// Sends id and secret in the header `Authorization: Basic` without percent-encoding them.
+    /// Sends the client id and secret in the header `Authorization: Basic`, without percent-encoding.
     ///
-    /// For servers that read Basic as RFC 7617 alone has it. The two only differ for ids and secrets
-    /// with other characters than letters, digits, `-`, `.` and `_`. The id cannot hold a colon.
+    /// For servers that read the header as RFC 7617 describes it, without RFC 6749 §2.3.1. The
+    /// result differs from [`client_secret_basic`](Self::client_secret_basic) only if the id or secret
+    /// has characters other than ASCII letters, digits, `-`, `.` and `_`. The id must not contain a
+    /// colon.
     ///
     /// # Examples
     ///
@@ -133,9 +137,10 @@ impl ClientAuth {
         })
     }
 
-    /// Sends id and secret as `client_id` and `client_secret` in the form: `client_secret_post`.
+    /// Sends the client id and secret in the form, as `client_id` and `client_secret` (RFC 6749
+    /// §2.3.1).
     ///
-    /// This is what LinkedIn wants.
+    /// LinkedIn, for example, supports this method only.
     ///
     /// # Examples
     ///
@@ -152,10 +157,10 @@ impl ClientAuth {
         })
     }
 
-    /// Sends the id as `client_id` in the form, and no proof.
+    /// Sends only the client id, as `client_id` in the form.
     ///
-    /// For mutual TLS (RFC 8705 §2), where the HTTP client presents the certificate, and for servers
-    /// that know the client by its network.
+    /// For mutual TLS (RFC 8705 §2), where the HTTP client presents a certificate, and for servers
+    /// that identify the client by its network.
     ///
     /// # Examples
     ///
@@ -171,12 +176,12 @@ impl ClientAuth {
         })
     }
 
-    /// Sends a JWT that `assertion` makes (RFC 7523 §2.2): `private_key_jwt`, `client_secret_jwt`.
+    /// Sends a JWT that the function `assertion` returns (RFC 7523 §2.2).
     ///
-    /// Also for tokens of a workload identity that a platform writes to a file. The function gets the
-    /// token URL, which servers want to find in `aud`, and is called anew for every single attempt,
-    /// because servers refuse a `jti` that they have seen. It may use the HTTP client that the token
-    /// endpoint uses.
+    /// Covers `private_key_jwt`, `client_secret_jwt`, and workload identity tokens that a platform
+    /// writes to a file. The function gets the token URL, which many servers expect as `aud`. It is
+    /// called for each attempt, because servers refuse a `jti` that they have seen. It may use the
+    /// token endpoint's HTTP client.
     ///
     /// # Examples
     ///
@@ -192,11 +197,14 @@ impl ClientAuth {
     ///
     /// # Errors
     ///
-    /// If it fails, the token request fails with [`is_client_auth`](crate::Error::is_client_auth) and
-    /// the function's error as the source. That counts as transient, unless the function's error is
-    /// an [`Error`](crate::Error) that says otherwise: [`Error::permanent`](crate::Error::permanent)
-    /// stops retries, [`Error::transient`](crate::Error::transient) may say when to ask again. What
-    /// cannot be sent, such as an empty assertion, is transient too: a file may just be rewritten.
+    /// If the function fails, the token request fails with
+    /// [`is_client_auth`](crate::Error::is_client_auth), and the function's error is the source. Such an
+    /// error is transient unless the function returned an [`Error`](crate::Error) that is not:
+    /// [`Error::permanent`](crate::Error::permanent) prevents retries, and
+    /// [`Error::transient`](crate::Error::transient) can say how long to wait.
+    ///
+    /// An assertion that cannot be sent, such as an empty one, is a transient error, too: its file may
+    /// be incomplete while it is rewritten.
     pub fn jwt_assertion<F, Fut, A, E>(id: impl Into<String>, assertion: F) -> Self
     where
         F: Fn(Uri) -> Fut + Send + Sync + 'static,
@@ -213,18 +221,19 @@ impl ClientAuth {
         })
     }
 
-    /// Takes the credentials from a function that is called for every single attempt.
+    /// Takes the credentials from a function that is called for each attempt.
     ///
-    /// For secrets that rotate without a restart. When the server answers `invalid_client` and the
-    /// function then gives other credentials than those just sent, the request is tried once more
-    /// with them. Two assertions are told apart by their client id alone.
+    /// For secrets that are rotated without a restart. If the server answers `invalid_client` and the
+    /// function then returns credentials other than those just sent, the request is tried once more
+    /// with them. Of two assertions, only the client ids are compared.
     ///
-    /// What the function gives is checked when it is used. It may give every method but another
-    /// `from_fn`.
+    /// The function may return any method except another `from_fn`. Its credentials are checked when
+    /// they are used.
     ///
     /// # Errors
     ///
-    /// If it fails, the token request fails as with [`jwt_assertion`](Self::jwt_assertion).
+    /// If the function fails, or returns credentials that cannot be sent, the token request fails as
+    /// with [`jwt_assertion`](Self::jwt_assertion).
     pub fn from_fn<F, Fut, E>(credentials: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -237,7 +246,7 @@ impl ClientAuth {
         })))
     }
 
-    /// Refuses what can never work, as far as it is known before the first use.
+    /// Checks the credentials that are known before the first use.
     pub(super) fn check(&self) -> Result<(), Error> {
         match &self.0 {
             Method::Fixed(credentials) => credentials.check(),
@@ -246,12 +255,12 @@ impl ClientAuth {
         }
     }
 
-    /// Whether the next attempt may send other credentials than this one.
+    /// Returns whether the next attempt may send other credentials.
     pub(super) fn rotates(&self) -> bool {
         matches!(self.0, Method::FromFn(_))
     }
 
-    /// The credentials for one attempt.
+    /// Returns the credentials for one attempt.
     pub(super) async fn credentials(&self, token_url: &Uri) -> Result<Credentials, Error> {
         let method = match &self.0 {
             Method::FromFn(credentials) => &credentials().await.map_err(function_failed)?.0,
@@ -267,11 +276,12 @@ impl ClientAuth {
             },
             Method::FromFn(_) => {
                 return Err(Error::configuration(
-                    "function for client credentials gave another from_fn; give the credentials",
+                    "function given to ClientAuth::from_fn returned another from_fn; return the credentials",
                 ));
             }
         };
-        // Fixed ones are checked already. What a function read may be a file half written.
+        // Transient, because a function may have read a file while it was being written. Fixed
+        // credentials have been checked before.
         credentials
             .check()
             .map_err(|error| Error::with_source(Kind::ClientAuth { transient: true }, error))?;
@@ -298,7 +308,7 @@ impl fmt::Debug for ClientAuth {
 }
 
 impl Credentials {
-    /// Writes the credentials into form and headers.
+    /// Adds the credentials to the form or the headers.
     pub(super) fn apply<'a>(&'a self, form: &mut Vec<(&'a str, &'a str)>, headers: &mut HeaderMap) {
         match self {
             Self::ClientSecretBasic { .. } | Self::ClientSecretBasicUnencoded { .. } => {
@@ -320,14 +330,14 @@ impl Credentials {
         }
     }
 
-    /// Whether the server would judge both alike.
+    /// Returns whether the server would treat both alike.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.method() == other.method()
             && self.id() == other.id()
             && self.lasting_secret() == other.lasting_secret()
     }
 
-    /// The secret in every form that was sent and that a server may echo.
+    /// Returns the secret in each form in which it is sent or a server may repeat it.
     pub(super) fn secret_texts(&self) -> Vec<Zeroizing<String>> {
         let Some(secret) = self.secret().map(ClientSecret::expose) else {
             return Vec::new();
@@ -348,7 +358,7 @@ impl Credentials {
         match self {
             Self::ClientSecretBasicUnencoded { id, .. } if id.contains(':') => {
                 Err(Error::configuration(
-                    "client id holds a colon, which client_secret_basic_unencoded cannot send; use client_secret_basic",
+                    "client id contains a colon, which client_secret_basic_unencoded cannot send; use client_secret_basic",
                 ))
             }
             Self::ClientSecretBasic { secret, .. }
@@ -391,7 +401,7 @@ impl Credentials {
         }
     }
 
-    /// Assertions differ each time, so only their clients count.
+    /// Returns the secret that stays the same between attempts. Each assertion is a new one.
     fn lasting_secret(&self) -> Option<&str> {
         match self {
             Self::JwtAssertion { .. } => None,
@@ -399,7 +409,7 @@ impl Credentials {
         }
     }
 
-    /// What follows `Basic` in the header (RFC 7617 §2).
+    /// Returns the text that follows `Basic` in the header (RFC 7617 §2).
     fn user_pass(&self) -> Zeroizing<String> {
         let secret = self.secret().map_or("", ClientSecret::expose);
         let text = Zeroizing::new(match self {
@@ -414,7 +424,7 @@ impl Credentials {
 /// RFC 7523 §2.2.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
-/// A space as `%20` is understood everywhere, as `+` not; escaped `-`, `.` and `_` are refused by some.
+/// All servers decode `%20`, but not all decode `+`. Some refuse an encoded `-`, `.` or `_`.
 const PERCENT_ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_');
 
 fn percent_encoded(text: &str) -> Zeroizing<String> {
@@ -422,7 +432,7 @@ fn percent_encoded(text: &str) -> Zeroizing<String> {
 }
 
 fn encoded<'a>(pieces: impl Iterator<Item = &'a str>, text: &str) -> Zeroizing<String> {
-    // Room for all of it: a text that grows leaves pieces behind, which nobody wipes.
+    // Never grows: a string that grows leaves copies behind, which nobody wipes.
     let mut encoded = Zeroizing::new(String::with_capacity(3 * text.len()));
     encoded.extend(pieces);
     encoded
@@ -435,27 +445,28 @@ fn check_present(what: &str, text: &str) -> Result<(), Error> {
     check_text(what, text)
 }
 
-/// RFC 6749 Appendix A allows printable ASCII only; other letters harm nobody.
+/// Refuses characters that cannot be meant.
 ///
-/// It allows a space at either end as well, but servers do not give out such ids and secrets, and
-/// files do.
+/// RFC 6749 Appendix A allows only printable ASCII, including spaces at either end. Other letters are
+/// accepted here, because some servers accept them. Whitespace at either end is refused: it almost
+/// always comes from a file, not from the server that issued the id or secret.
 fn check_text(what: &str, text: &str) -> Result<(), Error> {
     let is_odd = |character: char| character.is_whitespace() || is_unsafe_to_print(character);
     if text.starts_with(is_odd) || text.ends_with(is_odd) {
         return Err(Error::configuration(format!(
-            "{what} starts or ends with white space, a line break or an invisible character; trim \
-             what was read from a file"
+            "{what} starts or ends with whitespace or an invisible character; trim values read \
+             from files"
         )));
     }
     if text.contains(is_unsafe_to_print) {
         return Err(Error::configuration(format!(
-            "{what} holds a control character or an invisible one"
+            "{what} contains a control character or an invisible character"
         )));
     }
     Ok(())
 }
 
-/// Whether and when to ask again says the function, if it says so.
+/// Keeps what the function's error says about retries, if it is this crate's.
 fn function_failed(error: BoxError) -> Error {
     let ours = error.downcast_ref::<Error>();
     let transient = ours.is_none_or(Error::is_transient);
@@ -465,8 +476,9 @@ fn function_failed(error: BoxError) -> Error {
 
 /// A client secret or a client assertion.
 ///
-/// `Debug` shows nothing of it, it cannot be displayed or serialized, and it is wiped when it is
-/// dropped. Made by `into()` of a `&str`, which stays with you, or of a `String`.
+/// Convert a `String` or `&str` with `into()`. `Debug` doesn't show the text, there is no `Display` and
+/// no serialization, and the memory is wiped on drop. A `&str` that was converted stays with the
+/// caller, who has to wipe it.
 ///
 /// # Examples
 ///
@@ -481,7 +493,7 @@ fn function_failed(error: BoxError) -> Error {
 pub struct ClientSecret(SecretString);
 
 impl ClientSecret {
-    /// The text itself. Whoever has it can act as the client.
+    /// Returns the text. Anyone who has it can act as the client.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }

@@ -1,4 +1,4 @@
-//! One token request: form out, bounded reply in.
+//! Sends one token request and reads its reply, up to a limit.
 
 use std::{
     future::{Future, pending},
@@ -19,6 +19,7 @@ use tokio::{runtime::Handle, time::sleep};
 use tower::{BoxError, ServiceExt, util::BoxCloneService};
 
 use super::{
+    cause,
     client_auth::{ClientAuth, Credentials},
     redaction::Redaction,
     reply::Reader,
@@ -31,13 +32,13 @@ use crate::{
     secret::wiped_on_drop,
 };
 
-/// The user's HTTP client without its type. Not `Sync`, as clients need not be.
+/// The user's HTTP client with its type erased. Not `Sync`, because clients need not be.
 pub(super) type HttpClient = BoxCloneService<Request<Bytes>, Response<ReplyBody>, BoxError>;
 
-/// Not `Sync` either: response bodies often are not.
+/// Not `Sync`, because response bodies often are not.
 pub(super) type ReplyBody = UnsyncBoxBody<Bytes, BoxError>;
 
-/// All that a token request is made of, but for what each call asks.
+/// Everything that a token request is made of, except the parameters of a single call.
 #[derive(Clone)]
 pub(super) struct Exchange {
     pub(super) url: TokenUrl,
@@ -49,7 +50,7 @@ pub(super) struct Exchange {
     pub(super) hint: fn(&Refusal) -> Option<&'static str>,
 }
 
-/// Where a token URL with plain http may lead.
+/// Where credentials may go over plain http.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum PlainHttp {
     Loopback,
@@ -57,27 +58,30 @@ pub(super) enum PlainHttp {
 }
 
 impl Exchange {
-    /// Asks for a token; once more if the server refuses credentials that have changed since.
+    /// Requests a token. If the server refuses credentials that have been rotated since they were
+    /// read, requests it once more.
     pub(super) async fn run(
         &self,
         client: HttpClient,
-        asked: &TokenParameters,
+        requested: &TokenParameters,
     ) -> Result<AccessToken, Error> {
         if self.plain_http == PlainHttp::Loopback && self.url.exposes_secrets() {
             return Err(Error::configuration(
-                "token URL is plain http to a host that is not loopback, where the client's \
-                 credentials can be read on the way; use https, or allow_http if that way is safe",
+                "token URL is plain http to a host other than loopback, where others may read the \
+                 client's credentials; use https, or call allow_http if the network is safe",
             ));
         }
 
         let sent = self.auth.credentials(self.url.uri()).await?;
-        let refused = match self.attempt(client.clone(), asked, &sent).await {
+        let refused = match self.attempt(client.clone(), requested, &sent).await {
             Err(error) if self.auth.rotates() && is_client_refused(&error) => error,
             outcome => return outcome,
         };
         match self.auth.credentials(self.url.uri()).await {
-            Ok(rotated) if !rotated.is_same(&sent) => self.attempt(client, asked, &rotated).await,
-            // What the server said helps more than why the function failed.
+            Ok(rotated) if !rotated.is_same(&sent) => {
+                self.attempt(client, requested, &rotated).await
+            }
+            // The server's refusal helps the user more than the reason why the function failed.
             _ => Err(refused),
         }
     }
@@ -85,50 +89,65 @@ impl Exchange {
     async fn attempt(
         &self,
         client: HttpClient,
-        asked: &TokenParameters,
+        requested: &TokenParameters,
         credentials: &Credentials,
     ) -> Result<AccessToken, Error> {
-        let request = self.request(asked, credentials)?;
+        let request = self.request(requested, credentials)?;
+        let redaction = Redaction::new(self.secret_texts(credentials));
 
-        let reply = client.oneshot(request).await.map_err(transport)?;
+        self.send(client, request, redaction)
+            .await
+            .map_err(|error| error.at_endpoint(self.url.host()))
+    }
+
+    async fn send(
+        &self,
+        client: HttpClient,
+        request: Request<Bytes>,
+        redaction: Redaction,
+    ) -> Result<AccessToken, Error> {
+        let reply = match client.oneshot(request).await {
+            Ok(reply) => reply,
+            Err(error) => return Err(transport(error, &redaction)),
+        };
         let (parts, body) = reply.into_parts();
         let mut read = BytesMut::new();
         let reading = read_up_to(self.reply_limit, body, &mut read);
         let end = if parts.status.is_success() {
             reading.await
         } else {
-            // An error says who failed and when to ask again with as much as comes of it.
+            // However little of an error reply arrives, its status and `Retry-After` are known.
             within(LONGEST_WAIT_FOR_AN_ERROR, reading).await;
             End::Whole
         };
 
         let reader = Reader {
             token_url: &self.url,
-            redaction: Redaction::new(self.secret_texts(credentials)),
+            redaction,
             hint: self.hint,
             now: Clock::default().now().wall,
         };
         let reply = Response::from_parts(parts, read.freeze());
         match end {
             End::Whole => reader.read(&reply),
-            End::Broken(error) => Err(transport(error)),
+            End::Broken(error) => Err(transport(error, &reader.redaction)),
             End::TooLong => {
                 let limit = self.reply_limit;
-                Err(reader.unread(&reply, format!("it is longer than {limit} bytes")))
+                Err(reader.unread(&reply, format!("body is longer than {limit} bytes")))
             }
             End::Empty => Err(reader.unread(
                 &reply,
-                format!("its body is {MOST_EMPTY_FRAMES} empty frames and more"),
+                format!("body has more than {MOST_EMPTY_FRAMES} empty frames"),
             )),
         }
     }
 
-    /// All that was sent and that no text may show, should a server echo it.
+    /// Returns every secret that is sent, in case a server or an HTTP client's error repeats it.
     fn secret_texts(&self, credentials: &Credentials) -> Vec<Zeroizing<String>> {
         let mut texts = credentials.secret_texts();
         for (name, value) in &self.headers {
             let value = String::from_utf8_lossy(value.as_bytes());
-            // Without its scheme it is still one.
+            // The credentials are secret without their scheme as well.
             if let (&AUTHORIZATION, Some((_, secret))) = (name, value.split_once(' ')) {
                 texts.push(secret.to_owned().into());
             }
@@ -144,7 +163,7 @@ impl Exchange {
 
     fn request(
         &self,
-        asked: &TokenParameters,
+        requested: &TokenParameters,
         credentials: &Credentials,
     ) -> Result<Request<Bytes>, Error> {
         let mut headers = self.headers.clone();
@@ -156,15 +175,15 @@ impl Exchange {
             HeaderValue::from_static("application/x-www-form-urlencoded"),
         );
 
-        let scope = joined_scopes(&self.parameters, asked);
+        let scope = joined_scopes(&self.parameters, requested);
         let mut form = vec![("grant_type", "client_credentials")];
         credentials.apply(&mut form, &mut headers);
         if !scope.is_empty() {
             form.push(("scope", &scope));
         }
-        add_further(&mut form, &self.parameters, asked)?;
+        add_further(&mut form, &self.parameters, requested)?;
 
-        // Room for all of it: a form that grows leaves pieces behind, which nobody wipes.
+        // Never grows: a string that grows leaves copies behind, which nobody wipes.
         let room = form
             .iter()
             .map(|(name, value)| 3 * (name.len() + value.len()) + 2);
@@ -179,10 +198,10 @@ impl Exchange {
     }
 }
 
-/// The endpoint's scopes, then the request's, each once (RFC 6749 §3.3).
-fn joined_scopes(ours: &TokenParameters, asked: &TokenParameters) -> String {
+/// Joins the endpoint's and the request's scopes, each once (RFC 6749 §3.3).
+fn joined_scopes(own: &TokenParameters, requested: &TokenParameters) -> String {
     let mut scopes: Vec<&str> = Vec::new();
-    for scope in ours.scopes().iter().chain(asked.scopes()) {
+    for scope in own.scopes().iter().chain(requested.scopes()) {
         for scope in scope.split_ascii_whitespace() {
             if !scopes.contains(&scope) {
                 scopes.push(scope);
@@ -192,24 +211,24 @@ fn joined_scopes(ours: &TokenParameters, asked: &TokenParameters) -> String {
     scopes.join(" ")
 }
 
-/// Adds what may repeat (RFC 8707 §2, RFC 8693 §2.1), and what the user named.
+/// Adds resources (RFC 8707 §2), audiences (RFC 8693 §2.1) and the user's other parameters.
 fn add_further<'a>(
     form: &mut Vec<(&'a str, &'a str)>,
-    ours: &'a TokenParameters,
-    asked: &'a TokenParameters,
+    own: &'a TokenParameters,
+    requested: &'a TokenParameters,
 ) -> Result<(), Error> {
-    let resources = ours.resources().iter().chain(asked.resources());
-    let audiences = ours.audiences().iter().chain(asked.audiences());
+    let resources = own.resources().iter().chain(requested.resources());
+    let audiences = own.audiences().iter().chain(requested.audiences());
     form.extend(resources.map(|resource| ("resource", &**resource)));
     form.extend(audiences.map(|audience| ("audience", &**audience)));
 
-    for (name, value) in ours.others().iter().chain(asked.others()) {
-        // RFC 6749 §3.2: a parameter must not be sent twice.
-        let comes_once = matches!(&**name, "grant_type" | "scope") || name.starts_with("client_");
-        if comes_once && form.iter().any(|(taken, _)| taken == name) {
+    for (name, value) in own.others().iter().chain(requested.others()) {
+        // RFC 6749 §3.2: parameters must not be sent more than once.
+        let is_unique = matches!(&**name, "grant_type" | "scope") || name.starts_with("client_");
+        if is_unique && form.iter().any(|(taken, _)| taken == name) {
             return Err(Error::configuration(format!(
-                "token request holds parameter {name:?} already, from the method of ClientAuth, \
-                 the grant, a scope or another parameter; leave it out of the further parameters"
+                "token request already has a parameter {name:?}, from the grant, the client \
+                 authentication, a scope or another parameter; remove one of them"
             )));
         }
         form.push((name, value));
@@ -217,11 +236,11 @@ fn add_further<'a>(
     Ok(())
 }
 
-/// Why no more of a body is read.
+/// Why reading a body ended.
 enum End {
     Whole,
     TooLong,
-    /// More empty frames came than any real body has.
+    /// The body has more empty frames than any real one.
     Empty,
     Broken(BoxError),
 }
@@ -234,7 +253,7 @@ async fn read_up_to(limit: usize, mut body: ReplyBody, read: &mut BytesMut) -> E
             Ok(frame) => frame.into_data().unwrap_or_default(),
             Err(error) => return End::Broken(error),
         };
-        // A body made of empty frames would never reach the limit, nor give way to a timeout.
+        // Empty frames never reach the limit, and if they are always ready, no timeout can act.
         empty_frames += usize::from(data.is_empty());
         if empty_frames > MOST_EMPTY_FRAMES {
             return End::Empty;
@@ -247,16 +266,15 @@ async fn read_up_to(limit: usize, mut body: ReplyBody, read: &mut BytesMut) -> E
     End::Whole
 }
 
-/// Real bodies have one at most, for the trailers or the end.
+/// Real bodies have at most one, before the trailers or the end.
 const MOST_EMPTY_FRAMES: usize = 1000;
 
-/// Enough for a page that is under way, and little of a flight's 30 s.
+/// Enough for a page that is on its way, and little of a token request's 30 s.
 const LONGEST_WAIT_FOR_AN_ERROR: Duration = Duration::from_secs(2);
 
-/// The output if it comes in time. Without a Tokio runtime nobody tells the time, and it is waited
-/// for.
+/// Returns the output if the future completes in time. Without a Tokio runtime there is no limit.
 async fn within<F: Future>(time: Duration, future: F) -> Option<F::Output> {
-    // Made when it is first polled: what is there at once needs no timer.
+    // Created when first polled: a future that is ready at once needs no timer.
     let elapsed = async {
         match Handle::try_current() {
             Ok(_) => sleep(time).await,
@@ -269,7 +287,7 @@ async fn within<F: Future>(time: Duration, future: F) -> Option<F::Output> {
     }
 }
 
-/// Takes its type from a response, and turns the data into `Bytes`.
+/// Erases the type of a response's body and converts its data to `Bytes`.
 pub(super) fn erase_body<B>(response: Response<B>) -> Response<ReplyBody>
 where
     B: Body<Error: Into<BoxError>> + Send + 'static,
@@ -281,11 +299,12 @@ where
     })
 }
 
-/// RFC 6749 §5.2, and LinkedIn's own word for it.
+/// Returns whether the credentials were refused: RFC 6749 §5.2, and LinkedIn's own code.
 fn is_client_refused(error: &Error) -> bool {
     matches!(error.code(), Some("invalid_client" | "invalid_client_id"))
 }
 
-fn transport(error: BoxError) -> Error {
-    Error::with_source(Kind::Transport, error)
+fn transport(error: BoxError, redaction: &Redaction) -> Error {
+    let cause = cause::of(&*error, redaction);
+    Error::with_source(Kind::Transport { cause }, error)
 }

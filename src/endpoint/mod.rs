@@ -1,5 +1,6 @@
-//! The token service over any HTTP client.
+//! The client-credentials grant over any HTTP client.
 
+mod cause;
 mod client_auth;
 mod exchange;
 pub mod provider;
@@ -30,30 +31,30 @@ use self::{
 };
 use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 
-/// A token service that asks a token endpoint with the client-credentials grant (RFC 6749 §4.4).
+/// A token service that requests tokens with the client-credentials grant (RFC 6749 §4.4).
 ///
-/// It sends its requests with the HTTP client that it is given: any clonable tower service that
-/// takes `http` requests with a body made of [`Bytes`]. Its caller decides when a token is asked
-/// for; each call is one token request, two at most where
-/// [rotated credentials](ClientAuth::from_fn) are refused. It neither caches nor retries, and has no
-/// timeout of its own: a [`TokenCache`](crate::TokenCache) brings all three.
+/// Sends its requests with an HTTP client of yours: any clonable tower service for `http` requests
+/// whose body type can be made from [`Bytes`]. Each call makes one token request, or two if the
+/// server refuses [rotated credentials](ClientAuth::from_fn). There is no caching, retry or timeout
+/// here: a [`TokenCache`](crate::TokenCache) adds all three.
 ///
-/// # What is sent
+/// # Request
 ///
-/// A POST with a form: `grant_type=client_credentials`, what [`ClientAuth`] adds, `scope` with the
-/// endpoint's and the request's scopes, each once, then resources, audiences and further parameters,
-/// the endpoint's before the request's. Nothing is added to the URL.
+/// A `POST` with a form: `grant_type=client_credentials`, the parameters of [`ClientAuth`], `scope`,
+/// resources, audiences, then other parameters. The endpoint's own values precede those of the
+/// [`TokenRequest`]; each scope is sent once. The URL is sent as it is.
 ///
-/// # What is read
+/// # Reply
 ///
-/// Any 2xx with a JSON object, whatever its content type says; `expires_in` as a number or as a
-/// numeric string, at most one year; a missing `token_type` as Bearer. A parameter that stands in
-/// the reply twice, a token type other than Bearer, and an `error` within a 2xx are errors. So is an
-/// `expires_in` that is no number: a token used for a time of our own choosing could end unnoticed.
+/// Any 2xx with a JSON object is read, whatever its content type. `expires_in` may be a number or a
+/// numeric string and counts as at most one year. A missing `token_type` means Bearer. These are
+/// errors: a parameter that occurs twice, a token type other than Bearer, an `error`, and an
+/// `expires_in` that is not a number.
 ///
-/// Of any other status as much is read as comes, on a Tokio runtime for two seconds, whose timers
-/// have to be enabled then: a body that breaks off or stalls takes away neither the status nor
-/// `Retry-After`. A 2xx that breaks off is a transport error, and one that stalls is waited for.
+/// Other statuses are errors. If their body ends early or stalls, the part that arrived within
+/// two seconds is read (on a Tokio runtime, which must have timers enabled); the status and
+/// `Retry-After` count in any case. For a 2xx, a body that ends early is a transport error, and there
+/// is no time limit.
 ///
 /// # Examples
 ///
@@ -65,7 +66,7 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), BoxError> {
-/// // Any HTTP client; this one knows the answer.
+/// // Any HTTP client works; this one returns a fixed reply.
 /// let http = service_fn(|_: http::Request<Full<Bytes>>| async {
 ///     let reply = r#"{"access_token":"AQXdSP_W41","expires_in":"1800"}"#;
 ///     Ok::<_, BoxError>(http::Response::new(reply.to_owned()))
@@ -82,7 +83,7 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 /// # }
 /// ```
 ///
-/// A server that wants to know what the token is for:
+/// With scopes, audience, resource and other parameters:
 ///
 /// ```
 /// # use bytes::Bytes;
@@ -109,16 +110,19 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///
 /// # Errors
 ///
-/// A call fails if the HTTP client fails ([`is_transport`](Error::is_transport)), if the endpoint
-/// answers with an error ([`is_refused`](Error::is_refused)) or with something that is no token
-/// reply ([`is_invalid_reply`](Error::is_invalid_reply)), if a function given to [`ClientAuth`]
-/// fails or gives what cannot be sent ([`is_client_auth`](Error::is_client_auth)), and, before
-/// anything is sent, if a setting cannot work ([`is_configuration`](Error::is_configuration)).
+/// A call fails if
+///
+/// * a setting cannot work ([`is_configuration`](Error::is_configuration)); nothing is sent then;
+/// * a function given to [`ClientAuth`] fails or returns unusable credentials
+///   ([`is_client_auth`](Error::is_client_auth));
+/// * the HTTP client fails ([`is_transport`](Error::is_transport));
+/// * the endpoint answers with an error ([`is_refused`](Error::is_refused));
+/// * the endpoint answers with something else ([`is_invalid_reply`](Error::is_invalid_reply)).
 ///
 /// # Cancel safety
 ///
-/// Dropping a call's future drops the request that it sent. The server may have issued a token for
-/// it that nobody gets.
+/// Dropping the future of a call drops the HTTP client's future. The server may still issue a token,
+/// which is lost.
 #[derive(Clone)]
 pub struct TokenEndpoint {
     client: HttpClient,
@@ -126,26 +130,29 @@ pub struct TokenEndpoint {
 }
 
 impl TokenEndpoint {
-    /// Asks the token endpoint at `url`, with the given HTTP client and client authentication.
+    /// Creates a token service for the token endpoint at `url`.
     ///
-    /// `url` may be a `&str`, a `String` or a [`Uri`]. The body type of the client's requests is found
-    /// by inference; for a client that takes several, name it:
+    /// `url` is a `&str`, a `String` or a [`Uri`]. The body type `B` of the client's requests is
+    /// inferred. For a client that accepts several, name it:
     /// `TokenEndpoint::new::<_, Full<Bytes>, _>(..)`.
     ///
-    /// Switch redirects off in this client: on a 307 or 308 a follower sends the form, with the
-    /// client's secret, to whatever host the reply names. The endpoint reports redirects as errors
-    /// that say where to.
+    /// Disable redirects in the HTTP client: on a 307 or 308, a client that follows them sends the
+    /// form with the client's secret to whatever host the reply names. This type reports redirects as
+    /// errors that name the target.
     ///
     /// # Errors
     ///
-    /// Fails if the URL is not an absolute http or https URL with a host, or if it holds user
-    /// information, a fragment (seen in texts only, as [`Uri`] keeps none) or a bad port; if the
-    /// client id is empty, or if id or secret hold a control or invisible character or start or end
-    /// with white space, which usually comes from the file they were read from. An empty secret is
-    /// left to the server (RFC 6749 §2.3.1).
+    /// Fails if
     ///
-    /// Plain http to a host other than loopback is not refused here, because
-    /// [`allow_http`](Self::allow_http) comes later: every token request is, before anything is sent.
+    /// * the URL is not an absolute http or https URL, or has no host or an invalid port;
+    /// * the URL contains user information or a fragment (a [`Uri`] has dropped its fragment already);
+    /// * the client id is empty;
+    /// * the client id or secret contains a control or invisible character, or starts or ends with
+    ///   whitespace, which usually comes from a file.
+    ///
+    /// An empty secret is sent, because RFC 6749 §2.3.1 allows one. Plain http to a host other than
+    /// loopback is an error of each call instead, because [`allow_http`](Self::allow_http) is set
+    /// later.
     pub fn new<C, B, ResBody>(
         client: C,
         url: impl TryInto<Uri, Error: Into<BoxError>> + fmt::Display,
@@ -178,7 +185,7 @@ impl TokenEndpoint {
         })
     }
 
-    /// Sends to another URL, a test server's or a proxy's, and keeps all else.
+    /// Replaces the token URL and keeps all other settings, for a test server or a proxy.
     ///
     /// # Examples
     ///
@@ -199,73 +206,81 @@ impl TokenEndpoint {
     ///
     /// # Errors
     ///
-    /// Fails for the URLs that [`new`](Self::new) refuses.
+    /// Fails for URLs that [`new`](Self::new) refuses.
     pub fn url(
         self,
         url: impl TryInto<Uri, Error: Into<BoxError>> + fmt::Display,
     ) -> Result<Self, Error> {
         let url = TokenUrl::new(url)?;
-        Ok(self.set(|it| it.url = url))
+        Ok(self.set(|exchange| exchange.url = url))
     }
 
-    /// Asks for a scope each time, or for several that are separated by spaces.
+    /// Adds a scope, or several separated by spaces, to each token request.
     ///
-    /// The request's own scopes follow; each is sent once.
+    /// The scopes of the [`TokenRequest`] follow. Each scope is sent once.
     #[must_use]
     pub fn scope(self, scope: impl AsRef<str>) -> Self {
-        self.parameters(|parameters| parameters.with_scope(scope))
+        self.map_parameters(|parameters| parameters.with_scope(scope))
     }
 
-    /// Names a resource each time (RFC 8707 §2), as an absolute URI; may be given several times.
+    /// Adds a resource, an absolute URI (RFC 8707 §2), to each token request.
+    ///
+    /// May be called several times.
     #[must_use]
     pub fn resource(self, resource: impl Into<String>) -> Self {
-        self.parameters(|parameters| parameters.with_resource(resource))
+        self.map_parameters(|parameters| parameters.with_resource(resource))
     }
 
-    /// Names an audience each time (RFC 8693 §2.1); may be given several times.
+    /// Adds an audience (RFC 8693 §2.1) to each token request.
+    ///
+    /// May be called several times.
     #[must_use]
     pub fn audience(self, audience: impl Into<String>) -> Self {
-        self.parameters(|parameters| parameters.with_audience(audience))
+        self.map_parameters(|parameters| parameters.with_audience(audience))
     }
 
-    /// Sends another parameter in the form each time; one name may be given several times.
+    /// Adds another parameter to each token request. A name may occur several times.
     ///
-    /// A name that the endpoint sends itself, such as `grant_type`, or `client_id` with
-    /// [`ClientAuth::client_secret_post`], makes every token request fail with a configuration error:
-    /// servers must refuse repeated ones (RFC 6749 §3.2), and replacing one is no business of this
-    /// option. With [`ClientAuth::client_secret_basic`], `client_id` is free for servers that want it in both
-    /// places, once. Not for secrets: `Debug` shows it.
+    /// This option cannot override built-in parameters. A name that is already sent, such as
+    /// `grant_type`, or `client_id` with [`ClientAuth::client_secret_post`], makes every token request
+    /// fail with a configuration error, because servers must refuse repeated ones (RFC 6749 §3.2).
+    /// With [`ClientAuth::client_secret_basic`], `client_id` can be added once, for servers that
+    /// expect it in both places.
+    ///
+    /// `Debug` shows names and values, so don't use this option for secrets.
     #[must_use]
     pub fn parameter(self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.parameters(|parameters| parameters.with_parameter(name, value))
+        self.map_parameters(|parameters| parameters.with_parameter(name, value))
     }
 
-    /// Sends a header with every token request; one name may be given several times.
+    /// Adds a header to each token request. A name may occur several times.
     ///
     /// `Accept` replaces the default, `application/json`. `Content-Type`, `Content-Length`,
-    /// `Transfer-Encoding` and `Host` have no effect, nor has `Authorization` with
+    /// `Transfer-Encoding` and `Host` are ignored, and so is `Authorization` with
     /// [`ClientAuth::client_secret_basic`]. `Debug` shows names only.
     #[must_use]
     pub fn header(self, name: HeaderName, value: HeaderValue) -> Self {
-        if OF_THE_REQUEST_ITSELF.contains(&name) {
+        if DERIVED_HEADERS.contains(&name) {
             return self;
         }
-        self.set(|it| {
-            it.headers.append(name, value);
+        self.set(|exchange| {
+            exchange.headers.append(name, value);
         })
     }
 
-    /// Reads at most so many bytes of a reply, whatever its `Content-Length` claims; 1 MiB unless
-    /// given. A longer reply is an error.
+    /// Sets the maximum size of a reply's body in bytes; 1 MiB by default.
+    ///
+    /// A longer reply is an error. `Content-Length` is not trusted.
     #[must_use]
     pub fn reply_limit(self, bytes: usize) -> Self {
-        self.set(|it| it.reply_limit = bytes)
+        self.set(|exchange| exchange.reply_limit = bytes)
     }
 
-    /// Sends credentials over plain http to any host.
+    /// Allows sending credentials over plain http to any host.
     ///
-    /// Without it, only to `localhost`, `127.0.0.0/8` and `[::1]`. Whoever can listen on the way
-    /// then has them: for networks that are encrypted otherwise, such as a service mesh.
+    /// By default, only `localhost`, `127.0.0.0/8` and `[::1]` are allowed. Anyone who can read the
+    /// traffic gets the credentials, so use this only where another layer encrypts it, such as a
+    /// service mesh.
     ///
     /// # Examples
     ///
@@ -285,16 +300,16 @@ impl TokenEndpoint {
     /// ```
     #[must_use]
     pub fn allow_http(self) -> Self {
-        self.set(|it| it.plain_http = PlainHttp::Anywhere)
+        self.set(|exchange| exchange.plain_http = PlainHttp::Anywhere)
     }
 
-    /// Sets what the provider's documented errors ask the user to do.
+    /// Sets the function that says what to do about a provider's documented errors.
     fn hints(self, hint: fn(&Refusal) -> Option<&'static str>) -> Self {
-        self.set(|it| it.hint = hint)
+        self.set(|exchange| exchange.hint = hint)
     }
 
-    fn parameters(self, change: impl FnOnce(TokenParameters) -> TokenParameters) -> Self {
-        self.set(|it| it.parameters = change(std::mem::take(&mut it.parameters)))
+    fn map_parameters(self, change: impl FnOnce(TokenParameters) -> TokenParameters) -> Self {
+        self.set(|exchange| exchange.parameters = change(std::mem::take(&mut exchange.parameters)))
     }
 
     fn set(mut self, change: impl FnOnce(&mut Exchange)) -> Self {
@@ -303,11 +318,10 @@ impl TokenEndpoint {
     }
 }
 
-/// What follows from the form and the URL.
-const OF_THE_REQUEST_ITSELF: [HeaderName; 4] =
-    [CONTENT_TYPE, CONTENT_LENGTH, TRANSFER_ENCODING, HOST];
+/// Headers that follow from the form and the URL.
+const DERIVED_HEADERS: [HeaderName; 4] = [CONTENT_TYPE, CONTENT_LENGTH, TRANSFER_ENCODING, HOST];
 
-/// A token reply has some kilobytes; an error page may have more.
+/// Token replies have a few kilobytes; error pages may have more.
 const DEFAULT_REPLY_LIMIT: usize = 1024 * 1024;
 
 impl Service<TokenRequest> for TokenEndpoint {
@@ -315,10 +329,10 @@ impl Service<TokenRequest> for TokenEndpoint {
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<AccessToken, Error>> + Send>>;
 
-    /// Always ready: the client is polled within the call.
+    /// Always returns ready; the call polls the HTTP client.
     ///
-    /// A client that was polled ready holds a permit, and the user's function for an assertion or
-    /// for credentials may need that very permit for a request of its own.
+    /// A client that is ready may hold a permit, and a function given to [`ClientAuth`] may need the
+    /// same permit for a request of its own.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }

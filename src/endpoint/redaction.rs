@@ -1,8 +1,8 @@
-//! Pure: what may be shown of a text that a server sent.
+//! Makes texts that others wrote safe to show: without secrets, on one line, and short.
 
 use secrecy::zeroize::Zeroizing;
 
-/// Takes secrets and control characters out of texts, and cuts them.
+/// Removes secrets and unprintable characters from texts, and cuts the texts.
 pub(super) struct Redaction {
     secrets: Vec<Zeroizing<String>>,
 }
@@ -15,40 +15,32 @@ impl Redaction {
             .map(|secret| Zeroizing::new(secret.trim().to_owned()))
             .filter(|secret| secret.chars().count() >= SHORTEST_SECRET)
             .collect();
-        // Where one secret starts with another, the longer one has to go.
+        // If one secret starts with another, the longer one must be found.
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         Self { secrets }
     }
 
-    /// The same, and more secrets.
+    /// Adds secrets.
     pub(super) fn also(&self, secrets: impl IntoIterator<Item = Zeroizing<String>>) -> Self {
         Self::new(self.secrets.iter().cloned().chain(secrets))
     }
 
-    /// The text in at most `longest` characters and a few more for the mark of the cut.
+    /// Returns the text with secrets replaced and unprintable characters removed.
+    ///
+    /// Reads at most `longest` characters or secrets; an ellipsis marks a cut.
     pub(super) fn show(&self, text: &str, longest: usize) -> String {
-        // Many unsafe characters become one: a secret is found across it, and else it is a space.
-        let parts: Vec<_> = text
-            .split(is_unsafe_to_print)
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-            .collect();
-        let text = parts.join("\0");
+        let text = with_gaps(text);
         let mut rest = &*text;
         let mut shown = String::new();
         for _ in 0..longest {
             let Some(next) = rest.chars().next() else {
                 return shown;
             };
-            let mut behind_secrets = self
-                .secrets
-                .iter()
-                .filter_map(|secret| behind(secret, rest));
-            if let Some(behind) = behind_secrets.next() {
+            if let Some(following) = self.skip_secret(rest) {
                 shown.push_str("[redacted]");
-                rest = behind;
+                rest = following;
             } else {
-                shown.push(if next == '\0' { ' ' } else { next });
+                shown.push(if next == GAP { ' ' } else { next });
                 rest = &rest[next.len_utf8()..];
             }
         }
@@ -57,21 +49,47 @@ impl Redaction {
         }
         shown
     }
+
+    /// Returns whether a secret starts within the first `within` characters of the text.
+    pub(super) fn finds_secret(&self, text: &str, within: usize) -> bool {
+        let text = with_gaps(text);
+        let mut starts = text.char_indices().take(within);
+        starts.any(|(start, _)| self.skip_secret(&text[start..]).is_some())
+    }
+
+    /// Returns what follows the secret that the text starts with.
+    fn skip_secret<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let mut secrets = self.secrets.iter();
+        secrets.find_map(|secret| strip_secret(secret, text))
+    }
 }
 
-/// Shorter ones are everybody's guess, and taken out would only make texts unreadable.
+/// Shorter secrets are easy to guess, and removing them would make texts unreadable.
 const SHORTEST_SECRET: usize = 4;
 
-/// What follows the secret that the text starts with.
+/// Stands for unprintable characters: a space to a reader, nothing in the middle of a secret.
+const GAP: char = '\0';
+
+/// Replaces each run of unprintable characters by one gap.
+fn with_gaps(text: &str) -> String {
+    let parts: Vec<_> = text
+        .split(is_unsafe_to_print)
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect();
+    parts.join("\0")
+}
+
+/// Returns what follows the secret if the text starts with it.
 ///
-/// The case of letters does not count: `%2F` and `%2f` are the same.
-fn behind<'a>(secret: &str, text: &'a str) -> Option<&'a str> {
-    if text.starts_with('\0') {
+/// Ignores the case of letters: `%2F` and `%2f` are the same.
+fn strip_secret<'a>(secret: &str, text: &'a str) -> Option<&'a str> {
+    if text.starts_with(GAP) {
         return None;
     }
     let mut rest = text.chars();
     for wanted in secret.chars() {
-        let found = rest.find(|&found| found != '\0')?;
+        let found = rest.find(|&found| found != GAP)?;
         if !found.eq_ignore_ascii_case(&wanted) {
             return None;
         }
@@ -79,8 +97,8 @@ fn behind<'a>(secret: &str, text: &'a str) -> Option<&'a str> {
     Some(rest.as_str())
 }
 
-/// Control characters, and what is not seen or makes a terminal show a text in another order or on
-/// another line.
+/// Returns whether a character is a control character, is invisible, or makes a terminal change the
+/// order or the line of a text.
 pub(super) fn is_unsafe_to_print(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -125,6 +143,23 @@ mod tests {
             ("123456789012345678s3cret", "123456789012345678[redacted]"),
         ] {
             assert_eq!(redaction.show(text, 20), shown);
+        }
+    }
+
+    #[test]
+    fn finds_secrets_that_start_before_the_limit() {
+        let redaction = Redaction::new(["s3cret".to_owned().into()]);
+
+        for (text, is_found) in [
+            ("is s3cret", true),
+            ("is S3C\u{200b}RET", true),
+            // Starts at the last character before the limit, and at the limit.
+            ("123 s3cret", true),
+            ("1234 s3cret", false),
+            ("is s3cre", false),
+            ("", false),
+        ] {
+            assert_eq!(redaction.finds_secret(text, 5), is_found, "{text}");
         }
     }
 }

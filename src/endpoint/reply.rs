@@ -1,4 +1,4 @@
-//! Pure: the reply of a token endpoint (RFC 6749 §5) to a token or an error.
+//! Turns the reply of a token endpoint (RFC 6749 §5) into a token or an error.
 
 use std::{
     borrow::Cow,
@@ -20,7 +20,7 @@ use crate::{
     error::{Kind, Refusal},
 };
 
-/// What a reply is read with.
+/// What it takes to read a reply.
 pub(super) struct Reader<'a> {
     pub(super) token_url: &'a TokenUrl,
     pub(super) redaction: Redaction,
@@ -29,7 +29,7 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Reads any 2xx without an `error` as a token; all else is an error.
+    /// Reads any 2xx without an `error` as a token. All other replies are errors.
     pub(super) fn read(&self, reply: &Response<Bytes>) -> Result<AccessToken, Error> {
         let body = String::from_utf8_lossy(reply.body());
         let fields = Fields::parse(&body);
@@ -41,42 +41,43 @@ impl Reader<'_> {
         } else if status.is_success() && !refused {
             fields
                 .and_then(|fields| self.token(&fields))
-                .map_err(|fact| Error::new(Kind::InvalidReply(status, fact)))
+                .map_err(|fact| Error::new(Kind::InvalidReply { status, fact }))
         } else {
             Err(self.refusal(status, &fields.unwrap_or_default()))
         }
         .map_err(|error| error.with_retry_after(retry_after(reply.headers(), self.now)))
     }
 
-    /// A reply that was not read to its end, and why.
+    /// Returns the error for a reply that was not read to its end.
     pub(super) fn unread(&self, reply: &Response<Bytes>, fact: String) -> Error {
-        Error::new(Kind::InvalidReply(reply.status(), fact))
+        let status = reply.status();
+        Error::new(Kind::InvalidReply { status, fact })
             .with_retry_after(retry_after(reply.headers(), self.now))
     }
 
     fn token(&self, fields: &Fields<'_>) -> Result<AccessToken, String> {
-        let token = fields.access_token.ok_or("it holds no access_token")?;
-        let token = string(token).ok_or("its access_token is not a string")?;
+        let token = fields.access_token.ok_or("access_token is missing")?;
+        let token = string(token).ok_or("access_token is not a string")?;
         let redaction = self.redaction.also(fields.secrets());
         if let Some(other) = fields.token_type.filter(|name| !is_bearer(name)) {
             let other = shown(other, &redaction);
-            return Err(format!("its token_type is {other}, only Bearer is known"));
+            return Err(format!("token_type is {other}, only Bearer is supported"));
         }
 
         let mut access_token = AccessToken::new(&token).map_err(|_| {
             if token.is_empty() {
-                "its access_token is empty"
+                "access_token is empty"
             } else {
-                "its access_token holds a character that a header cannot carry"
+                "access_token contains a character that a header cannot carry"
             }
         })?;
         if let Some(value) = fields.expires_in {
-            // Taken as absent, it would be used for a time that nobody promised, and nobody would know.
+            // Ignoring an unreadable lifetime would silently replace it by the default.
             let lifetime = scalar(value)
                 .and_then(|text| seconds(&text))
                 .ok_or_else(|| {
                     let value = shown(value, &redaction);
-                    format!("its expires_in is {value}, not a number of seconds")
+                    format!("expires_in is {value}, not a number of seconds")
                 })?;
             access_token = access_token.with_lifetime(lifetime);
         }
@@ -97,7 +98,7 @@ impl Reader<'_> {
         let object = object.unwrap_or_default();
         let code = object.code().or_else(|| fields.error.and_then(scalar));
         let code = match code {
-            // Programs compare it, so a short secret must not take a piece out of it.
+            // Programs compare codes: a secret that happens to be part of one must not change it.
             Some(known) if KNOWN_CODES.contains(&&*known) => Some(known.into_owned()),
             other => show(other, 100),
         };
@@ -120,7 +121,7 @@ impl Reader<'_> {
         let status = reply.status();
         let target = header(reply.headers(), LOCATION)
             .and_then(|location| self.token_url.redirected_to(location));
-        // Any other may be a login page or somebody else's host, where secrets must not go.
+        // Any other target may be a login page or another party's host, which must not get secrets.
         let is_the_endpoint = |target: &TokenUrl| {
             matches!(
                 status,
@@ -131,21 +132,21 @@ impl Reader<'_> {
             Some(target) => {
                 let url = self.redaction.show(&format!("{target:?}"), 300);
                 if is_the_endpoint(&target) {
-                    format!("it moved to {url}; make that the token URL")
+                    format!("endpoint moved to {url}; make that the token URL")
                 } else {
-                    format!("it redirects to {url}; check the token URL")
+                    format!("endpoint redirects to {url}; check the token URL")
                 }
             }
-            None => "it is a redirect that does not say where to; check the token URL".to_owned(),
+            None => "endpoint redirects without a usable location; check the token URL".to_owned(),
         };
-        Error::new(Kind::InvalidReply(status, fact))
+        Error::new(Kind::InvalidReply { status, fact })
     }
 }
 
-/// The parameters of both replies (RFC 6749 §5.1 and §5.2), absent when they are null.
+/// The parameters of both kinds of reply (RFC 6749 §5.1 and §5.2); `None` if absent or null.
 ///
-/// A parameter that comes twice makes the reply unreadable (RFC 6749 §3.2): two readers would take
-/// two different tokens out of it. Of others nothing is known.
+/// A known parameter that occurs twice makes the reply invalid (RFC 6749 §3.2): two readers could
+/// take different tokens from it.
 #[derive(Default, Deserialize)]
 struct Fields<'a> {
     #[serde(borrow)]
@@ -156,20 +157,20 @@ struct Fields<'a> {
     expires_in: Option<&'a RawValue>,
     #[serde(borrow)]
     scope: Option<&'a RawValue>,
-    /// Never used; read so that it is not shown.
+    /// Unused; read so that messages don't show it.
     #[serde(borrow)]
     refresh_token: Option<&'a RawValue>,
-    /// The same.
+    /// Unused; read so that messages don't show it.
     #[serde(borrow)]
     id_token: Option<&'a RawValue>,
-    /// Absent also where it says that there is none.
+    /// `None` as well if its value means that there is no error.
     #[serde(borrow)]
     error: Option<&'a RawValue>,
     #[serde(borrow)]
     error_description: Option<&'a RawValue>,
     #[serde(borrow)]
     error_uri: Option<&'a RawValue>,
-    /// Of servers and gateways with errors of their own.
+    /// What some servers and gateways send instead of `error_description`.
     #[serde(borrow)]
     message: Option<&'a RawValue>,
 }
@@ -179,27 +180,27 @@ impl<'a> Fields<'a> {
         let is_blank = |character: char| character.is_whitespace() || character == '\u{feff}';
         let body = body.trim_start_matches(is_blank).trim_end();
         if body.is_empty() {
-            return Err("it is empty".to_owned());
+            return Err("body is empty".to_owned());
         }
-        // Where an object belongs, serde would take an array of its values as well.
+        // serde would also accept an array of the values.
         if !body.starts_with('{') {
-            return Err("it is no JSON object".to_owned());
+            return Err("body is not a JSON object".to_owned());
         }
         let mut fields: Self = serde_json::from_str(body).map_err(|error| {
-            // The error itself may show values.
+            // The text of the error may contain values.
             let fact = match error.classify() {
-                // A raw value takes any data, so only its name can be wrong.
-                Category::Data => "it holds a parameter twice",
-                _ => "it is broken JSON",
+                // A raw value accepts any data, so the only wrong data is a name that occurs twice.
+                Category::Data => "body contains a parameter twice",
+                _ => "body is not valid JSON",
             };
             let (line, column) = (error.line(), error.column());
-            format!("{fact}, see line {line} column {column}")
+            format!("{fact}, at line {line} column {column}")
         })?;
         fields.error = fields.error.filter(|error| !is_nothing(error));
         Ok(fields)
     }
 
-    /// What the reply itself brings and no text may show.
+    /// Returns the reply's own secrets.
     fn secrets(&self) -> impl Iterator<Item = Zeroizing<String>> + use<'a> {
         let tokens = [self.access_token, self.refresh_token, self.id_token];
         let tokens = tokens.into_iter().flatten().filter_map(string);
@@ -207,7 +208,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The `error` of servers that make it an object, such as Facebook's and Google's.
+/// An `error` that is an object, as Facebook and Google send it.
 #[derive(Default, Deserialize)]
 struct ErrorObject<'a> {
     #[serde(borrow)]
@@ -222,12 +223,12 @@ struct ErrorObject<'a> {
 
 impl<'a> ErrorObject<'a> {
     fn parse(error: &'a RawValue) -> Option<Self> {
-        // Of an array serde would take the values one by one.
+        // serde would also accept an array of the values.
         let object = Some(error.get()).filter(|error| error.starts_with('{'))?;
         serde_json::from_str(object).ok()
     }
 
-    /// A name if there is one, else a number.
+    /// Returns the first name, otherwise the number.
     fn code(&self) -> Option<Cow<'a, str>> {
         let candidates = [self.code, self.kind, self.status];
         let mut names = candidates.into_iter().flatten().filter_map(string);
@@ -235,7 +236,7 @@ impl<'a> ErrorObject<'a> {
     }
 }
 
-/// RFC 6749 §5.2, RFC 8707 §2, RFC 8628 §3.5, and what servers send from RFC 6749 §4.1.2.1.
+/// RFC 6749 §5.2, RFC 8707 §2, RFC 8628 §3.5, and codes of RFC 6749 §4.1.2.1 that servers send.
 const KNOWN_CODES: [&str; 12] = [
     "invalid_request",
     "invalid_client",
@@ -260,7 +261,7 @@ fn string(value: &RawValue) -> Option<Cow<'_, str>> {
         .map(|Text(text)| text)
 }
 
-/// A string without its quotes, a number or a word as it stands in the reply.
+/// Returns the text of a string, number or literal; `None` for objects and arrays.
 fn scalar(value: &RawValue) -> Option<Cow<'_, str>> {
     match value.get().as_bytes() {
         [b'{' | b'[', ..] => None,
@@ -269,17 +270,17 @@ fn scalar(value: &RawValue) -> Option<Cow<'_, str>> {
     }
 }
 
-/// A value in a message; objects and arrays may hold anything, so they are only named.
+/// Formats a value for a message. Objects and arrays may contain anything, so they are only named.
 fn shown(value: &RawValue, redaction: &Redaction) -> String {
     match scalar(value) {
         Some(text) => format!("{:?}", redaction.show(&text, 40)),
         None if value.get().starts_with('{') => "an object".to_owned(),
         None if value.get().starts_with('[') => "an array".to_owned(),
-        None => "a string that is no text".to_owned(),
+        None => "an invalid string".to_owned(),
     }
 }
 
-/// Whether an `error` says that there is none.
+/// Returns whether the value of an `error` means that there is no error.
 fn is_nothing(error: &RawValue) -> bool {
     match serde_json::from_str(error.get()) {
         Ok(Value::Null) => true,
@@ -288,13 +289,13 @@ fn is_nothing(error: &RawValue) -> bool {
         Ok(Value::String(text)) => text.trim().is_empty(),
         Ok(Value::Array(values)) => values.is_empty(),
         Ok(Value::Object(fields)) => fields.is_empty(),
-        // Too deep or too large a value is not nothing.
+        // The value is nested too deeply or a number too large.
         Err(_) => false,
     }
 }
 
 fn is_bearer(token_type: &RawValue) -> bool {
-    // Apigee says BearerToken.
+    // Apigee sends BearerToken.
     string(token_type).is_some_and(|token_type| {
         ["bearer", "bearertoken"]
             .iter()
@@ -302,25 +303,25 @@ fn is_bearer(token_type: &RawValue) -> bool {
     })
 }
 
-/// The longest lifetime that is believed.
+/// Longer lifetimes count as one year.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// A count of seconds, as JSON and people write it: negative is zero, too many are [`LONGEST`].
+/// Parses a number of seconds: a negative one is zero, and [`LONGEST`] is the maximum.
 fn seconds(text: &str) -> Option<Duration> {
     let text = text.trim();
-    // Leaves out "inf" and "nan", which Rust would read.
+    // Rust would also parse "inf" and "nan".
     let is_number = |byte: u8| byte.is_ascii_digit() || b"+-.eE".contains(&byte);
     if !text.bytes().all(is_number) {
         return None;
     }
-    // Beyond the range of an f64 this is infinity, which the limit takes care of.
+    // A number beyond the range of an f64 becomes infinity, which is clamped below.
     let seconds: f64 = text.parse().ok()?;
     Some(Duration::from_secs_f64(
         seconds.clamp(0.0, LONGEST.as_secs_f64()),
     ))
 }
 
-/// RFC 6749 §3.3 separates with spaces; some servers send an array.
+/// Returns scopes separated by spaces (RFC 6749 §3.3); some servers send an array.
 fn scope(value: &RawValue) -> Option<String> {
     if let Some(scope) = string(value) {
         return Some(scope.into_owned());
@@ -329,7 +330,9 @@ fn scope(value: &RawValue) -> Option<String> {
     Some(scopes.join(" "))
 }
 
-/// RFC 9110 §10.2.3. A date counts from the server's own clock where it shows that.
+/// Returns the delay of `Retry-After` (RFC 9110 §10.2.3).
+///
+/// A date is relative to the server's clock if the reply has a `Date`.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let date = |text: &str| httpdate::parse_http_date(text).ok();
     let now = header(headers, DATE).and_then(date).unwrap_or(now);
@@ -343,7 +346,7 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     Some(wait?.min(LONGEST_RETRY_AFTER))
 }
 
-/// A longer pause is more likely a mistake than a wish; who asks again after an hour harms nobody.
+/// A longer delay is probably a mistake, and one request an hour is no burden.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
 
 fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {

@@ -1,4 +1,4 @@
-//! Pure: which URLs may be a token URL.
+//! The URL of a token endpoint.
 
 use std::fmt;
 
@@ -9,17 +9,19 @@ use crate::{Error, error::Kind, host::is_loopback};
 
 /// An absolute http or https URL without user information or fragment.
 ///
-/// `Debug` shows scheme, host, port and path only: a query may hold a key.
+/// `Debug` shows scheme, host, port and path, but no query, which may contain a key.
 #[derive(Clone)]
 pub(super) struct TokenUrl(Uri);
 
 impl TokenUrl {
-    /// `Uri` drops a fragment when it is made of a text, so the text is looked at as well.
+    /// Parses a token URL.
+    ///
+    /// Looks for a fragment in the text, because [`Uri`] drops it.
     pub(super) fn new(
         url: impl TryInto<Uri, Error: Into<BoxError>> + fmt::Display,
     ) -> Result<Self, Error> {
         if url.to_string().contains('#') {
-            return Err(refused("has a fragment, which a token URL must not have"));
+            return Err(refused("has a fragment; remove it"));
         }
         let uri = url.try_into().map_err(|error| {
             Error::with_source(
@@ -31,22 +33,22 @@ impl TokenUrl {
         let secure = uri.scheme() == Some(&Scheme::HTTPS);
         if !secure && uri.scheme() != Some(&Scheme::HTTP) {
             return Err(refused(
-                "has to be absolute, such as https://auth.example/oauth/token",
+                "must be absolute, such as https://auth.example/oauth/token",
             ));
         }
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         let host = uri.host().unwrap_or("");
         if authority.contains('@') {
             return Err(refused(
-                "carries user information; give the credentials to ClientAuth instead",
+                "contains user information; pass the credentials to ClientAuth instead",
             ));
         }
         if host.is_empty() {
-            return Err(refused("names no host"));
+            return Err(refused("has no host"));
         }
-        // HTTP clients fall back to the scheme's port when they cannot read this one.
+        // HTTP clients use the scheme's port if they cannot parse this one.
         if authority.len() > host.len() && uri.port_u16().is_none() {
-            return Err(refused("names a port that is no port number"));
+            return Err(refused("has an invalid port"));
         }
         Ok(Self(uri))
     }
@@ -55,13 +57,18 @@ impl TokenUrl {
         &self.0
     }
 
-    /// Whether a secret sent there can be read on the way.
-    pub(super) fn exposes_secrets(&self) -> bool {
-        self.0.scheme() != Some(&Scheme::HTTPS) && !self.0.host().is_some_and(is_loopback)
+    pub(super) fn host(&self) -> &str {
+        self.0.host().expect("a token URL has a host")
     }
 
-    /// Where a `Location` leads, if it is a URL or a path; without its query and path parameters,
-    /// which may hold the key of a session.
+    /// Returns whether others may read a secret that is sent to this URL.
+    pub(super) fn exposes_secrets(&self) -> bool {
+        self.0.scheme() != Some(&Scheme::HTTPS) && !is_loopback(self.host())
+    }
+
+    /// Resolves a `Location` that is a URL or an absolute path.
+    ///
+    /// Drops its query and path parameters, which may contain the key of a session.
     pub(super) fn redirected_to(&self, location: &str) -> Option<Self> {
         let location = location.split(['?', '#', ';']).next()?.trim();
         let (scheme, authority) = (self.0.scheme_str()?, self.0.authority()?);
@@ -76,10 +83,9 @@ impl TokenUrl {
         shown(&target.0).map(|_| target)
     }
 
-    /// Whether credentials for the other may go there as well.
+    /// Returns whether credentials for the other URL may be sent to this one, too.
     pub(super) fn is_https_on_the_host_of(&self, other: &Self) -> bool {
-        let host = |url: &Self| url.0.host().map(str::to_ascii_lowercase);
-        self.0.scheme() == Some(&Scheme::HTTPS) && host(self) == host(other)
+        self.0.scheme() == Some(&Scheme::HTTPS) && self.host().eq_ignore_ascii_case(other.host())
     }
 }
 
@@ -93,7 +99,7 @@ fn refused(fact: &'static str) -> Error {
     Error::configuration(format!("token URL {fact}"))
 }
 
-/// The URL without user information and query.
+/// Formats a URL without user information and query; `None` if it has no scheme or no host.
 fn shown(uri: &Uri) -> Option<String> {
     let (scheme, host, path) = (uri.scheme_str()?, uri.host()?, uri.path());
     Some(match uri.port() {
@@ -107,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_location_is_a_url_or_a_path_and_loses_what_may_be_secret() {
+    fn location_is_resolved_without_its_secret_parts() {
         let url = TokenUrl::new("https://old.example:8443/a/token?key=1").unwrap();
 
         for (location, moved_to) in [

@@ -1,4 +1,4 @@
-//! LinkedIn's token endpoint, as its documentation describes it.
+//! LinkedIn's token endpoint, as documented by LinkedIn.
 
 use bytes::Bytes;
 use http::{Request, Response};
@@ -7,10 +7,10 @@ use tower::{BoxError, Service};
 
 use crate::{ClientAuth, ClientSecret, Error, TokenEndpoint, error::Refusal};
 
-/// Requests 2-legged tokens from LinkedIn.
+/// Creates a token endpoint for LinkedIn's 2-legged tokens.
 ///
-/// Sends id and secret in the form, as LinkedIn documents it. For LinkedIn's documented errors,
-/// [`Error::hint`] says what to do.
+/// Sends the client id and secret in the form ([`ClientAuth::client_secret_post`]), the only method
+/// that LinkedIn supports. For the errors that LinkedIn documents, [`Error::hint`] says what to do.
 ///
 /// # Examples
 ///
@@ -30,7 +30,7 @@ use crate::{ClientAuth, ClientSecret, Error, TokenEndpoint, error::Refusal};
 ///
 /// # Errors
 ///
-/// Fails if id or secret is empty, or for what [`TokenEndpoint::new`] refuses in them.
+/// Fails if the id or the secret is empty, or if [`TokenEndpoint::new`] refuses one of them.
 pub fn linkedin<C, B, ResBody>(
     client: C,
     client_id: impl Into<String>,
@@ -50,7 +50,7 @@ where
 /// The token endpoint for 2-legged tokens.
 const TOKEN_URL: &str = "https://www.linkedin.com/oauth/v2/accessToken";
 
-/// LinkedIn reads credentials in the form only, never as HTTP Basic, and has no empty secrets.
+/// LinkedIn reads credentials only from the form, and issues no empty secrets.
 fn client_auth(
     id: impl Into<String>,
     secret: impl Into<ClientSecret>,
@@ -62,27 +62,27 @@ fn client_auth(
     Ok(ClientAuth::client_secret_post(id, secret))
 }
 
-/// What each documented error asks the user to do.
+/// Returns what LinkedIn's documentation says to do about an error.
 fn hint(refusal: &Refusal) -> Option<&'static str> {
     let description = refusal.description.as_deref().unwrap_or_default();
     match (refusal.status.as_u16(), refusal.code.as_deref()?) {
         (400, "invalid_client_id") => Some(
-            "send the application's own client id, as its Auth tab in LinkedIn's developer portal shows it",
+            "send the client id shown on the application's Auth tab in LinkedIn's developer portal",
         ),
         (_, "invalid_client_id" | "invalid_client") => Some(
-            "check the client id and secret that are sent against the application's Auth tab in LinkedIn's developer portal",
+            "compare the client id and secret with the application's Auth tab in LinkedIn's developer portal",
         ),
         (_, "access_denied") => Some(
-            "the application may not create 2-legged tokens: ask LinkedIn for access, through your relationship manager or business development",
+            "ask your LinkedIn relationship manager or business development for access: the application may not create 2-legged tokens",
         ),
         (_, "invalid_request") if description.contains("\"grant_type\"") => {
-            Some("send grant_type=client_credentials: a proxy may have dropped the form")
+            Some("send grant_type=client_credentials; a proxy may have dropped the form")
         }
         (_, "invalid_request") if description.contains("\"client_id\"") => {
-            Some("send the client id: it must not be empty")
+            Some("send the client id; it must not be empty")
         }
         (_, "invalid_request") if description.contains("\"client_secret\"") => {
-            Some("send the client secret: it must not be empty")
+            Some("send the client secret; it must not be empty")
         }
         _ => None,
     }

@@ -1,4 +1,4 @@
-//! Token endpoints of providers whose documentation this crate follows.
+//! Token endpoints of specific providers, set up as their documentation asks for.
 
 mod linkedin;
 
