@@ -1,6 +1,6 @@
-//! Any `WWW-Authenticate` gets a verdict, and a 401 is only accepted for a reason that is in it.
+//! Each `WWW-Authenticate` gets a verdict, and a 401 is accepted only if a challenge says why.
 //!
-//! Each line is one header field.
+//! Input: one header field per line.
 //!
 //! `cargo +nightly fuzz run -s none challenge fuzz/corpus/challenge fuzz/seeds/challenge -- -dict=fuzz/challenge.dict`
 
@@ -10,7 +10,7 @@ use http::{HeaderValue, Response, StatusCode, header::WWW_AUTHENTICATE};
 use libfuzzer_sys::{Corpus, fuzz_target};
 use tower_client_credentials::fuzzing::is_rejection;
 
-/// The errors that another token does not mend.
+/// The errors that another token would not fix.
 const ACCEPTED: [&str; 2] = ["insufficient_scope", "invalid_request"];
 
 fuzz_target!(|data: &[u8]| -> Corpus {
@@ -24,18 +24,18 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     }
 
     let is_rejected = is_rejection(&response);
-    // Escapes may hide a word; without them, what is not there cannot be the reason.
+    // An escaped word is not found in the text; any other reason is.
     let text = String::from_utf8_lossy(data);
     let has_reason = ACCEPTED.iter().any(|error| text.contains(error));
     assert!(is_rejected || has_reason || text.contains('\\'));
     assert!(is_rejected || text.to_ascii_lowercase().contains("bearer"));
 
-    // One more challenge, which another token mends, makes any 401 a rejection.
-    let mendable = HeaderValue::from_static("Bearer error=\"invalid_token\"");
-    response.headers_mut().append(WWW_AUTHENTICATE, mendable);
+    // Another challenge that asks for a new token makes any 401 a rejection.
+    let rejection = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+    response.headers_mut().append(WWW_AUTHENTICATE, rejection);
     assert!(is_rejection(&response));
 
-    // Whatever the challenges, only a 401 is a rejection.
+    // Only a 401 is a rejection, whatever the challenges.
     *response.status_mut() = StatusCode::FORBIDDEN;
     assert!(!is_rejection(&response));
     Corpus::Keep

@@ -1,7 +1,7 @@
-//! Any reply of a token endpoint becomes a sendable token or an error that is fit to print.
+//! Each reply of a token endpoint becomes a token that can be sent, or an error that is safe to print.
 //!
-//! First byte: the status. Second byte: which headers there are. Up to the first line feed: their
-//! value. The rest: the body.
+//! Input: a byte for the status, a byte for the set of headers, the value of these headers up to a
+//! line feed, and the body.
 //!
 //! `cargo +nightly fuzz run -s none token_reply fuzz/corpus/token_reply fuzz/seeds/token_reply -- -dict=fuzz/token_reply.dict`
 
@@ -39,7 +39,9 @@ fuzz_target!(|data: &[u8]| -> Corpus {
     NEXT.set(reply);
 
     let answer = ENDPOINT.with_borrow_mut(|endpoint| endpoint.call(TokenRequest::default()));
-    let answer = answer.now_or_never().expect("the client never waits");
+    let answer = answer
+        .now_or_never()
+        .expect("the HTTP client is always ready");
 
     let value = serde_json::from_slice(body).unwrap_or(Value::Null);
     match answer {
@@ -72,11 +74,15 @@ fn check_error(error: &Error, status: StatusCode, value: &Value) {
         assert!(!debug.contains(secret), "{debug}");
     }
     assert!(error.source().is_none());
+    assert!(
+        display.starts_with("token endpoint auth.example "),
+        "{display}"
+    );
     assert!(error.retry_after().is_none_or(|wait| wait <= HOUR));
     assert!(error.is_refused() || error.is_invalid_reply());
     assert_eq!(error.status(), Some(status));
 
-    // A token and nothing that speaks against it. Keys are unique if they print as long as they were.
+    // A reply with a valid token and no other parameter is an error only if the token occurs twice.
     let Some(fields) = value.as_object().filter(|_| status.is_success()) else {
         return;
     };
