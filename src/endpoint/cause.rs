@@ -35,7 +35,12 @@ fn io_error_kind(error: &(dyn StdError + 'static)) -> Option<String> {
         UnexpectedEof,
     };
 
-    let kind = error.downcast_ref::<io::Error>()?.kind();
+    let mut error = error.downcast_ref::<io::Error>()?;
+    // TLS libraries wrap I/O errors in I/O errors, and `source` skips the inner one.
+    while let Some(inner) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        error = inner;
+    }
+    let kind = error.kind();
     let is_clear = matches!(
         kind,
         AddrNotAvailable
@@ -77,16 +82,14 @@ fn without_url(word: &str) -> &str {
     if is_like_url(word) { REMOVED } else { word }
 }
 
-/// Returns whether a word may have a URL, a path, a query or user information in it.
+/// Returns whether a word may contain a URL, a path, a query or user information.
 fn is_like_url(word: &str) -> bool {
-    let has_host_before_path = word
-        .split_once('/')
-        .is_some_and(|(host, _)| host.contains(['.', ':']));
-    let is_path = word
-        .trim_start_matches(|character: char| !character.is_alphanumeric() && character != '/')
-        .starts_with('/');
-    let is_query = word.contains('=') && word.contains(['?', '&']);
-    has_host_before_path || is_path || is_query || word.contains('@')
+    let is_http_version = word
+        .strip_prefix("HTTP/")
+        .is_some_and(|version| !version.contains(|c: char| c.is_alphabetic() || c == '/'));
+    let has_path = word.contains('/') && !is_http_version;
+    let has_query = word.contains('=') && word.contains(['?', '&']);
+    has_path || has_query || word.contains('@')
 }
 
 #[cfg(test)]
@@ -141,9 +144,11 @@ mod tests {
             io::ErrorKind::InvalidData,
             "invalid peer certificate: Expired",
         );
+        let tls_refused = io::Error::other(refused());
 
         for (error, cause) in [
             ("operation timed out".into(), "operation timed out"),
+            (tls_refused.into(), "connection refused"),
             (
                 wrapped(
                     "client error (Connect)",
@@ -190,21 +195,18 @@ mod tests {
                 "got [URL] from [URL]",
             ),
             (
-                "auth.example/token localhost:80/ a?b=1 b=1&c=2 bad",
-                "[URL] [URL] [URL] [URL] bad",
+                "auth.example/token token/x path=/x a?b=1 b=1&c=2 bad",
+                "[URL] [URL] [URL] [URL] [URL] bad",
             ),
             (
                 "hidden https:\u{200b}//auth.example/t",
                 "hidden https: [URL]",
             ),
             (
-                "bad TLS/SSL handshake with auth.example:443",
-                "bad TLS/SSL handshake with auth.example:443",
+                "HTTP/1.1 or HTTP/2, but HTTP/x?",
+                "HTTP/1.1 or HTTP/2, but [URL]",
             ),
-            (
-                "HTTP/1.1 and/or HTTP/2 failed",
-                "HTTP/1.1 and/or HTTP/2 failed",
-            ),
+            ("no auth.example:443, why?", "no auth.example:443, why?"),
             ("one\ntwo\u{1b}[31m\u{202e}three", "one two [31m three"),
         ] {
             assert_eq!(shown(text).as_deref(), Some(cause), "{text}");
