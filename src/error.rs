@@ -15,9 +15,9 @@ use tower::BoxError;
 /// [`source`](StdError::source) is `None`. If a function or token service of yours failed, its error
 /// is the source. A log line needs the whole chain, and no text occurs twice in it.
 ///
-/// Neither `Display` nor `Debug` shows a secret, a token or a response body, and neither shows the
-/// path or query of the token URL. Sources and [`transport_error`](Self::transport_error) have texts
-/// of their own, which nobody filters.
+/// Neither `Display` nor `Debug` shows a secret, a token or a response body. Of the token URL, they
+/// show only the host. Sources and [`transport_error`](Self::transport_error) have texts of their own,
+/// which nobody filters.
 ///
 /// # Examples
 ///
@@ -73,7 +73,7 @@ struct Inner {
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
-/// Whom the error concerns. Each party that an error passes adds what it knows.
+/// Which of several endpoints an error comes from. The party that knows adds it.
 #[derive(Clone, Debug, Default)]
 struct Context {
     /// The host of the token endpoint.

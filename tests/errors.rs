@@ -1,4 +1,4 @@
-//! The messages of errors, the questions that programs ask them, and that nothing shows a secret.
+//! Error messages, the methods that tell errors apart, and output that must not show a secret.
 
 mod support;
 

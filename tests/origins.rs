@@ -18,7 +18,7 @@ const OTHER: Fate = Err(TokenOmitted::OtherOrigin);
 const PLAIN: Fate = Err(TokenOmitted::PlainHttp);
 
 #[tokio::test(start_paused = true)]
-async fn plain_http_carries_tokens_only_to_loopback() {
+async fn tokens_go_over_plain_http_only_to_loopback() {
     for (uri, fate) in [
         ("https://api.example/v2/people", Ok(())),
         ("HTTPS://api.example/", Ok(())),
@@ -68,7 +68,7 @@ async fn plain_http_carries_tokens_only_to_loopback() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn allow_http_lets_plain_http_carry_tokens_anywhere() {
+async fn tokens_go_over_plain_http_anywhere_if_allowed() {
     let allowing = |cache| ClientCredentialsLayer::with_cache(cache).allow_http();
 
     assert_eq!(fate_of(allowing, "http://api.example/", &[]).await, Ok(()));

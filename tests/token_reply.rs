@@ -149,7 +149,7 @@ async fn every_reply_with_a_token_is_read() {
             None,
         ),
         (
-            "scope that holds the token, the secret and odd characters",
+            "scope that contains the token, the secret and odd characters",
             scoped(r#""tt MARK-SECRET\u200ba\u0000""#),
             None,
             Some("tt MARK-SECRET\u{200b}a\0"),
@@ -1008,8 +1008,8 @@ async fn cache_obeys_the_retry_after_of_an_endpoint() {
 
 /// Returns whether a wait is as long as asked for, or up to half as long again, at random.
 fn obeys(wait: Duration, seconds: u64) -> bool {
-    let asked_for = Duration::from_secs(seconds);
-    wait >= asked_for && wait <= asked_for * 3 / 2 + Duration::from_millis(2)
+    let wanted = Duration::from_secs(seconds);
+    wait >= wanted && wait <= wanted * 3 / 2 + Duration::from_millis(2)
 }
 
 #[tokio::test]
@@ -1064,7 +1064,7 @@ async fn endless_body_is_read_up_to_the_limit_and_dropped() {
             .body(body)
             .unwrap();
 
-        let error = ask(reply).await.unwrap_err();
+        let error = request_token(reply).await.unwrap_err();
 
         assert!(error.is_invalid_reply() && !error.is_transient(), "{name}");
         assert_eq!(
@@ -1111,7 +1111,8 @@ async fn stalling_body_waits_for_its_caller_and_is_dropped_with_it() {
         watch: watch.clone(),
     };
 
-    let outcome = tokio::time::timeout(Duration::from_secs(30), ask(Response::new(body))).await;
+    let outcome =
+        tokio::time::timeout(Duration::from_secs(30), request_token(Response::new(body))).await;
 
     assert!(outcome.is_err(), "the deadline is the caller's");
     assert_eq!(watch.frames.load(Ordering::Relaxed), 1);
@@ -1124,7 +1125,7 @@ async fn success_whose_body_breaks_off_is_a_transport_error() {
         first: Some("{\"access_token\":\"MARK"),
     };
 
-    let error = ask(Response::new(body)).await.unwrap_err();
+    let error = request_token(Response::new(body)).await.unwrap_err();
 
     assert!(error.is_transport() && error.is_transient());
     assert_eq!(
@@ -1165,7 +1166,7 @@ async fn error_whose_body_breaks_off_or_stalls_is_read_as_far_as_it_arrived() {
                 .unwrap();
             let start = Instant::now();
 
-            let error = ask(reply).await.unwrap_err();
+            let error = request_token(reply).await.unwrap_err();
 
             assert!(error.is_refused(), "{error}");
             assert_eq!(error.status().unwrap(), status);
@@ -1188,9 +1189,9 @@ fn error_whose_body_stalls_needs_no_runtime() {
     };
     let reply = Response::builder().status(429).body(body).unwrap();
 
-    let mut asking = tokio_test::task::spawn(ask(reply));
+    let mut requesting = tokio_test::task::spawn(request_token(reply));
 
-    assert!(asking.poll().is_pending());
+    assert!(requesting.poll().is_pending());
 }
 
 #[tokio::test(start_paused = true)]
@@ -1227,7 +1228,10 @@ async fn body_in_pieces_is_read_as_a_whole() {
     let trailers = iter::once(Ok(Frame::trailers(http::HeaderMap::new())));
     let body = http_body_util::StreamBody::new(futures_util::stream::iter(frames.chain(trailers)));
 
-    assert_eq!(ask(Response::new(body)).await.unwrap().expose(), "t");
+    assert_eq!(
+        request_token(Response::new(body)).await.unwrap().expose(),
+        "t"
+    );
 }
 
 #[tokio::test]
@@ -1436,7 +1440,7 @@ fn auth() -> ClientAuth {
 }
 
 /// Requests a token from an endpoint that answers once, with a body of any kind.
-async fn ask<B>(reply: Response<B>) -> Result<AccessToken, Error>
+async fn request_token<B>(reply: Response<B>) -> Result<AccessToken, Error>
 where
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {

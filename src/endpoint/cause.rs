@@ -6,9 +6,9 @@ use super::redaction::Redaction;
 
 /// Returns the cause at the end of an error's source chain, as one short line.
 ///
-/// Prefers the kind of an I/O error, which is the same on every platform and holds no data. Other
-/// texts are shown without URLs. A text with a secret isn't shown; the error above it is used
-/// instead.
+/// Prefers the kind of an I/O error, which is the same on every platform and contains no data. Other
+/// texts are shown without URLs. A text with a secret isn't shown; that of the error above it is
+/// used instead.
 pub(super) fn of(error: &(dyn StdError + 'static), redaction: &Redaction) -> Option<String> {
     let chain = iter::successors(Some(error), |&error| error.source());
     let chain: Vec<_> = chain.take(LONGEST_CHAIN).collect();

@@ -35,8 +35,8 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///
 /// Sends its requests with an HTTP client of yours: any clonable tower service for `http` requests
 /// whose body type can be made from [`Bytes`]. Each call makes one token request, or two if the
-/// server refuses [rotated credentials](ClientAuth::from_fn). There is no caching, retry or timeout
-/// here: a [`TokenCache`](crate::TokenCache) adds all three.
+/// server refuses [rotated credentials](ClientAuth::from_fn). This type doesn't cache, retry or time
+/// out: a [`TokenCache`](crate::TokenCache) adds all three.
 ///
 /// # Request
 ///
