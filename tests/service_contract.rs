@@ -1,4 +1,4 @@
-//! What tower asks of a service, and what shared limits ask of this one.
+//! The rules of a tower service: readiness, clones, panics, and limits that services share.
 
 mod support;
 
@@ -8,7 +8,6 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -26,10 +25,10 @@ use tower_client_credentials::{
 };
 use tower_test::mock;
 
-/// Longer than any call takes; what is reached is a deadlock.
+/// Longer than any call takes. A call that reaches it is deadlocked.
 const DEADLOCKED: Duration = Duration::from_secs(10 * 60);
 
-/// A token service and an API behind one HTTP client, told apart by their path.
+/// One HTTP client for both servers: `/token` is the token service, every other path is the API.
 fn client()
 -> impl Service<Request<String>, Response = Response<String>, Error = BoxError, Future: Send + 'static>
 + Clone
@@ -48,7 +47,7 @@ fn client()
     })
 }
 
-/// A token service that sends its requests with the given client; its first token is refused.
+/// A token service that sends its requests with the given client. The API rejects its first token.
 fn tokens_over<C>(
     client: C,
 ) -> impl Service<TokenRequest, Response = AccessToken, Error = BoxError, Future: Send + 'static>
@@ -69,7 +68,7 @@ where
             let response = client.oneshot(ask).await.map_err(Into::into)?;
             let text = match request.rejected {
                 Some(_) => response.into_body(),
-                None => "refused".to_owned(),
+                None => "rejected".to_owned(),
             };
             AccessToken::new(text).map_err(BoxError::from)
         }
@@ -86,7 +85,7 @@ async fn token_and_api_calls_can_share_one_permit() {
     let calls = (0..20).map(|_| call(&service));
     let outcomes = timeout(DEADLOCKED, futures_util::future::join_all(calls)).await;
 
-    for outcome in outcomes.expect("a call holds the permit that its token needs") {
+    for outcome in outcomes.expect("a call must not hold the permit that its token needs") {
         assert_eq!(outcome.unwrap().status(), StatusCode::OK);
     }
 }
@@ -99,20 +98,20 @@ async fn token_and_api_calls_can_share_one_buffer() {
     let calls = (0..20).map(|_| call(&service));
     let outcomes = timeout(DEADLOCKED, futures_util::future::join_all(calls)).await;
 
-    for outcome in outcomes.expect("a call holds the slot that its token needs") {
+    for outcome in outcomes.expect("a call must not hold the slot that its token needs") {
         assert_eq!(outcome.unwrap().status(), StatusCode::OK);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_service_that_was_polled_ready_is_the_one_that_is_called() {
+async fn service_that_was_polled_ready_is_the_one_called() {
     let issuer = Issuer::new();
     let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
     let mut service = stack(&issuer, inner);
     service.cache().token().await.unwrap();
     api.allow(1);
 
-    // With one permit in all, polling any other instance would wait for ever.
+    // There is one permit: calling another instance would mean waiting for a second one.
     poll_fn(|cx| service.poll_ready(cx)).await.unwrap();
     let _response = service.call(request());
 
@@ -120,7 +119,7 @@ async fn the_service_that_was_polled_ready_is_the_one_that_is_called() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn readiness_is_that_of_the_inner_service() {
+async fn readiness_comes_from_the_inner_service() {
     let issuer = Issuer::new();
     let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
     let mut service = tokio_test::task::spawn(stack(&issuer, inner));
@@ -141,7 +140,7 @@ async fn readiness_is_that_of_the_inner_service() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn replay_waits_until_the_service_is_ready_again() {
+async fn replay_waits_until_the_inner_service_is_ready() {
     let issuer = Issuer::new();
     let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
     let service = stack(&issuer, inner);
@@ -165,7 +164,7 @@ async fn replay_waits_until_the_service_is_ready_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_expired_token_is_never_sent_however_late_the_service_gets_ready() {
+async fn expired_token_is_not_sent_however_late_the_service_becomes_ready() {
     let issuer = Issuer::new().lifetime(Duration::from_secs(60));
     let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
     api.allow(1);
@@ -176,7 +175,7 @@ async fn an_expired_token_is_never_sent_however_late_the_service_gets_ready() {
     settle().await;
     assert_eq!(issuer.requests(), 1);
 
-    // The token is there, but the service is not ready before it has expired.
+    // The token has arrived, but it expires before the service is ready.
     api.allow(0);
     assert!(call.poll().is_pending());
     advance(Duration::from_secs(120)).await;
@@ -194,7 +193,7 @@ async fn an_expired_token_is_never_sent_however_late_the_service_gets_ready() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn error_of_readiness_comes_back_as_it_came() {
+async fn error_from_poll_ready_is_returned_unchanged() {
     let issuer = Issuer::new();
     let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
     let service = stack(&issuer, inner);
@@ -206,7 +205,7 @@ async fn error_of_readiness_comes_back_as_it_came() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn call_that_is_dropped_before_it_is_polled_asks_for_nothing() {
+async fn call_that_is_dropped_before_its_first_poll_makes_no_token_request() {
     let issuer = Issuer::new();
     let mut service = stack(&issuer, Api::accepting_all().service());
 
@@ -217,7 +216,7 @@ async fn call_that_is_dropped_before_it_is_polled_asks_for_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clones_and_stacks_share_their_cache() {
+async fn clones_and_stacks_share_one_cache() {
     let issuer = Issuer::new();
     let cache = issuer.cache();
     let api = Api::accepting_all();
@@ -232,7 +231,7 @@ async fn clones_and_stacks_share_their_cache() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn token_error_is_found_in_the_box_error() {
+async fn box_error_downcasts_to_the_token_error() {
     let issuer = Issuer::new();
     issuer.fail(support::Failure::Permanent);
     let service = stack(&issuer, Api::accepting_all().service());
@@ -246,11 +245,11 @@ async fn token_error_is_found_in_the_box_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn replay_goes_through_a_clone_of_what_the_inner_service_was_changed_to() {
+async fn replay_uses_the_inner_service_as_changed_through_get_mut() {
     let first = Api::accepting_all();
     let second = Api::accepting(|token| token != "token-1");
     let mut service = stack(&Issuer::new(), first.service());
-    // The second one finds the token that the first one waited for, and all there is to look at.
+    // The first call waits for the token; the second one takes the fast path.
     for _ in 0..2 {
         let response = service.ready().await.unwrap().call(request());
         assert_eq!(response.await.unwrap().status(), StatusCode::OK);
@@ -264,120 +263,25 @@ async fn replay_goes_through_a_clone_of_what_the_inner_service_was_changed_to() 
     assert_eq!(second.tokens(), ["token-1", "token-2"]);
 }
 
-/// An API behind a service that counts its clones; each sends the number of the call that it makes.
-struct Counting<S> {
-    inner: S,
-    calls: usize,
-    counted: Arc<()>,
-    clones: Arc<AtomicUsize>,
-}
-
-impl<S> Counting<S> {
-    fn new(inner: S) -> Self {
-        Self {
-            inner,
-            calls: 0,
-            counted: Arc::default(),
-            clones: Arc::default(),
-        }
-    }
-}
-
-impl<S: Clone> Clone for Counting<S> {
-    fn clone(&self) -> Self {
-        self.clones.fetch_add(1, Ordering::Relaxed);
-        Self {
-            inner: self.inner.clone(),
-            calls: self.calls,
-            counted: self.counted.clone(),
-            clones: self.clones.clone(),
-        }
-    }
-}
-
-impl<S: Service<Request<String>>> Service<Request<String>> for Counting<S> {
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = S::Future;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, mut request: Request<String>) -> S::Future {
-        self.calls += 1;
-        *request.body_mut() = self.calls.to_string();
-        self.inner.call(request)
-    }
-}
-
+/// The inner service panics in `call`, as a client does that finds no runtime.
 #[tokio::test(start_paused = true)]
-async fn inner_service_is_not_cloned_for_each_call() {
-    let issuer = Issuer::new();
-    let counting = Counting::new(Api::accepting_all().service());
-    let (clones, counted) = (counting.clones.clone(), Arc::downgrade(&counting.counted));
-    let mut service = stack(&issuer, counting);
-    service
-        .ready()
-        .await
-        .unwrap()
-        .call(request())
-        .await
-        .unwrap();
-    clones.store(0, Ordering::Relaxed);
-
-    let mut responses = Vec::new();
-    for _ in 0..100 {
-        responses.push(service.ready().await.unwrap().call(request()));
-    }
-
-    // One is kept for replays, and was taken anew with the look that the first of these calls had.
-    assert!(clones.load(Ordering::Relaxed) <= 1);
-    drop((service, responses));
-    assert_eq!(counted.strong_count(), 0, "nothing is kept");
-}
-
-/// What is in a service itself is not looked at for each call, and not kept for long.
-#[tokio::test(start_paused = true)]
-async fn replay_goes_through_a_clone_of_the_inner_service_as_it_was_a_millisecond_ago() {
-    let mut sends = 0;
-    let api = Api::accepting(move |_| {
-        sends += 1;
-        sends != 4
-    });
-    let mut service = stack(&Issuer::new(), Counting::new(api.service()));
-
-    for _ in 0..4 {
-        let response = service.ready().await.unwrap().call(request());
-        assert_eq!(response.await.unwrap().status(), StatusCode::OK);
-        advance(Duration::from_millis(1)).await;
-    }
-
-    let received = api.received();
-    let [.., before, rejected, replayed] = &received[..] else {
-        panic!("one is replayed");
-    };
-    assert_ne!(rejected.body, before.body);
-    assert_eq!(replayed.body, rejected.body);
-}
-
-/// In `call`, not in its future: where a client finds out that it has no runtime, say.
-#[tokio::test(start_paused = true)]
-async fn service_serves_on_after_its_inner_service_panicked_and_leaves_no_task() {
+async fn panic_of_the_inner_service_reaches_the_caller_and_leaks_nothing() {
     async fn panics_and_serves_with<R: ReplayPolicy<String, Body = String> + Clone>(policy: R) {
         let issuer = Issuer::new();
-        let alive = Arc::new(());
-        let (tokens, in_use) = (issuer.service(), Arc::clone(&alive));
+        let api = Api::accepting_all();
+        let tokens = issuer.service();
+        let token_service_alive = Arc::new(());
+        let alive = Arc::clone(&token_service_alive);
         let token_service = service_fn(move |request| {
-            let _in_use = Arc::clone(&in_use);
+            let _alive = &alive;
             tokens.clone().oneshot(request)
         });
-        let mut calls = 0;
-        let api = Api::accepting_all();
         let inner = api.service();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
         let panicking = service_fn(move |request| {
-            calls += 1;
-            assert!(calls % 2 == 0, "on purpose");
+            let call = counted.fetch_add(1, Ordering::Relaxed);
+            assert!(call % 2 == 1, "panics on purpose");
             inner.clone().oneshot(request)
         });
         let cache = TokenCache::builder().keep_warm().build(token_service);
@@ -392,14 +296,13 @@ async fn service_serves_on_after_its_inner_service_panicked_and_leaves_no_task()
             assert!(panicked.is_err());
             let response = service.ready().await.unwrap().call(request()).await;
             assert_eq!(response.unwrap().status(), StatusCode::OK);
-            // Each with another lease.
-            advance(Duration::from_millis(1)).await;
         }
         assert_eq!(api.tokens(), ["token-1"; 3]);
 
         drop(service);
         settle().await;
-        assert_eq!(Arc::strong_count(&alive), 1, "the token service is kept");
+        assert_eq!(Arc::strong_count(&token_service_alive), 1);
+        assert_eq!(Arc::strong_count(&calls), 1);
         advance(2 * LONG).await;
         settle().await;
         assert_eq!(issuer.requests(), 1);
@@ -408,7 +311,7 @@ async fn service_serves_on_after_its_inner_service_panicked_and_leaves_no_task()
     panics_and_serves_with(NoReplay).await;
 }
 
-/// Such as `BoxCloneService`.
+/// `BoxCloneService` is one example.
 #[tokio::test(start_paused = true)]
 async fn inner_service_need_not_be_sync() {
     let api = Api::accepting(|token| token != "token-1");
@@ -421,7 +324,7 @@ async fn inner_service_need_not_be_sync() {
 }
 
 #[test]
-fn inner_service_can_be_had_back() {
+fn inner_service_is_accessible() {
     let mut service = stack(&Issuer::new(), "inner");
 
     assert_eq!(*service.get_ref(), "inner");
@@ -441,7 +344,7 @@ fn services_and_futures_have_the_auto_traits_of_their_parts() {
     all::<tower_client_credentials::Error>();
     all::<AccessToken>();
 
-    // Neither the service nor its future needs a body that is `Sync`.
+    // Neither the service nor its future requires a body that is `Sync`.
     let service = ClientCredentialsLayer::new(Issuer::new().service())
         .no_replay()
         .layer(Inner::new(service_fn(|_: Request<NotSync>| async {

@@ -1,8 +1,8 @@
-//! Servers to test against: they count what they are asked and answer as they are told.
+//! A token service and an API to test against. Both are scripted and record what they receive.
 #![allow(
     dead_code,
     unreachable_pub,
-    reason = "each test file uses its own part of this module"
+    reason = "each test file uses only a part of this module"
 )]
 
 use std::{
@@ -20,10 +20,10 @@ use tower_client_credentials::{
     replay::CloneBody,
 };
 
-/// A lifetime that no test outlives by accident.
+/// A token lifetime that no test reaches by accident.
 pub const LONG: Duration = Duration::from_secs(1800);
 
-/// A token service that answers with "token-1", "token-2" and so on.
+/// A token service that issues "token-1", "token-2" and so on.
 #[derive(Clone)]
 pub struct Issuer {
     lifetime: Option<Duration>,
@@ -33,15 +33,16 @@ pub struct Issuer {
     failing: Arc<Mutex<Option<Failure>>>,
 }
 
-/// What an issuer does instead of answering.
+/// What an issuer does instead of issuing a token.
 #[derive(Clone, Copy, Debug)]
 pub enum Failure {
-    /// An error that is not one of the crate's, and so counts as transient.
+    /// Fails with an error of another type, which counts as transient.
     Transient,
     Permanent,
-    /// An error that asks to be left alone for a minute.
+    /// Fails with a `Retry-After` of one minute.
     RateLimited,
     Panic,
+    /// Never answers.
     Silence,
 }
 
@@ -70,12 +71,12 @@ impl Issuer {
         *self.failing.lock().unwrap() = failure.into();
     }
 
-    /// How many token requests were made.
+    /// The number of times that the token service was called.
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 
-    /// The token that each request named as rejected.
+    /// The rejected token that each request named.
     pub fn rejected(&self) -> Vec<Option<String>> {
         self.rejected.lock().unwrap().clone()
     }
@@ -124,7 +125,7 @@ impl Issuer {
     }
 }
 
-/// An API that answers 200 to the tokens it accepts and 401 to all others, as LinkedIn does.
+/// An API that answers 200 to the tokens that it accepts and 401 to all others, as LinkedIn does.
 #[derive(Clone)]
 pub struct Api {
     accepts: Arc<Mutex<Accepts>>,
@@ -209,7 +210,7 @@ impl Api {
     }
 }
 
-/// LinkedIn's answer to a token that it does not accept: no `WWW-Authenticate`.
+/// LinkedIn's answer to a token that it does not accept. It has no `WWW-Authenticate`.
 pub fn rejection() -> Response<String> {
     let body = r#"{"serviceErrorCode":65600,"message":"Invalid access token","status":401}"#;
     let mut response = Response::new(body.to_owned());
@@ -217,21 +218,21 @@ pub fn rejection() -> Response<String> {
     response
 }
 
-/// A service with all defaults in front of `inner`.
+/// The layer around `inner`, with default options.
 pub fn stack<S>(issuer: &Issuer, inner: S) -> ClientCredentials<S, CloneBody> {
     tower::ServiceBuilder::new()
         .layer(ClientCredentialsLayer::new(issuer.service()))
         .service(inner)
 }
 
-/// A request with a body that is worth replaying.
+/// A request with a body that can be replayed.
 pub fn request() -> Request<String> {
     Request::post("https://api.linkedin.com/v2/people")
         .body("name=Ada".to_owned())
         .unwrap()
 }
 
-/// Makes one call, readiness included, on a clone of the service.
+/// Makes a clone of the service ready and calls it once.
 pub async fn call<S>(service: &S) -> Result<Response<String>, BoxError>
 where
     S: Service<Request<String>, Response = Response<String>, Error = BoxError> + Clone,
@@ -239,14 +240,14 @@ where
     service.clone().oneshot(request()).await
 }
 
-/// Lets every other task run until it waits for something.
+/// Runs every other task until it waits for something.
 pub async fn settle() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
 }
 
-/// Lets every other task run once or twice, which is enough for a cache that is alone.
+/// Polls every other task a few times, which is enough for one cache with nothing else running.
 pub async fn settle_briefly() {
     for _ in 0..4 {
         tokio::task::yield_now().await;
