@@ -1,4 +1,4 @@
-//! The header that requests carry, and the requests that are left alone.
+//! The header that carries the token, and the requests that pass unchanged.
 
 mod support;
 
@@ -13,7 +13,7 @@ use tower_client_credentials::{
 };
 use tower_test::{assert_request_eq, mock};
 
-/// An API that answers with the request that it got.
+/// An API that answers with the request that it received.
 fn mirror()
 -> impl Service<Request<String>, Response = Response<String>, Error = BoxError, Future: Send + 'static>
 + Clone {
@@ -27,7 +27,7 @@ fn mirror()
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_request_carries_the_token_and_it_is_marked_sensitive() {
+async fn every_request_carries_the_token_in_a_sensitive_header() {
     let service = stack(&Issuer::new(), mirror());
 
     for _ in 0..3 {
@@ -40,9 +40,9 @@ async fn every_request_carries_the_token_and_it_is_marked_sensitive() {
     }
 }
 
-/// With a token at hand or without: a rejection of it is no affair of the layer's.
+/// A rejection of the caller's own credentials does not affect the token.
 #[tokio::test(start_paused = true)]
-async fn a_callers_own_authorization_header_wins() {
+async fn callers_own_header_wins() {
     for is_warm in [false, true] {
         let issuer = Issuer::new();
         let (inner, mut api) = mock::pair::<Request<String>, Response<String>>();
@@ -70,9 +70,8 @@ async fn a_callers_own_authorization_header_wins() {
     }
 }
 
-/// With a token at hand or without: nothing of the request changes, the order neither.
 #[tokio::test(start_paused = true)]
-async fn a_callers_own_authorization_headers_win_in_their_order() {
+async fn callers_own_header_wins_and_all_headers_keep_their_order() {
     let issuer = Issuer::new();
     let mut service = stack(&issuer, mirror());
     let own = [
@@ -99,13 +98,13 @@ async fn a_callers_own_authorization_headers_win_in_their_order() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn request_without_room_for_the_token_is_an_error() {
+async fn request_with_no_room_for_another_header_fails() {
     let issuer = Issuer::new();
     let mut service = stack(&issuer, mirror());
 
     for has_token in [false, true] {
         let mut full = request();
-        // `HeaderMap` takes no more.
+        // Until `HeaderMap` takes no more.
         for number in 0.. {
             let name: HeaderName = format!("x-{number}").parse().unwrap();
             if full.headers_mut().try_append(name, number.into()).is_err() {
@@ -123,7 +122,7 @@ async fn request_without_room_for_the_token_is_an_error() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nothing_else_of_a_request_changes() {
+async fn rest_of_the_request_is_unchanged() {
     #[derive(Clone, Debug, PartialEq)]
     struct Mark(u32);
     let service = stack(&Issuer::new(), mirror());
@@ -140,7 +139,7 @@ async fn nothing_else_of_a_request_changes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn token_of_another_type_stands_behind_its_type() {
+async fn custom_prefix_replaces_bearer() {
     let token_service = service_fn(|_: TokenRequest| async {
         AccessToken::with_type("Zoho-oauthtoken", "1000.abc")
     });
@@ -155,7 +154,7 @@ async fn token_of_another_type_stands_behind_its_type() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_token_service_is_asked_for_what_the_cache_was_set_up_with() {
+async fn token_service_receives_the_parameters_of_the_cache() {
     let (token_service, mut issuer) = mock::pair::<TokenRequest, AccessToken>();
     let parameters = tower_client_credentials::TokenParameters::default()
         .with_scope("r_basic w_basic")
@@ -177,7 +176,7 @@ async fn the_token_service_is_asked_for_what_the_cache_was_set_up_with() {
     assert_eq!(waiting.await.unwrap().expose(), "token-1");
 }
 
-/// How a user tests a client stack: a mock on either side, no sockets.
+/// How a user tests a client stack: a mock on each side and no sockets.
 #[tokio::test(start_paused = true)]
 async fn both_sides_can_be_mocked() {
     let (token_service, mut issuer) = mock::pair::<TokenRequest, AccessToken>();

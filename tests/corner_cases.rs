@@ -1,11 +1,11 @@
-//! Corners of the promises that no other test reaches.
+//! Combinations of events that no other test covers.
 
 mod support;
 
 use std::{
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -18,7 +18,7 @@ use http::{HeaderMap, HeaderValue};
 use http_body::{Body, Frame, SizeHint};
 use support::{Api, Failure, Issuer, LONG, call, request, settle, stack};
 use tokio::{
-    runtime::Builder,
+    runtime::{Builder, Runtime},
     time::{Instant, advance, sleep},
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
@@ -31,7 +31,7 @@ use tower_client_credentials::{
 const SECOND: Duration = Duration::from_secs(1);
 
 #[tokio::test(start_paused = true)]
-async fn rejection_while_the_token_service_fails_comes_back_and_the_token_stays_in_use() {
+async fn rejection_during_the_back_off_is_returned_and_the_token_stays_in_use() {
     let issuer = Issuer::new();
     let api = Api::accepting_none();
     let cache = TokenCache::builder().jitter(0.0).build(issuer.service());
@@ -40,7 +40,7 @@ async fn rejection_while_the_token_service_fails_comes_back_and_the_token_stays_
     issuer.fail(Failure::Permanent);
     advance(Duration::from_secs(1500)).await;
     cache.token().await.unwrap();
-    settle().await; // the refresh has failed; the failure is shared for a second
+    settle().await; // The refresh has failed, and the failure is shared for a second.
 
     let response = call(&service).await.unwrap();
 
@@ -56,9 +56,8 @@ async fn rejection_while_the_token_service_fails_comes_back_and_the_token_stays_
 }
 
 #[test]
-fn flight_that_lands_after_it_was_replaced_overwrites_nothing() {
-    let number = AtomicUsize::new(0);
-    let number = Arc::new(number);
+fn overdue_token_request_does_not_overwrite_the_token_of_the_next_one() {
+    let number = Arc::new(AtomicUsize::new(0));
     let service = service_fn(move |_: TokenRequest| {
         let number = number.fetch_add(1, Ordering::SeqCst) + 1;
         async move {
@@ -69,14 +68,14 @@ fn flight_that_lands_after_it_was_replaced_overwrites_nothing() {
     let cache = TokenCache::builder()
         .deadline(Duration::from_millis(50))
         .build(service);
-    let first = Builder::new_current_thread().enable_all().build().unwrap();
-    let second = Builder::new_current_thread().enable_all().build().unwrap();
+    let (first, second) = (paused_runtime(), paused_runtime());
     let mut waiter = Box::pin(cache.token());
     first.block_on(async {
         assert!(waiter.as_mut().now_or_never().is_none());
         tokio::task::yield_now().await;
     });
-    std::thread::sleep(Duration::from_millis(1100));
+    // The first runtime is not driven while a second passes on the other one.
+    second.block_on(advance(Duration::from_millis(1100)));
     assert_eq!(second.block_on(cache.token()).unwrap().expose(), "token-2");
 
     first.block_on(async { sleep(Duration::from_millis(50)).await });
@@ -88,11 +87,16 @@ fn flight_that_lands_after_it_was_replaced_overwrites_nothing() {
     drop(waiter);
 }
 
+fn paused_runtime() -> Runtime {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_time().start_paused(true).build().unwrap()
+}
+
 #[test]
-fn outside_a_runtime_nobody_is_given_the_rejected_token_while_its_renewal_is_under_way() {
+fn rejected_token_is_withheld_outside_a_runtime_while_its_renewal_runs() {
     let issuer = Issuer::new().latency(Duration::from_millis(50));
     let cache = issuer.cache();
-    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = paused_runtime();
     let token = runtime.block_on(cache.token()).unwrap();
     assert!(matches!(cache.reject(&token), Rejection::Withheld));
     runtime.block_on(async { assert!(cache.token().now_or_never().is_none()) });
@@ -103,9 +107,9 @@ fn outside_a_runtime_nobody_is_given_the_rejected_token_while_its_renewal_is_und
     assert_eq!(runtime.block_on(cache.token()).unwrap().expose(), "token-2");
 }
 
-/// With a `Retry-After` that is longer than a flight may take.
+/// The `Retry-After` is longer than the deadline of a token request.
 #[tokio::test(start_paused = true)]
-async fn refresh_obeys_retry_after_and_starts_again_after_it() {
+async fn refresh_obeys_retry_after_and_then_starts_again() {
     let asked = Arc::new(Mutex::new(Vec::new()));
     let log = asked.clone();
     let service = service_fn(move |_: TokenRequest| {
@@ -137,9 +141,9 @@ async fn refresh_obeys_retry_after_and_starts_again_after_it() {
     );
 }
 
-/// The back-off of a failed refresh is the failure's, not the flight's deadline.
+/// The next refresh waits for the back-off, not for the deadline of the failed one.
 #[tokio::test(start_paused = true)]
-async fn failed_refresh_is_tried_again_after_its_back_off() {
+async fn failed_refresh_is_retried_after_the_back_off() {
     let issuer = Issuer::new();
     let cache = TokenCache::builder().jitter(0.0).build(issuer.service());
     cache.token().await.unwrap();
@@ -172,7 +176,7 @@ async fn lifetime_counts_from_before_the_request_was_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn request_that_is_never_sent_twice_starts_the_renewal_behind() {
+async fn rejected_call_without_replay_renews_the_token_in_the_background() {
     let issuer = Issuer::new();
     let layer = ClientCredentialsLayer::new(issuer.service()).no_replay();
     let service = layer.layer(Api::accepting_none().service());
@@ -184,7 +188,7 @@ async fn request_that_is_never_sent_twice_starts_the_renewal_behind() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn request_that_is_never_sent_twice_renews_nothing_when_nobody_else_has_the_cache() {
+async fn rejected_call_without_replay_renews_nothing_once_the_last_handle_is_gone() {
     let issuer = Issuer::new();
     let service = ClientCredentialsLayer::new(issuer.service())
         .no_replay()
@@ -202,9 +206,8 @@ async fn request_that_is_never_sent_twice_renews_nothing_when_nobody_else_has_th
     assert_eq!(issuer.requests(), 1);
 }
 
-/// What is polled ready but kept by a service that waits for a token blocks its permit.
 #[tokio::test(start_paused = true)]
-async fn a_miss_gives_up_the_readiness_that_the_service_had() {
+async fn call_that_waits_for_a_token_releases_the_permit_of_its_service() {
     let issuer = Issuer::new();
     let shared = tower::ServiceBuilder::new()
         .layer(tower::limit::GlobalConcurrencyLimitLayer::new(1))
@@ -221,8 +224,9 @@ async fn a_miss_gives_up_the_readiness_that_the_service_had() {
     );
 }
 
-struct Three(u32);
-impl Body for Three {
+/// Two frames of four bytes with an empty one between them, then trailers. Counts its polls.
+struct Frames(u32);
+impl Body for Frames {
     type Data = Bytes;
     type Error = BoxError;
     fn poll_frame(
@@ -261,20 +265,19 @@ where
     }
 }
 
-/// Trailers that were read are not read again when the verdict frees what was remembered.
 #[test]
-fn trailers_that_were_sent_are_sent_once() {
-    let (mut body, kept) = Buffered::new(1024).split(Three(0));
+fn trailers_are_not_sent_again_after_the_buffer_is_freed() {
+    let (mut body, kept) = Buffered::new(1024).split(Frames(0));
     while !next(&mut body).unwrap().is_trailers() {}
-    drop(kept); // accepted
+    drop(kept); // The request was accepted.
     assert!(body.is_end_stream());
     assert!(next(&mut body).is_none());
 }
 
-/// An empty frame is passed on as one (gRPC sends them) and is not remembered.
+/// gRPC clients send empty frames.
 #[test]
-fn empty_frame_is_passed_on_and_not_remembered() {
-    let (mut body, kept) = Buffered::new(1024).split(Three(0));
+fn empty_frame_is_forwarded_and_not_buffered() {
+    let (mut body, kept) = Buffered::new(1024).split(Frames(0));
     let sizes: Vec<_> = (0..3)
         .map(|_| next(&mut body).unwrap().into_data().unwrap().len())
         .collect();
@@ -286,10 +289,9 @@ fn empty_frame_is_passed_on_and_not_remembered() {
     assert_eq!(sizes, [4, 4]);
 }
 
-/// A body that was taken over promises no length.
 #[test]
-fn body_that_was_taken_over_reports_no_size() {
-    let (body, kept) = Buffered::new(1024).split(Three(0));
+fn first_body_reports_no_size_after_the_replay_takes_over() {
+    let (body, kept) = Buffered::new(1024).split(Frames(0));
     assert_eq!(body.size_hint().exact(), Some(8));
     let again = Buffered::new(1024).restore(kept.unwrap()).unwrap();
     assert_eq!(again.size_hint().exact(), Some(8));
@@ -297,13 +299,13 @@ fn body_that_was_taken_over_reports_no_size() {
     assert!(!body.is_end_stream());
 }
 
-type Ask = Box<dyn Fn() -> Option<u64> + Send + Sync>;
+type ReplaySize = Box<dyn Fn() -> Option<u64> + Send + Sync>;
 
-/// The size is exact while another thread polls the source. Here: asked from inside that poll.
+/// A source that asks for the size of the replay while it is polled.
 struct Asking {
-    ask: Arc<std::sync::OnceLock<Ask>>,
+    replay_size: Arc<OnceLock<ReplaySize>>,
     polls: u32,
-    seen: Arc<Mutex<Vec<Option<u64>>>>,
+    sizes: Arc<Mutex<Vec<Option<u64>>>>,
 }
 impl Body for Asking {
     type Data = Bytes;
@@ -313,8 +315,8 @@ impl Body for Asking {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         self.polls += 1;
-        if let Some(ask) = self.ask.get() {
-            self.seen.lock().unwrap().push(ask());
+        if let Some(replay_size) = self.replay_size.get() {
+            self.sizes.lock().unwrap().push(replay_size());
         }
         Poll::Ready((self.polls <= 2).then(|| Ok(Frame::data(Bytes::from_static(b"1234")))))
     }
@@ -324,31 +326,31 @@ impl Body for Asking {
 }
 
 #[test]
-fn replay_knows_its_exact_size_while_the_first_upload_is_still_in_the_source() {
-    let ask = Arc::new(std::sync::OnceLock::new());
-    let seen = Arc::default();
+fn replay_has_an_exact_size_while_the_first_upload_polls_the_source() {
+    let replay_size = Arc::new(OnceLock::new());
+    let sizes = Arc::default();
     let source = Asking {
-        ask: Arc::clone(&ask),
+        replay_size: Arc::clone(&replay_size),
         polls: 0,
-        seen: Arc::clone(&seen),
+        sizes: Arc::clone(&sizes),
     };
     let (mut body, kept) = Buffered::new(1024).split(source);
     let kept = Mutex::new(kept);
     let again = Mutex::new(None);
-    let _ = ask.set(Box::new(move || {
+    let _ = replay_size.set(Box::new(move || {
         let mut again = again.lock().unwrap();
         if again.is_none() {
             *again = Buffered::new(1024).restore(kept.lock().unwrap().take().unwrap());
         }
         again.as_ref().unwrap().size_hint().exact()
     }));
-    next(&mut body); // what the start has read
+    next(&mut body); // The frame that `split` has read.
     let _ = Pin::new(&mut body).poll_frame(&mut Context::from_waker(Waker::noop()));
-    assert_eq!(*seen.lock().unwrap(), [Some(8)]);
+    assert_eq!(*sizes.lock().unwrap(), [Some(8)]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn lifetime_counts_from_the_attempt_that_brought_the_token() {
+async fn lifetime_counts_from_the_start_of_the_successful_attempt() {
     let attempts = Arc::new(AtomicUsize::new(0));
     let service = service_fn(move |_: TokenRequest| {
         let attempt = attempts.fetch_add(1, Ordering::SeqCst) + 1;

@@ -1,4 +1,4 @@
-//! What a response, or an error, says of its call.
+//! What `TokenOutcome` and `Error::waited` report about a call.
 
 mod support;
 
@@ -23,7 +23,7 @@ use tower_client_credentials::{
 const LATENCY: Duration = Duration::from_millis(80);
 
 #[tokio::test(start_paused = true)]
-async fn plain_hit_says_nothing() {
+async fn call_with_a_fresh_token_has_no_outcome() {
     let service = stack(&Issuer::new(), Api::accepting_all().service());
     service.cache().token().await.unwrap();
 
@@ -33,7 +33,7 @@ async fn plain_hit_says_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn call_that_waited_says_how_long() {
+async fn call_that_waited_reports_how_long() {
     let issuer = Issuer::new().latency(LATENCY);
     let service = stack(&issuer, Api::accepting_all().service());
     let late = async {
@@ -56,7 +56,7 @@ async fn call_that_waited_says_how_long() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn call_that_failed_says_how_long_it_had_waited() {
+async fn failed_call_reports_how_long_it_waited() {
     let issuer = Issuer::new().latency(LATENCY);
     issuer.fail(Failure::Permanent);
     let service = stack(&issuer, Api::accepting_all().service());
@@ -66,17 +66,17 @@ async fn call_that_failed_says_how_long_it_had_waited() {
     };
 
     assert_eq!(failure().await.waited(), Some(LATENCY));
-    // Told what the first one was told, at once.
+    // The second call shares the failure and does not wait.
     assert_eq!(failure().await.waited(), None);
 }
 
 #[tokio::test(start_paused = true)]
-async fn replay_says_whether_it_waited_for_a_renewal() {
+async fn replay_reports_whether_it_waited_for_a_renewal() {
     let issuer = Issuer::new().latency(LATENCY);
     let api = Api::accepting(|token| token == "token-2").latency(LATENCY / 2);
     let service = stack(&issuer, api.service());
     service.cache().token().await.unwrap();
-    // Sent with the first token, too, and told so when the second one is there.
+    // Also sends the first token, and sees the rejection when the second token is already there.
     let late_api = Api::accepting(|token| token == "token-2").latency(LATENCY * 2);
     let late =
         ClientCredentialsLayer::with_cache(service.cache().clone()).layer(late_api.service());
@@ -97,7 +97,7 @@ async fn replay_says_whether_it_waited_for_a_renewal() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rejection_that_comes_back_says_why_and_what_was_tried() {
+async fn returned_rejection_reports_the_reason_and_what_was_tried() {
     let issuer = Issuer::new().latency(LATENCY);
     let service = stack(&issuer, Api::accepting_none().service());
 
@@ -110,7 +110,7 @@ async fn rejection_that_comes_back_says_why_and_what_was_tried() {
     assert_eq!(
         again.waited(),
         Some(2 * LATENCY),
-        "for a token, and for another"
+        "for the first token and for the renewal"
     );
 
     let cooling = outcome(&call(&service).await.unwrap());
@@ -123,7 +123,7 @@ async fn rejection_that_comes_back_says_why_and_what_was_tried() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rejection_says_for_how_long_a_renewal_was_waited_for_in_vain() {
+async fn returned_rejection_reports_the_wait_for_a_failed_renewal() {
     let issuer = Issuer::new().latency(LATENCY);
     let service = stack(&issuer, Api::accepting_none().service());
     service.cache().token().await.unwrap();
@@ -140,7 +140,7 @@ async fn rejection_says_for_how_long_a_renewal_was_waited_for_in_vain() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rejection_says_why_its_body_was_not_sent_again() {
+async fn returned_rejection_reports_why_the_body_was_not_sent_again() {
     let mut opted_out = request();
     opted_out.extensions_mut().insert(NoReplay);
     let layer = || ClientCredentialsLayer::new(Issuer::new().service());
@@ -154,20 +154,19 @@ async fn rejection_says_why_its_body_was_not_sent_again() {
     let reason = why_not(layer().replay(Buffered::new(4)), request()).await;
     assert!(
         matches!(reason, NotReplayed::BodyOverLimit),
-        "it says so at once"
+        "known from the size hint"
     );
     let frames = ["na", "me=", "Ada"].map(|data| Ok::<_, BoxError>(Frame::data(Bytes::from(data))));
     let streamed = StreamBody::new(futures_util::stream::iter(frames));
     let reason = why_not(layer().replay(Buffered::new(4)), Request::new(streamed)).await;
     assert!(
         matches!(reason, NotReplayed::BodyOverLimit),
-        "found out on the way"
+        "found while the body was sent"
     );
 }
 
-/// A policy of a user's own, which gives reasons of its own.
 #[tokio::test(start_paused = true)]
-async fn policy_of_ones_own_gives_its_own_reasons() {
+async fn custom_policy_reports_its_own_reasons() {
     #[derive(Clone)]
     struct Once;
     impl ReplayPolicy<String> for Once {
@@ -193,24 +192,24 @@ async fn policy_of_ones_own_gives_its_own_reasons() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn call_whose_token_expired_each_time_says_how_long_it_had_waited() {
+async fn call_whose_token_expires_every_time_reports_its_total_wait() {
     let issuer = Issuer::new()
         .lifetime(Duration::from_secs(1))
         .latency(LATENCY);
-    let api = SlowToGetReady::around(Api::accepting_all().service());
+    let api = SlowToBecomeReady::new(Api::accepting_all().service());
     let service = stack(&issuer, api);
 
     let error = service.oneshot(request()).await.unwrap_err();
 
     let error = error.downcast::<Error>().unwrap();
     assert!(error.is_expired());
-    let flights = u32::try_from(issuer.requests()).unwrap();
-    assert_eq!(error.waited(), Some(LATENCY * flights));
+    let requests = u32::try_from(issuer.requests()).unwrap();
+    assert_eq!(error.waited(), Some(LATENCY * requests));
 }
 
-/// It missed, and found the token after all.
+/// The token arrives between `call` and the first poll.
 #[tokio::test(start_paused = true)]
-async fn call_that_need_not_wait_after_all_says_nothing() {
+async fn call_that_misses_but_does_not_wait_has_no_outcome() {
     let mut service = stack(&Issuer::new(), Api::accepting_all().service());
     let missed = service.ready().await.unwrap().call(request());
     service.cache().token().await.unwrap();
@@ -220,25 +219,25 @@ async fn call_that_need_not_wait_after_all_says_nothing() {
     assert!(response.extensions().is_empty());
 }
 
-/// A service that takes three seconds to get ready, each clone anew.
-struct SlowToGetReady<S> {
+/// A service that takes three seconds to become ready. Each clone starts over.
+struct SlowToBecomeReady<S> {
     inner: S,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> SlowToGetReady<S> {
-    fn around(inner: S) -> Self {
+impl<S> SlowToBecomeReady<S> {
+    fn new(inner: S) -> Self {
         Self { inner, timer: None }
     }
 }
 
-impl<S: Clone> Clone for SlowToGetReady<S> {
+impl<S: Clone> Clone for SlowToBecomeReady<S> {
     fn clone(&self) -> Self {
-        Self::around(self.inner.clone())
+        Self::new(self.inner.clone())
     }
 }
 
-impl<S: Service<Request<String>>> Service<Request<String>> for SlowToGetReady<S> {
+impl<S: Service<Request<String>>> Service<Request<String>> for SlowToBecomeReady<S> {
     type Response = S::Response;
     type Error = S::Error;
     type Future = S::Future;
@@ -258,10 +257,10 @@ impl<S: Service<Request<String>>> Service<Request<String>> for SlowToGetReady<S>
 
 fn outcome<B>(response: &Response<B>) -> TokenOutcome {
     let outcome = response.extensions().get::<TokenOutcome>();
-    outcome.expect("there is an outcome").clone()
+    outcome.expect("the response has an outcome").clone()
 }
 
-/// Sends one request to an API that reads it to its end and rejects every token.
+/// Sends one request to an API that reads the whole body and rejects every token.
 async fn why_not<R, B>(layer: ClientCredentialsLayer<R>, request: Request<B>) -> NotReplayed
 where
     R: ReplayPolicy<B> + Clone,

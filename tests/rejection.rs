@@ -1,4 +1,4 @@
-//! What counts as a rejection, and what a rejection causes: a renewal, a replay, or neither.
+//! Which responses are rejections, and whether a renewal and a replay follow.
 
 mod support;
 
@@ -27,7 +27,7 @@ fn reason(response: &Response<String>) -> &NotReplayed {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rejected_request_is_sent_again_with_another_token() {
+async fn rejected_request_is_replayed_with_a_new_token() {
     let issuer = Issuer::new();
     let api = accepting_only("token-2");
     let service = stack(&issuer, api.service());
@@ -66,7 +66,7 @@ async fn two_sends_at_most() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_waits_for_one_renewal_at_most() {
+async fn call_waits_for_at_most_one_renewal() {
     let latency = Duration::from_millis(50);
     let issuer = Issuer::new().latency(latency);
     let service = stack(&issuer, Api::accepting_none().service());
@@ -80,7 +80,7 @@ async fn a_call_waits_for_one_renewal_at_most() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_flight_per_key_for_ten_thousand_rejections() {
+async fn one_token_request_per_key_for_ten_thousand_rejections() {
     let issuer = Issuer::new().latency(Duration::from_millis(50));
     let api = accepting_only("token-2").latency(Duration::from_millis(10));
     let service = stack(&issuer, api.service());
@@ -96,7 +96,7 @@ async fn one_flight_per_key_for_ten_thousand_rejections() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn compare_then_renew() {
+async fn rejection_by_comparison_replays_with_a_newer_token_that_is_there() {
     let issuer = Issuer::new();
     let (inner, mut api) = tower_test::mock::pair::<Request<String>, Response<String>>();
     let service = stack(&issuer, inner);
@@ -108,7 +108,7 @@ async fn compare_then_renew() {
     let (_, answer_first) = api.next_request().await.unwrap();
     let (_, answer_second) = api.next_request().await.unwrap();
 
-    // The first rejection renews; the second finds the newer token and asks for nothing.
+    // The first rejection renews the token. The second one finds the newer token and fetches nothing.
     answer_first.send_response(rejection());
     assert!(first.poll().is_pending());
     settle().await;
@@ -131,7 +131,7 @@ async fn no_storm_from_an_api_that_rejects_every_token() {
     let service = stack(&issuer, api.service());
     let start = Instant::now();
 
-    // 1,000 calls a second for 95 seconds: the renewals are 30 s apart, however many ask.
+    // About 1,000 calls a second for 95 seconds, and still one renewal every 30 s.
     while start.elapsed() < Duration::from_secs(95) {
         let responses = join_all((0..100).map(|_| call(&service))).await;
         for response in responses {
@@ -144,7 +144,7 @@ async fn no_storm_from_an_api_that_rejects_every_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn no_storm_means_that_the_rejection_comes_back_as_it_came() {
+async fn caller_sees_what_the_api_said_during_the_cool_down() {
     let issuer = Issuer::new();
     let api = Api::accepting_none();
     let service = stack(&issuer, api.service());
@@ -158,7 +158,7 @@ async fn no_storm_means_that_the_rejection_comes_back_as_it_came() {
     assert_eq!(api.received().len(), 2 + 1);
 }
 
-/// LinkedIn refuses a token for some seconds after it issued it.
+/// LinkedIn rejects a token for some seconds after issuing it.
 #[tokio::test(start_paused = true)]
 async fn no_storm_from_an_api_that_rejects_young_tokens() {
     let issuer = Issuer::new();
@@ -177,7 +177,7 @@ async fn no_storm_from_an_api_that_rejects_young_tokens() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn rejected_token_is_given_to_nobody_while_its_renewal_is_under_way() {
+async fn rejected_token_is_withheld_while_its_renewal_runs() {
     let issuer = Issuer::new().latency(Duration::from_millis(50));
     let api = accepting_only("token-2");
     let service = stack(&issuer, api.service());
@@ -197,7 +197,7 @@ async fn rejected_token_is_given_to_nobody_while_its_renewal_is_under_way() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_caller_sees_what_the_api_said_when_the_renewal_fails() {
+async fn caller_sees_what_the_api_said_when_the_renewal_fails() {
     let issuer = Issuer::new();
     let api = Api::accepting(|_| false);
     let service = stack(&issuer, api.service());
@@ -218,7 +218,7 @@ async fn the_caller_sees_what_the_api_said_when_the_renewal_fails() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_wait_for_a_renewal_that_fails_use_the_rejected_token() {
+async fn rejected_token_serves_again_when_its_renewal_fails() {
     let issuer = Issuer::new().latency(Duration::from_millis(50));
     let cache = issuer.cache();
     let token = cache.token().await.unwrap();
@@ -250,7 +250,7 @@ async fn cool_down_ends_after_thirty_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reject_says_what_becomes_of_the_token() {
+async fn reject_returns_what_happens_to_the_token() {
     let issuer = Issuer::new();
     let cache = issuer.cache();
     let first = cache.token().await.unwrap();
@@ -272,7 +272,7 @@ async fn reject_says_what_becomes_of_the_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn request_that_is_never_sent_twice_renews_the_token_for_the_next() {
+async fn rejected_call_without_replay_renews_the_token_for_the_next_call() {
     let issuer = Issuer::new();
     let api = accepting_only("token-2");
     let service = ClientCredentialsLayer::new(issuer.service())
@@ -290,7 +290,7 @@ async fn request_that_is_never_sent_twice_renews_the_token_for_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn request_with_no_replay_is_sent_once() {
+async fn request_with_the_no_replay_extension_is_sent_once() {
     let issuer = Issuer::new();
     let api = accepting_only("token-2");
     let service = stack(&issuer, api.service());
@@ -306,7 +306,7 @@ async fn request_with_no_replay_is_sent_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn expired_token_that_is_rejected_is_replaced() {
+async fn rejected_token_that_has_expired_is_replaced() {
     let issuer = Issuer::new().lifetime(Duration::ZERO);
     let api = accepting_only("token-2");
     let service = stack(&issuer, api.service());
@@ -318,11 +318,15 @@ async fn expired_token_that_is_rejected_is_replaced() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn reject_when_replaces_the_table() {
+async fn rejected_when_replaces_the_verdict_table() {
     let rows = [
-        ("403, as asked for", StatusCode::FORBIDDEN, true),
         (
-            "401, which is not asked for",
+            "403, which the function rejects",
+            StatusCode::FORBIDDEN,
+            true,
+        ),
+        (
+            "401, which the function accepts",
             StatusCode::UNAUTHORIZED,
             false,
         ),
@@ -346,7 +350,7 @@ async fn reject_when_replaces_the_table() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn error_of_the_inner_service_comes_back_as_it_came() {
+async fn error_from_the_inner_service_is_returned_unchanged() {
     let issuer = Issuer::new();
     let failing = service_fn(|_: Request<String>| async {
         Err::<Response<String>, BoxError>("connection reset".into())
@@ -359,7 +363,7 @@ async fn error_of_the_inner_service_comes_back_as_it_came() {
     assert_eq!(issuer.requests(), 1);
 }
 
-/// Which responses reject a token: the name of the row, status, `WWW-Authenticate` fields, verdict.
+/// Name, status, `WWW-Authenticate` fields, and whether the response rejects the token.
 const VERDICTS: &[(&str, u16, &[&str], bool)] = &[
     (
         "401 without a challenge: LinkedIn, node-oauth",
@@ -375,7 +379,7 @@ const VERDICTS: &[(&str, u16, &[&str], bool)] = &[
         true,
     ),
     (
-        "401, no challenge of Bearer",
+        "401, no Bearer challenge",
         401,
         &[r#"Basic realm="api""#],
         true,
@@ -387,7 +391,7 @@ const VERDICTS: &[(&str, u16, &[&str], bool)] = &[
         true,
     ),
     (
-        "401, two challenges in one header: auth0",
+        "401, two challenges in one field: auth0",
         401,
         &[
             r#"Bearer realm="api", error="invalid_token", error_description="expired, or revoked", DPoP algs="ES256 PS256""#,
@@ -425,13 +429,13 @@ const VERDICTS: &[(&str, u16, &[&str], bool)] = &[
         false,
     ),
     (
-        "401, the second challenge of a header",
+        "401, the second challenge of a field",
         401,
         &[r#"Basic realm="api", Bearer scope="a b", error="insufficient_scope""#],
         false,
     ),
     (
-        "401, the second header",
+        "401, the second field",
         401,
         &[
             r#"Basic realm="api""#,
@@ -440,7 +444,7 @@ const VERDICTS: &[(&str, u16, &[&str], bool)] = &[
         false,
     ),
     (
-        "401, two Bearer challenges of which one can be mended",
+        "401, two Bearer challenges, one of them with invalid_token",
         401,
         &[
             r#"Bearer error="insufficient_scope""#,
@@ -467,12 +471,12 @@ const VERDICTS: &[(&str, u16, &[&str], bool)] = &[
         false,
     ),
     (
-        "401, a header that breaks off",
+        "401, a field that is cut off",
         401,
         &[r#"Bearer error="insuf"#],
         true,
     ),
-    ("401, an empty header", 401, &[""], true),
+    ("401, an empty field", 401, &[""], true),
     ("403", 403, &[], false),
     (
         "403, invalid_token",
@@ -488,7 +492,7 @@ const VERDICTS: &[(&str, u16, &[&str], bool)] = &[
 ];
 
 #[test]
-fn verdicts_are_those_of_the_table() {
+fn verdicts_match_the_table() {
     let names: HashSet<_> = VERDICTS.iter().map(|row| row.0).collect();
     assert_eq!(names.len(), VERDICTS.len());
 
@@ -516,7 +520,7 @@ fn verdicts_are_those_of_the_table() {
 }
 
 #[test]
-fn rejection_outside_a_runtime_comes_back_with_its_reason() {
+fn rejection_outside_a_runtime_is_returned_with_a_reason() {
     let issuer = Issuer::new();
     let service = stack(&issuer, Api::accepting_none().service());
     tokio_test::block_on(service.cache().token()).unwrap();
