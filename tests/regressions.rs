@@ -1,4 +1,4 @@
-//! Each test is named after what must not go wrong again.
+//! Bugs that were found once. Each test is named after the correct behaviour.
 
 mod support;
 
@@ -19,19 +19,19 @@ use http::{Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body::{Body, Frame};
 use support::{Api, Failure, Issuer, LONG, call, request, settle, stack};
 use tokio::{
-    runtime::Builder,
+    runtime::{Builder, Runtime},
     time::{Instant, Sleep, advance, sleep, timeout},
 };
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
     AccessToken, ClientCredentialsLayer, Error, NotReplayed, Rejection, TokenCache, TokenOutcome,
     TokenRequest,
-    replay::{Buffered, ReplayPolicy},
+    replay::{Buffered, ReplayBody, ReplayPolicy},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// An inner service that is ready when the gate says so.
+/// A service that is ready only while the gate is open.
 struct Gated<S> {
     inner: S,
     is_open: Arc<AtomicBool>,
@@ -52,7 +52,7 @@ impl<S: Service<Request<String>>> Service<Request<String>> for Gated<S> {
         if self.is_open.load(Ordering::SeqCst) {
             self.inner.poll_ready(cx)
         } else {
-            // The tests poll by hand.
+            // Wakes nobody: the tests poll again by hand.
             Poll::Pending
         }
     }
@@ -61,17 +61,17 @@ impl<S: Service<Request<String>>> Service<Request<String>> for Gated<S> {
     }
 }
 
-/// An inner service each of whose instances takes some time to get ready.
+/// A service that takes some time to become ready. Each clone starts over.
 struct Slow<S> {
     inner: S,
-    takes: Duration,
+    ready_after: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
 }
 impl<S: Clone> Clone for Slow<S> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
-            takes: self.takes,
+            ready_after: self.ready_after,
             waiting: None,
         }
     }
@@ -81,8 +81,10 @@ impl<S: Service<Request<String>>> Service<Request<String>> for Slow<S> {
     type Error = S::Error;
     type Future = S::Future;
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        let takes = self.takes;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(takes)));
+        let ready_after = self.ready_after;
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| Box::pin(sleep(ready_after)));
         if waiting.as_mut().poll(cx).is_pending() {
             return Poll::Pending;
         }
@@ -95,7 +97,7 @@ impl<S: Service<Request<String>>> Service<Request<String>> for Slow<S> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn jitter_that_is_no_number_neither_panics_nor_storms() {
+async fn jitter_of_nan_neither_panics_nor_causes_a_storm() {
     let issuer = Issuer::new();
     let cache = TokenCache::builder()
         .jitter(f64::NAN)
@@ -107,7 +109,7 @@ async fn jitter_that_is_no_number_neither_panics_nor_storms() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiter_that_is_polled_late_is_not_given_an_expired_token() {
+async fn waiter_that_is_polled_late_does_not_get_an_expired_token() {
     let issuer = Issuer::new().latency(SECOND);
     let cache = issuer.cache();
     let mut late = tokio_test::task::spawn(cache.token());
@@ -127,7 +129,7 @@ async fn waiter_that_is_polled_late_is_not_given_an_expired_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiter_that_is_polled_late_is_not_given_a_rejected_token() {
+async fn waiter_that_is_polled_late_does_not_get_a_rejected_token() {
     let issuer = Issuer::new().latency(SECOND);
     let cache = issuer.cache();
     let mut late = tokio_test::task::spawn(cache.token());
@@ -146,7 +148,7 @@ async fn waiter_that_is_polled_late_is_not_given_a_rejected_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lifeless_token_that_was_rejected_is_given_to_nobody_else() {
+async fn rejected_token_with_zero_lifetime_is_not_sent_by_another_waiter() {
     let issuer = Issuer::new().lifetime(Duration::ZERO).latency(SECOND);
     let api = Api::accepting(|token| token != "token-1");
     let is_open = Arc::new(AtomicBool::new(true));
@@ -164,21 +166,21 @@ async fn lifeless_token_that_was_rejected_is_given_to_nobody_else() {
     advance(SECOND).await;
     settle().await;
     is_open.store(false, Ordering::SeqCst);
-    assert!(b.poll().is_pending()); // has token-1, waits for readiness
+    assert!(b.poll().is_pending()); // Has token-1 and waits for readiness.
     is_open.store(true, Ordering::SeqCst);
-    assert!(a.poll().is_pending()); // sent, 401, renewing
+    assert!(a.poll().is_pending()); // Was sent, got a 401 and waits for the renewal.
     assert_eq!(api.tokens(), ["token-1"]);
 
     let _ = b.poll();
     assert_eq!(
         api.tokens(),
         ["token-1"],
-        "b sent the rejected token while its renewal runs"
+        "b must not send the rejected token while its renewal runs"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn replay_whose_token_is_lost_before_it_is_sent_says_why_there_is_no_other() {
+async fn replay_whose_token_expires_before_the_send_reports_why_there_is_no_other() {
     let issuer = Issuer::new();
     let api = Api::accepting(|_| false);
     let is_open = Arc::new(AtomicBool::new(true));
@@ -191,22 +193,22 @@ async fn replay_whose_token_is_lost_before_it_is_sent_says_why_there_is_no_other
 
     let mut a = tokio_test::task::spawn(service.clone().call(request()));
     is_open.store(false, Ordering::SeqCst);
-    assert!(a.poll().is_pending()); // 401, renewal under way
+    assert!(a.poll().is_pending()); // Got a 401 and waits for the renewal.
     settle().await;
-    assert!(a.poll().is_pending()); // token-2, waits for readiness
+    assert!(a.poll().is_pending()); // Has token-2 and waits for readiness.
     assert_eq!(issuer.requests(), 2);
-    advance(2 * LONG).await; // token-2 expires
+    advance(2 * LONG).await; // token-2 expires.
     issuer.fail(Failure::Permanent);
     is_open.store(true, Ordering::SeqCst);
 
-    // The rejection was read and dropped for the sake of its connection, so it cannot come back.
+    // The rejection was read and dropped to free its connection, so it cannot be returned.
     let error = a.await.unwrap_err();
     assert!(error.downcast::<Error>().unwrap().is_token_service());
     assert_eq!(issuer.requests(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn replay_whose_token_another_call_rejected_waits_for_the_next() {
+async fn replay_whose_token_is_rejected_before_the_send_waits_for_the_next() {
     let issuer = Issuer::new();
     let api = Api::accepting(|token| token == "token-3");
     let is_open = Arc::new(AtomicBool::new(true));
@@ -224,7 +226,7 @@ async fn replay_whose_token_another_call_rejected_waits_for_the_next() {
     is_open.store(false, Ordering::SeqCst);
     assert!(a.poll().is_pending());
     settle().await;
-    assert!(a.poll().is_pending()); // token-2 granted, not ready
+    assert!(a.poll().is_pending()); // Has token-2 and waits for readiness.
     advance(2 * SECOND).await;
     let token = cache.token().await.unwrap();
     assert!(matches!(cache.reject(&token), Rejection::Withheld));
@@ -235,12 +237,12 @@ async fn replay_whose_token_another_call_rejected_waits_for_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn short_lived_tokens_never_loop_however_late_the_service_gets_ready() {
+async fn short_lived_tokens_never_cause_a_loop_however_late_the_service_becomes_ready() {
     let issuer = Issuer::new().lifetime(SECOND);
     let api = Api::accepting_all();
     let slow = Slow {
         inner: api.service(),
-        takes: 2 * SECOND,
+        ready_after: 2 * SECOND,
         waiting: None,
     };
     let service = stack(&issuer, slow);
@@ -250,97 +252,108 @@ async fn short_lived_tokens_never_loop_however_late_the_service_gets_ready() {
     assert!(issuer.requests() <= 11, "{}", issuer.requests());
     assert!(
         outcome.is_ok(),
-        "still looping after {} token requests",
+        "the call still loops after {} token requests",
         issuer.requests()
     );
 }
 
+/// Moves the paused clock without running any task, as if nobody drove the runtime meanwhile.
+fn pass_undriven(runtime: &Runtime, time: Duration) {
+    runtime.block_on(async { assert!(advance(time).now_or_never().is_none()) });
+}
+
+fn paused_runtime() -> Runtime {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_time().start_paused(true).build().unwrap()
+}
+
+/// A blocking client drives its runtime only while it makes a call.
 #[test]
-fn flight_whose_runtime_was_not_driven_is_no_failure_of_the_token_service() {
-    // A blocking client: one current-thread runtime, driven for the time of each call.
+fn token_request_on_an_undriven_runtime_is_not_a_failure() {
     let requests = Arc::new(AtomicUsize::new(0));
     let counted = requests.clone();
     let service = service_fn(move |_: TokenRequest| {
         let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
         async move {
-            sleep(Duration::from_millis(20)).await;
+            sleep(4 * SECOND).await;
             let token = AccessToken::new(format!("token-{number}"))?;
-            Ok::<_, BoxError>(token.with_lifetime(Duration::from_millis(500)))
+            Ok::<_, BoxError>(token.with_lifetime(100 * SECOND))
         }
     });
     let cache = TokenCache::builder()
         .jitter(0.0)
-        .deadline(Duration::from_millis(10).max(Duration::from_millis(100)))
+        .deadline(20 * SECOND)
         .max_attempts(1)
         .build(service);
-    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = paused_runtime();
     assert_eq!(runtime.block_on(cache.token()).unwrap().expose(), "token-1");
-    std::thread::sleep(Duration::from_millis(400)); // stale at 350 ms, expired at 450 ms
-    let stale = runtime.block_on(async {
-        let token = cache.token().await; // starts a refresh behind
-        tokio::task::yield_now().await; // the flight's first poll
+    // At 80 s: due for refresh since 70 s, and not expired until 90 s.
+    pass_undriven(&runtime, 76 * SECOND);
+    let due = runtime.block_on(async {
+        let token = cache.token().await;
+        tokio::task::yield_now().await; // The refresh is polled for the first time.
         token
     });
-    assert_eq!(stale.unwrap().expose(), "token-1");
-    std::thread::sleep(Duration::from_millis(300)); // nobody drives the flight; expired, not overdue
+    assert_eq!(due.unwrap().expose(), "token-1");
+    assert_eq!(requests.load(Ordering::SeqCst), 2);
+
+    // At 100.5 s: past the deadline of the refresh, which is overdue from 101 s on.
+    pass_undriven(&runtime, Duration::from_millis(20_500));
     let token = runtime.block_on(cache.token());
-    assert!(
-        token.is_ok(),
-        "{token:?}; {} token requests",
-        requests.load(Ordering::SeqCst)
-    );
+
+    assert_eq!(token.unwrap().expose(), "token-2");
 }
 
 #[test]
-fn flight_that_is_overdue_as_nobody_drove_it_is_no_failure_of_the_token_service() {
-    let service = service_fn(move |_: TokenRequest| async move {
-        sleep(Duration::from_millis(20)).await;
-        let token = AccessToken::new("token")?;
-        Ok::<_, BoxError>(token.with_lifetime(Duration::from_millis(500)))
-    });
-    // The service's timer of 20 ms has elapsed as well, but a real socket has to be polled twice.
-    let service = service_fn(move |r: TokenRequest| {
-        let service = service;
+fn overdue_token_request_on_an_undriven_runtime_is_not_a_failure() {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = requests.clone();
+    let service = service_fn(move |_: TokenRequest| {
+        let number = counted.fetch_add(1, Ordering::SeqCst) + 1;
         async move {
-            let token = service.oneshot(r).await;
-            sleep(Duration::from_millis(20)).await;
-            token
+            // Twice, because a socket has to be polled more than once, too.
+            sleep(4 * SECOND).await;
+            sleep(4 * SECOND).await;
+            let token = AccessToken::new(format!("token-{number}"))?;
+            Ok::<_, BoxError>(token.with_lifetime(100 * SECOND))
         }
     });
     let cache = TokenCache::builder()
         .jitter(0.0)
-        .deadline(Duration::from_millis(100))
+        .deadline(20 * SECOND)
         .max_attempts(1)
         .build(service);
-    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = paused_runtime();
     runtime.block_on(cache.token()).unwrap();
-    std::thread::sleep(Duration::from_millis(370));
-    runtime
-        .block_on(async {
-            let token = cache.token().await;
-            tokio::task::yield_now().await;
-            token
-        })
-        .unwrap();
-    std::thread::sleep(Duration::from_millis(2000)); // overdue too
+    pass_undriven(&runtime, 72 * SECOND);
+    let due = runtime.block_on(async {
+        let token = cache.token().await;
+        tokio::task::yield_now().await;
+        token
+    });
+    assert_eq!(due.unwrap().expose(), "token-1");
+    assert_eq!(requests.load(Ordering::SeqCst), 2);
+
+    pass_undriven(&runtime, 60 * SECOND);
     let token = runtime.block_on(async {
-        sleep(Duration::from_millis(1)).await; // any other work before
+        sleep(Duration::from_millis(1)).await; // Any other work on this runtime.
         cache.token().await
     });
-    assert!(token.is_ok(), "{token:?}");
+
+    assert_eq!(token.unwrap().expose(), "token-3");
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_flight_even_if_its_task_starts_late() {
-    let under_way = Arc::new(AtomicUsize::new(0));
+async fn one_token_request_per_key_even_if_its_task_starts_late() {
+    let in_progress = Arc::new(AtomicUsize::new(0));
     let most = Arc::new(AtomicUsize::new(0));
-    let (counted, peak) = (under_way.clone(), most.clone());
+    let (counted, peak) = (in_progress.clone(), most.clone());
     let service = service_fn(move |_: TokenRequest| {
         let (counted, peak) = (counted.clone(), peak.clone());
         async move {
             let now = counted.fetch_add(1, Ordering::SeqCst) + 1;
             peak.fetch_max(now, Ordering::SeqCst);
-            let _landing = OnDrop(|| {
+            let _ends = OnDrop(|| {
                 let _ = counted.fetch_sub(1, Ordering::SeqCst);
             });
             sleep(Duration::from_secs(29)).await;
@@ -349,60 +362,55 @@ async fn one_flight_even_if_its_task_starts_late() {
     });
     let cache = TokenCache::new(service);
     let mut first = tokio_test::task::spawn(cache.token());
-    assert!(first.poll().is_pending()); // spawned, not polled: the worker is busy
-    let mut keep_first_waiting = Box::pin(first);
+    // The task is spawned, but the runtime is busy and does not poll it yet.
+    assert!(first.poll().is_pending());
     advance(5 * SECOND).await;
     settle().await;
     sleep(27 * SECOND).await;
     let mut second = tokio_test::task::spawn(cache.token());
     let _ = second.poll();
     settle().await;
-    let _ = keep_first_waiting.poll();
+    let _ = first.poll();
     assert_eq!(most.load(Ordering::SeqCst), 1);
 }
 
 #[test]
-fn no_panic_message_for_each_call_in_a_runtime_without_timers() {
-    let issuer = Issuer::new();
-    let cache = issuer.cache();
-    let with = Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
-    with.block_on(cache.token()).unwrap();
-    // Make it stale: let the paused clock's token be short.
+fn runtime_without_timers_prints_at_most_one_panic_message() {
     let cache = TokenCache::builder()
         .jitter(0.0)
-        .build(Issuer::new().lifetime(SECOND).service());
-    let with = Builder::new_current_thread().enable_all().build().unwrap();
-    with.block_on(cache.token()).unwrap();
-    std::thread::sleep(Duration::from_millis(730)); // stale from 700 to 900 ms
+        .build(Issuer::new().service());
+    paused_runtime().block_on(cache.token()).unwrap();
     static PANICS: AtomicUsize = AtomicUsize::new(0);
-    let me = std::thread::current().id();
+    let this_thread = std::thread::current().id();
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        if std::thread::current().id() == me {
+        if std::thread::current().id() == this_thread {
             PANICS.fetch_add(1, Ordering::SeqCst);
         } else {
             before(info);
         }
     }));
-    let without = Builder::new_current_thread().build().unwrap();
+
+    // Due for refresh from 1490 to 1790 s.
+    let without_timers = paused_runtime_without_timers();
+    pass_undriven(&without_timers, Duration::from_secs(1600));
     for _ in 0..100 {
-        without.block_on(cache.token()).unwrap();
+        without_timers.block_on(cache.token()).unwrap();
     }
-    assert!(
-        PANICS.load(Ordering::SeqCst) <= 1,
-        "{} panics",
-        PANICS.load(Ordering::SeqCst)
-    );
+
+    let panics = PANICS.load(Ordering::SeqCst);
+    assert!(panics <= 1, "{panics} panics");
 }
 
-/// A body of empty frames, as many as are asked for.
+fn paused_runtime_without_timers() -> Runtime {
+    let mut builder = Builder::new_current_thread();
+    builder.start_paused(true).build().unwrap()
+}
+
+/// A body of empty frames that ends after a million of them. Counts its polls.
 #[derive(Debug)]
-struct Empties(Arc<AtomicUsize>);
-impl Body for Empties {
+struct EmptyFrames(Arc<AtomicUsize>);
+impl Body for EmptyFrames {
     type Data = Bytes;
     type Error = BoxError;
     fn poll_frame(
@@ -417,12 +425,12 @@ impl Body for Empties {
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_ends_even_if_every_frame_is_empty() {
+async fn draining_a_rejection_ends_even_if_every_frame_is_empty() {
     let issuer = Issuer::new();
     let frames = Arc::new(AtomicUsize::new(0));
     let counted = frames.clone();
     let api = service_fn(move |request: Request<String>| {
-        let mut response = Response::new(Empties(counted.clone()));
+        let mut response = Response::new(EmptyFrames(counted.clone()));
         if request.headers()[AUTHORIZATION] == "Bearer token-1" {
             *response.status_mut() = StatusCode::UNAUTHORIZED;
         }
@@ -434,45 +442,38 @@ async fn draining_ends_even_if_every_frame_is_empty() {
 }
 
 #[test]
-fn withheld_token_is_reinstated_when_its_renewal_is_overdue_and_nobody_can_renew() {
-    let answers = Arc::new(AtomicBool::new(true));
-    let does = answers.clone();
-    let service = service_fn(move |_: TokenRequest| {
-        let does = does.load(Ordering::SeqCst);
-        async move {
-            if !does {
-                pending::<()>().await;
-            }
-            Ok::<_, BoxError>(AccessToken::new("token-1")?.with_lifetime(LONG))
-        }
-    });
+fn rejected_token_serves_again_when_its_renewal_is_overdue_and_none_can_start() {
+    let issuer = Issuer::new();
     let cache = TokenCache::builder()
         .deadline(Duration::from_millis(100))
-        .build(service);
-    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        .build(issuer.service());
+    let runtime = paused_runtime();
     let token = runtime.block_on(cache.token()).unwrap();
-    answers.store(false, Ordering::SeqCst);
+    issuer.fail(Failure::Silence);
     assert!(matches!(cache.reject(&token), Rejection::Withheld));
-    // A waiter that gives up; then nobody drives the runtime any more.
+    // One waiter starts the renewal and gives up. After that, nobody drives the runtime.
     runtime.block_on(async { assert!(cache.token().now_or_never().is_none()) });
-    std::thread::sleep(Duration::from_millis(1300));
 
-    // No runtime here. "An unexpired rejected token is used again rather than nothing."
-    let outcome = cache.token().now_or_never().expect("does not wait");
-    assert!(outcome.is_ok(), "{outcome:?}");
+    // Without timers, no token request can start here.
+    let without_timers = paused_runtime_without_timers();
+    pass_undriven(&without_timers, Duration::from_millis(1300));
+    let token = without_timers.block_on(async { cache.token().now_or_never() });
+
+    let token = token.expect("the call does not wait").unwrap();
+    assert_eq!(token.expose(), "token-1");
 }
 
 struct PanicsInDrop;
 impl Drop for PanicsInDrop {
     fn drop(&mut self) {
         if !std::thread::panicking() {
-            panic!("in drop, on purpose");
+            panic!("panics on purpose");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn panic_in_the_drop_of_a_timed_out_token_request_is_a_failure_like_any_other() {
+async fn panic_while_a_timed_out_token_request_is_dropped_is_an_ordinary_failure() {
     let requests = Arc::new(AtomicUsize::new(0));
     let counted = requests.clone();
     let service = service_fn(move |_: TokenRequest| {
@@ -493,6 +494,7 @@ async fn panic_in_the_drop_of_a_timed_out_token_request_is_a_failure_like_any_ot
     );
 }
 
+/// The memory of a frame. Runs a function when the last `Bytes` of it is dropped.
 struct Owner {
     bytes: [u8; 4],
     on_drop: Box<dyn Fn() + Send + Sync>,
@@ -508,8 +510,9 @@ impl Drop for Owner {
     }
 }
 
-type Slot = Arc<Mutex<Option<tower_client_credentials::replay::ReplayBody<Pooled>>>>;
+type Slot = Arc<Mutex<Option<ReplayBody<Pooled>>>>;
 
+/// A body whose frames poll the body in the slot when they are dropped.
 struct Pooled {
     slot: Slot,
     left: u32,
@@ -526,7 +529,7 @@ impl Body for Pooled {
         }
         self.left -= 1;
         let slot = self.slot.clone();
-        // The pool wakes whoever waits for a buffer; here the executor polls the body inline.
+        // A buffer pool that wakes a waiting task, and an executor that polls the task at once.
         let on_drop = Box::new(move || {
             if let Ok(mut body) = slot.try_lock() {
                 if let Some(body) = body.as_mut() {
@@ -544,7 +547,7 @@ impl Body for Pooled {
 }
 
 #[test]
-fn no_lock_is_held_while_what_was_remembered_is_dropped() {
+fn no_user_code_runs_under_a_lock_when_buffered_frames_are_dropped() {
     let (sender, done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let slot = Slot::default();
@@ -558,13 +561,13 @@ fn no_lock_is_held_while_what_was_remembered_is_dropped() {
         let frame = Pin::new(&mut body).poll_frame(&mut cx);
         drop(frame);
         *slot.lock().unwrap() = Some(body);
-        drop(kept); // accepted: what was remembered is freed
+        drop(kept); // The request was accepted, so the buffered frames are dropped.
         sender.send(()).unwrap();
     });
     done.recv_timeout(Duration::from_secs(5)).expect("deadlock");
 }
 
-/// A token service with a cache of its own, that gives up a token only if told so.
+/// A token service with its own cache, which replaces a token only if a request names it as rejected.
 fn caching_service(
     requests: Arc<Mutex<Vec<Option<String>>>>,
 ) -> impl Service<TokenRequest, Response = AccessToken, Error = BoxError, Future: Send + 'static>
@@ -588,7 +591,7 @@ fn caching_service(
 }
 
 #[tokio::test(start_paused = true)]
-async fn rejection_during_a_refresh_is_told_to_the_token_service() {
+async fn rejection_during_a_refresh_reaches_the_token_service() {
     let requests = Arc::default();
     let api = Api::accepting(|token| token == "token-2");
     let cache = TokenCache::builder()
@@ -597,15 +600,15 @@ async fn rejection_during_a_refresh_is_told_to_the_token_service() {
     let service = ClientCredentialsLayer::with_cache(cache.clone()).layer(api.service());
     cache.token().await.unwrap();
     advance(Duration::from_secs(1500)).await;
-    cache.token().await.unwrap(); // stale: a refresh starts behind
+    cache.token().await.unwrap(); // Due for refresh: a refresh starts in the background.
     settle().await;
 
-    let response = call(&service).await.unwrap(); // 401 while the refresh is under way
+    let response = call(&service).await.unwrap(); // Gets a 401 while the refresh runs.
     let named = requests.lock().unwrap().clone();
     assert_eq!(
         response.status(),
         StatusCode::OK,
-        "sent with {:?}, named as rejected: {named:?}, {:?}",
+        "sent tokens {:?}, named {named:?} as rejected, {:?}",
         api.tokens(),
         response
             .extensions()
@@ -632,22 +635,19 @@ async fn ordinary_refresh_starts_no_cool_down() {
     service.cache().token().await.unwrap();
     advance(Duration::from_secs(1787)).await;
 
-    // Sent with token-1, which expires (at 1790 s) before the 401 comes at 1792 s.
+    // Sends token-1, which expires at 1790 s; the 401 arrives at 1792 s.
     let late = tokio::spawn({
         let service = service.clone();
         async move { call(&service).await }
     });
     settle().await;
     advance(Duration::from_millis(4500)).await;
-    let mut other = tokio_test::task::spawn(service.cache().token()); // expired: an ordinary refresh
+    // The token has expired, so this is an ordinary refresh.
+    let mut other = tokio_test::task::spawn(service.cache().token());
     assert!(other.poll().is_pending());
     settle().await;
     assert_eq!(late.await.unwrap().unwrap().status(), StatusCode::OK);
-    assert_eq!(
-        issuer.rejected(),
-        [None, None],
-        "no renewal was ever asked for"
-    );
+    assert_eq!(issuer.rejected(), [None, None], "no request was a renewal");
 
     is_revoked.store(true, Ordering::SeqCst);
     let response = call(&service).await.unwrap();
@@ -670,10 +670,10 @@ impl<F: FnMut()> Drop for OnDrop<F> {
     }
 }
 
-/// A server may hand out a token again until it ends. What was sent with it before names another
-/// flight, and that is no other token.
+/// A server may issue the same token again until it expires. A token from the next token request is
+/// then not a newer token.
 #[tokio::test(start_paused = true)]
-async fn token_that_was_handed_out_again_is_not_sent_again_when_its_renewal_fails() {
+async fn token_that_is_issued_again_is_not_replayed_when_its_renewal_fails() {
     let asked = Arc::new(AtomicUsize::new(0));
     let tokens = service_fn(move |_: TokenRequest| {
         let number = asked.fetch_add(1, Ordering::SeqCst) + 1;
@@ -690,7 +690,7 @@ async fn token_that_was_handed_out_again_is_not_sent_again_when_its_renewal_fail
     cache.token().await.unwrap();
     advance(Duration::from_secs(1490)).await;
 
-    // Its refresh runs behind it, and is there before the rejection.
+    // The refresh runs in the background and ends before the rejection arrives.
     let response = call(&service).await.unwrap();
 
     assert_eq!(api.tokens(), ["token-1"]);
