@@ -1,67 +1,67 @@
-//! What can happen to a cache, and how often it does in a random history.
+//! The steps of a history, and how often each occurs in a random one.
 
 use std::time::Duration;
 
 use proptest::{collection, prelude::*};
 
-use crate::{bodies::Policy, runtimes::Home};
+use crate::{bodies::Policy, runtimes::RuntimeId};
 
-/// One step of a history. Printed as it is written, so that a history which failed can be kept as a
-/// test. Calls and sends are numbered from the oldest one that is left, and round again.
+/// One step of a history. `Debug` prints it as Rust source, so that a failed history can be kept as a
+/// test. Indexes count pending calls and sends from the oldest, modulo their number.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Action {
-    /// A new call, polled once; its request is one of the plain ones.
+    /// Makes a call with the default policy on the first runtime and polls it once.
     Call,
-    /// A call with another request, or on another runtime.
-    CallWith(Policy, Home),
-    /// The body of one call streams, and its next frame is there.
+    /// Makes a call with this policy on this runtime and polls it once.
+    CallWith(Policy, RuntimeId),
+    /// Makes the next frame of a streaming request body available.
     Frame(usize),
-    /// Somebody asks the cache for a token, without the layer.
-    Ask,
-    /// The same, on a runtime that need not be the first.
-    AskOn(Home),
-    /// Every call is polled that was woken.
+    /// Calls `TokenCache::token` on the first runtime and polls it once.
+    GetToken,
+    /// Calls `TokenCache::token` on this runtime and polls it once.
+    GetTokenOn(RuntimeId),
+    /// Polls every call that was woken.
     PollWoken,
-    /// One call is polled, woken or not.
+    /// Polls one call, woken or not.
     Poll(usize),
-    /// One call is given up.
+    /// Drops one call.
     Drop(usize),
-    /// The token request in progress is answered; without this, its answer never comes.
-    Token(Reply),
-    /// One send in progress is answered.
-    Api(usize, Answer),
-    /// Somebody who uses the newest token without the layer says that it was refused.
+    /// Answers the attempt in progress. Attempts are answered only by this step.
+    TokenReply(Reply),
+    /// Answers one send in progress.
+    ApiAnswer(usize, Answer),
+    /// Rejects the newest token through `TokenCache::reject`.
     Reject,
-    /// So many milliseconds pass, and every timer goes off in its time.
+    /// Lets milliseconds pass. Every timer fires on time.
     Wait(u64),
-    /// So many milliseconds pass while the process stands still.
-    Freeze(u64),
-    /// The wall clock is set forth or back, by seconds.
-    SetWall(i64),
-    /// The second runtime goes away, with the calls and the flight that are on it.
-    Lose,
-    /// The inner service has no room for another call.
+    /// Lets milliseconds pass at once, as if the process stood still.
+    StandStill(u64),
+    /// Moves the wall clock forward or back by seconds.
+    SetWallClock(i64),
+    /// Shuts down the second runtime with its calls and its token request.
+    ShutDownSecond,
+    /// Makes the inner service not ready.
     Unready,
     Ready,
 }
 
-/// What a token service answers.
+/// A reply of the token service.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Reply {
-    /// A token that was not there before, with its lifetime in milliseconds.
+    /// A new token with this lifetime in milliseconds.
     New(u64),
-    /// The token of the last reply once more, with the lifetime that it has now.
+    /// The last token once more, with this lifetime in milliseconds.
     Same(u64),
     Transient,
     Permanent,
-    /// A transient error that says in how many seconds to ask again.
+    /// A transient error with a `Retry-After` in seconds.
     RetryAfter(u64),
     Panic,
 }
 
 impl Reply {
-    /// The same, if need be with a lifetime that no test takes by the system's clock.
-    pub(crate) fn lasting_longer_than_a_test(self) -> Self {
+    /// Raises a lifetime to a minute, which no test takes by the system's wall clock.
+    pub(crate) fn outlives_the_test(self) -> Self {
         let longer = |lifetime: u64| match lifetime {
             0 => 0,
             _ => lifetime.max(60_000),
@@ -74,12 +74,12 @@ impl Reply {
     }
 }
 
-/// What an API answers.
+/// An answer of the API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Accepted,
     Rejected,
-    /// The same, and what is left of the request's body is read on.
+    /// A rejection before the API has read the whole request body, which it goes on reading.
     RejectedEarly,
     Failed,
 }
@@ -90,9 +90,9 @@ impl Answer {
     }
 }
 
-/// Hundreds of steps, most of them ordinary.
+/// Up to 400 steps, most of them ordinary.
 pub(crate) fn any_history() -> impl Strategy<Value = Vec<Action>> {
-    // Two numbers for a step: a strategy for each kind of step takes longer than the test itself.
+    // Two numbers make a step. One strategy per kind of step would take longer than the test itself.
     let step = (0_u8..STEPS, 0_u16..1000);
     collection::vec(step, 1..400).prop_map(|steps| {
         let steps = steps.into_iter();
@@ -100,29 +100,29 @@ pub(crate) fn any_history() -> impl Strategy<Value = Vec<Action>> {
     })
 }
 
-/// One more than the last number that stands for a step.
+/// The number of step codes.
 const STEPS: u8 = 100;
 
-/// The smaller the numbers, the plainer the step, because that is where shrinking goes.
+/// Smaller numbers give simpler steps, because proptest shrinks towards zero.
 fn action(step: u8, detail: u16) -> Action {
     let index = usize::from(detail % 8);
     match step {
         0..8 => Action::Call,
         8..18 => Action::CallWith(policy(detail), home(detail)),
         18..34 => Action::PollWoken,
-        34..49 => Action::Token(reply(detail)),
-        49..65 => Action::Api(index, answer(detail)),
+        34..49 => Action::TokenReply(reply(detail)),
+        49..65 => Action::ApiAnswer(index, answer(detail)),
         65..77 => Action::Wait(pause(detail)),
-        77..80 => Action::AskOn(home(detail)),
+        77..80 => Action::GetTokenOn(home(detail)),
         80..84 => Action::Frame(index),
         84..87 => Action::Poll(index),
         87..90 => Action::Drop(index),
         90..93 => Action::Ready,
         93 => Action::Unready,
         94 => Action::Reject,
-        95 => Action::SetWall(jump(detail)),
-        96 | 97 => Action::Lose,
-        _ => Action::Freeze(pause(detail)),
+        95 => Action::SetWallClock(jump(detail)),
+        96 | 97 => Action::ShutDownSecond,
+        _ => Action::StandStill(pause(detail)),
     }
 }
 
@@ -131,16 +131,16 @@ fn policy(detail: u16) -> Policy {
         0..2 => Policy::Cloned,
         2..5 => Policy::Buffered,
         5 => Policy::Overflowing,
-        6 => Policy::Never,
+        6 => Policy::NoReplay,
         _ => Policy::OptedOut,
     }
 }
 
-fn home(detail: u16) -> Home {
+fn home(detail: u16) -> RuntimeId {
     if detail < 600 {
-        Home::First
+        RuntimeId::First
     } else {
-        Home::Second
+        RuntimeId::Second
     }
 }
 
@@ -165,7 +165,7 @@ fn answer(detail: u16) -> Answer {
     }
 }
 
-/// From less than any timer of the cache to more than most, in milliseconds.
+/// Milliseconds, from less than any timer of the cache to more than most of them.
 fn pause(detail: u16) -> u64 {
     let number = u64::from(detail);
     match detail {
@@ -176,7 +176,7 @@ fn pause(detail: u16) -> u64 {
     }
 }
 
-/// In seconds.
+/// Seconds.
 fn jump(detail: u16) -> i64 {
     [1, -1, 100, -100, 36_000, -36_000][usize::from(detail % 6)]
 }

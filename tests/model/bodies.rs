@@ -1,4 +1,4 @@
-//! The bodies of requests: how they can be sent again, how they come, and how an API reads them.
+//! Request bodies: how they can be replayed, when their frames arrive, and how the API reads them.
 
 use std::{
     convert::Infallible,
@@ -13,19 +13,19 @@ use tower::BoxError;
 
 use crate::{observer::CallId, world::SharedObserver};
 
-/// How the request of a call can be sent a second time.
+/// The replay policy of a call, and its body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Policy {
     /// `CloneBody`, the default.
     #[default]
     Cloned,
-    /// `Buffered`, around a body that streams.
+    /// `Buffered`, with a streaming body.
     Buffered,
-    /// The same, but the last frame of the body exceeds the limit.
+    /// `Buffered`, with a streaming body whose last frame exceeds the limit.
     Overflowing,
-    /// `Never`.
-    Never,
-    /// `CloneBody`, but the request carries `NoReplay`.
+    /// `NoReplay`.
+    NoReplay,
+    /// `CloneBody`, with `NoReplay` as an extension of the request.
     OptedOut,
 }
 
@@ -35,53 +35,55 @@ impl Policy {
     }
 }
 
-/// What every request says.
+/// The body of every request.
 pub(crate) const TEXT: &str = "name=Ada";
 
-/// As much as an `Overflowing` body is remembered of; all but its last frame.
+/// A buffer limit that holds every frame but the last.
 pub(crate) const SHORT_LIMIT: usize = 5;
 
-/// The frames of a body that streams.
+/// The frames of a streaming body.
 const FRAMES: [&str; 3] = ["name", "=", "Ada"];
 
-/// A body whose frames come when the history says so.
-pub(crate) struct Streamed {
-    belt: Belt,
+/// A body whose frames become available when the history says so.
+pub(crate) struct StreamingBody {
+    source: FrameSource,
 }
 
-/// Brings the frames of one body.
+/// Controls when the frames of one body become available.
 #[derive(Clone, Default)]
-pub(crate) struct Belt(Arc<Mutex<Frames>>);
+pub(crate) struct FrameSource(Arc<Mutex<Frames>>);
 
 #[derive(Default)]
 struct Frames {
-    brought: usize,
+    available: usize,
     read: usize,
     waiting: Option<Waker>,
 }
 
-impl Belt {
-    pub(crate) fn body(&self) -> Streamed {
-        Streamed { belt: self.clone() }
+impl FrameSource {
+    pub(crate) fn body(&self) -> StreamingBody {
+        StreamingBody {
+            source: self.clone(),
+        }
     }
 
-    /// Brings the next frame, if one is left.
-    pub(crate) fn bring(&self) {
+    /// Makes the next frame available, if there is one.
+    pub(crate) fn release_next(&self) {
         let waiting = {
             let mut frames = self.lock();
-            frames.brought = FRAMES.len().min(frames.brought + 1);
+            frames.available = FRAMES.len().min(frames.available + 1);
             frames.waiting.take()
         };
         waiting.into_iter().for_each(Waker::wake);
     }
 
-    /// Whether all that was brought has been read; the end counts as brought with the last frame.
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether every available frame has been read. The end becomes available with the last frame.
+    pub(crate) fn is_drained(&self) -> bool {
         let frames = self.lock();
-        frames.read == frames.brought
+        frames.read == frames.available
     }
 
-    pub(crate) fn is_read(&self) -> bool {
+    pub(crate) fn is_read_to_the_end(&self) -> bool {
         self.lock().read == FRAMES.len()
     }
 
@@ -90,7 +92,7 @@ impl Belt {
     }
 }
 
-impl Body for Streamed {
+impl Body for StreamingBody {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -98,11 +100,11 @@ impl Body for Streamed {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        let mut frames = self.belt.lock();
+        let mut frames = self.source.lock();
         if frames.read == FRAMES.len() {
             return Poll::Ready(None);
         }
-        if frames.read == frames.brought {
+        if frames.read == frames.available {
             frames.waiting = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -112,12 +114,12 @@ impl Body for Streamed {
     }
 }
 
-/// An API that reads the body of one send.
+/// Reads the body of one send, as the API does.
 pub(crate) struct Upload<B> {
     body: Pin<Box<B>>,
     received: Vec<u8>,
     call: CallId,
-    /// Which of the call's sends it is.
+    /// The number of the send within its call, from 1.
     send: usize,
     observer: SharedObserver,
     has_ended: bool,
@@ -142,7 +144,7 @@ where
         self.has_ended
     }
 
-    /// Reads what is there.
+    /// Reads every frame that is available.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while !self.has_ended {
             match self.body.as_mut().poll_frame(cx) {

@@ -1,4 +1,4 @@
-//! Both clocks, as the model reads them.
+//! The monotonic clock and the wall clock of the model.
 
 use std::{
     sync::{
@@ -10,15 +10,15 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The monotonic clock is tokio's, which is paused; the wall clock goes with it until it is set.
+/// The monotonic clock is tokio's, which is paused. The wall clock follows it until it is set.
 #[derive(Clone)]
 pub(crate) struct Clocks {
     start: Instant,
-    /// By how many seconds the wall clock was set forth.
-    set_forth: Arc<AtomicI64>,
+    /// The seconds by which the wall clock was moved forward.
+    ahead: Arc<AtomicI64>,
 }
 
-/// One moment: since the start of the history, and since 1970.
+/// A moment by both clocks: since the start of the history, and since 1970.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     pub(crate) monotonic: Duration,
@@ -29,22 +29,18 @@ impl Clocks {
     pub(crate) fn start() -> Self {
         Self {
             start: Instant::now(),
-            set_forth: Arc::default(),
+            ahead: Arc::default(),
         }
     }
 
     pub(crate) fn now(&self) -> Moment {
-        // Far enough from 1970 for any number of jumps back.
+        // Far enough after 1970 for any number of jumps back.
         const YEARS: Duration = Duration::from_secs(50 * 365 * 24 * 60 * 60);
         let monotonic = self.start.elapsed();
-        let set_forth = self.set_forth.load(Ordering::Relaxed);
-        let jump = Duration::from_secs(set_forth.unsigned_abs());
+        let ahead = self.ahead.load(Ordering::Relaxed);
+        let jump = Duration::from_secs(ahead.unsigned_abs());
         let wall = YEARS + monotonic;
-        let wall = if set_forth < 0 {
-            wall - jump
-        } else {
-            wall + jump
-        };
+        let wall = if ahead < 0 { wall - jump } else { wall + jump };
         Moment { monotonic, wall }
     }
 
@@ -52,8 +48,8 @@ impl Clocks {
         SystemTime::UNIX_EPOCH + self.now().wall
     }
 
-    pub(crate) fn set_wall(&self, seconds: i64) {
-        self.set_forth.fetch_add(seconds, Ordering::Relaxed);
+    pub(crate) fn move_wall(&self, seconds: i64) {
+        self.ahead.fetch_add(seconds, Ordering::Relaxed);
     }
 }
 
@@ -65,7 +61,7 @@ impl Moment {
         }
     }
 
-    /// Whether either clock says so.
+    /// Whether either clock has reached `other`.
     pub(crate) fn has_reached(&self, other: &Self) -> bool {
         self.monotonic >= other.monotonic || self.wall >= other.wall
     }

@@ -1,7 +1,8 @@
-//! Random histories of calls, replies, faults and clocks, and what must hold after every step.
+//! Runs random histories of calls, replies, faults and clock changes, and checks every promise after
+//! every step.
 //!
-//! `PROPTEST_CASES` sets how many histories are run. One that fails is shrunk and printed, seed
-//! included; kept, it is a test of its own with a name that says what went wrong.
+//! `PROPTEST_CASES` sets the number of histories. A history that fails is shrunk and printed with its
+//! seed. Keep it as a test of its own, named after the correct behaviour.
 
 mod action;
 mod bodies;
@@ -21,14 +22,14 @@ use action::{
 };
 use bodies::Policy::*;
 use proptest::{prelude::*, test_runner::RngSeed};
-use runtimes::Home::*;
+use runtimes::RuntimeId::*;
 use world::{Setup, World};
 
-/// The lifetime of the tokens that the calls which are left at the end get, in milliseconds.
+/// A token lifetime that no history reaches by accident, in milliseconds.
 const LASTING: u64 = 1_800_000;
 
 fn run(setup: Setup, seed: u64, last_lifetime: u64, history: &[Action]) -> Result<(), String> {
-    // All chance is on this thread: the same seed gives the same history.
+    // Everything runs on this thread, so the same seed gives the same history.
     fastrand::seed(seed);
     let mut world = World::new(setup);
     for (number, action) in history.iter().enumerate() {
@@ -39,10 +40,9 @@ fn run(setup: Setup, seed: u64, last_lifetime: u64, history: &[Action]) -> Resul
     end.map_err(|broken| format!("at the end: {broken}"))
 }
 
-/// So many cases, always the same ones, unless the environment says how many: then others each time.
+/// Runs `default` histories, the same ones each time, so that the gate depends on the change alone.
 ///
-/// What a change has to pass depends on the change alone; the longer run, with other histories each
-/// time, is for those who look for what nobody has thought of.
+/// With `PROPTEST_CASES`, that many histories run, and different ones each time.
 fn cases(default: u32) -> ProptestConfig {
     let config = ProptestConfig::default();
     let is_set = std::env::var_os("PROPTEST_CASES").is_some();
@@ -70,9 +70,9 @@ proptest! {
         run(Setup::Plain, seed, LASTING, &history).map_err(TestCaseError::fail)?;
     }
 
-    /// The last tokens live for no time: they serve those who waited for them.
+    /// The tokens at the end have a lifetime of zero and serve only the calls that waited for them.
     #[test]
-    fn promises_hold_when_tokens_end_on_landing(seed: u64, history in any_history()) {
+    fn promises_hold_when_tokens_expire_on_arrival(seed: u64, history in any_history()) {
         run(Setup::Plain, seed, 0, &history).map_err(TestCaseError::fail)?;
     }
 }
@@ -85,78 +85,86 @@ proptest! {
         run(Setup::KeptWarm, seed, LASTING, &history).map_err(TestCaseError::fail)?;
     }
 
-    /// Most of whose calls do not look at the cache.
+    /// Most calls of a reused service do not look at the cache.
     #[test]
-    fn promises_hold_for_services_that_last(seed: u64, history in any_history()) {
-        run(Setup::ServicesThatLast, seed, LASTING, &history).map_err(TestCaseError::fail)?;
+    fn promises_hold_for_reused_services(seed: u64, history in any_history()) {
+        run(Setup::ReusedServices, seed, LASTING, &history).map_err(TestCaseError::fail)?;
     }
 }
 
-/// What a random history found once.
+/// Runs a history that once broke a promise.
 fn history(history: &[Action]) {
     run(Setup::Plain, 0, LASTING, history).unwrap();
 }
 
-/// The same, with last tokens that live for no time.
-fn history_without_life(history: &[Action]) {
+/// Runs a history whose tokens at the end have a lifetime of zero.
+fn history_with_zero_lifetime(history: &[Action]) {
     run(Setup::Plain, 0, 0, history).unwrap();
 }
 
 #[test]
-fn waiter_that_is_polled_late_is_not_given_a_token_that_was_rejected_since() {
-    history(&[Ask, Token(New(LASTING)), Reject, Call, PollWoken]);
+fn waiter_that_is_polled_late_does_not_get_a_token_rejected_meanwhile() {
+    history(&[GetToken, TokenReply(New(LASTING)), Reject, Call, PollWoken]);
 }
 
 #[test]
-fn waiter_that_is_polled_late_is_not_given_a_token_that_expired_since() {
-    history(&[Ask, Token(New(9)), Wait(60_000), PollWoken]);
+fn waiter_that_is_polled_late_does_not_get_a_token_expired_meanwhile() {
+    history(&[GetToken, TokenReply(New(9)), Wait(60_000), PollWoken]);
 }
 
 #[test]
-fn token_that_ended_on_landing_serves_no_waiter_once_it_was_rejected() {
-    history(&[Ask, Call, Token(New(0)), Reject, Call, PollWoken]);
+fn token_that_expired_on_arrival_serves_no_waiter_after_its_rejection() {
+    history(&[GetToken, Call, TokenReply(New(0)), Reject, Call, PollWoken]);
 }
 
 #[test]
-fn token_that_ended_on_landing_is_rejected_under_each_of_its_issues() {
-    history(&[Call, Token(New(0)), Call, Token(Same(0)), Reject, Call]);
-}
-
-#[test]
-fn flight_that_stood_still_past_its_deadline_asks_no_more() {
-    history(&[Call, Token(Transient), Freeze(60_000)]);
-}
-
-/// The wall clock was set forth while the token was on its way, and back when it was there.
-#[test]
-fn token_that_seemed_to_end_on_landing_is_not_sent_once_it_has_expired() {
+fn rejection_covers_every_issue_of_a_token_that_expired_on_arrival() {
     history(&[
         Call,
-        SetWall(100),
-        Token(New(3000)),
+        TokenReply(New(0)),
         Call,
-        Token(Permanent),
-        SetWall(-36_000),
+        TokenReply(Same(0)),
+        Reject,
+        Call,
+    ]);
+}
+
+#[test]
+fn token_request_makes_no_attempt_after_its_deadline() {
+    history(&[Call, TokenReply(Transient), StandStill(60_000)]);
+}
+
+/// The wall clock moves forward during the token request and back after the token has arrived.
+#[test]
+fn token_that_seemed_expired_on_arrival_is_not_sent_after_it_expires() {
+    history(&[
+        Call,
+        SetWallClock(100),
+        TokenReply(New(3000)),
+        Call,
+        TokenReply(Permanent),
+        SetWallClock(-36_000),
         Unready,
         PollWoken,
         Wait(2740),
     ]);
 }
 
-/// The newest token is stale and rejected; the token without life is older, and was never refused.
+/// The newest token is due for refresh and rejected. The zero-lifetime token is older and was never
+/// rejected.
 #[test]
-fn waiter_that_is_polled_late_is_sent_with_the_token_without_life_that_it_waited_for() {
-    history_without_life(&[
+fn waiter_that_is_polled_late_uses_the_zero_lifetime_token_that_it_waited_for() {
+    history_with_zero_lifetime(&[
         Call,
         PollWoken,
         Drop(0),
         Call,
         Call,
-        Token(New(0)),
+        TokenReply(New(0)),
         Call,
         Drop(0),
         Wait(101),
-        Token(New(1000)),
+        TokenReply(New(1000)),
         Wait(699),
         Reject,
         Drop(1),
@@ -164,142 +172,141 @@ fn waiter_that_is_polled_late_is_sent_with_the_token_without_life_that_it_waited
     ]);
 }
 
-/// The process stood still, so that the refresh was lost; who comes right after uses the stale token.
+/// The refresh is lost because the process stands still. The next call uses the token that is there.
 #[test]
-fn refresh_that_was_lost_is_not_started_again_at_once() {
+fn lost_refresh_is_not_restarted_at_once() {
     history(&[
         Call,
-        Token(New(LASTING)),
+        TokenReply(New(LASTING)),
         Wait(1_640_000),
         Call,
-        Freeze(60_000),
+        StandStill(60_000),
         Call,
     ]);
 }
 
-/// The call waits since the wall clock said that the token has expired; being polled once more, as
-/// the upload that its replay took over is told so, says nothing of the token.
+/// A call waits because the token has expired by the wall clock. When the clock is set back and the
+/// call is polled for another reason, the token is usable and not withheld.
 #[test]
-fn call_that_began_to_wait_before_a_clock_was_set_back_says_nothing_of_the_token() {
+fn token_is_usable_again_after_the_wall_clock_is_set_back() {
     history(&[
         Call,
         CallWith(Buffered, First),
-        Token(New(LASTING)),
+        TokenReply(New(LASTING)),
         PollWoken,
-        Api(1, Rejected),
+        ApiAnswer(1, Rejected),
         PollWoken,
-        Token(Same(LASTING)),
-        SetWall(36_000),
-        Api(0, Rejected),
+        TokenReply(Same(LASTING)),
+        SetWallClock(36_000),
+        ApiAnswer(0, Rejected),
         PollWoken,
-        SetWall(-36_000),
+        SetWallClock(-36_000),
         PollWoken,
-        Ask,
+        GetToken,
     ]);
 }
 
-/// The call was sent with an earlier issue of the newest token, which the server handed out again.
+/// The server has issued the token twice, and the call was sent with the first issue.
 #[test]
 fn rejection_of_an_earlier_issue_renews_the_token() {
     history(&[
-        CallWith(Never, First),
-        Token(New(0)),
+        CallWith(NoReplay, First),
+        TokenReply(New(0)),
         Call,
         Wait(9),
-        Token(Same(9)),
+        TokenReply(Same(9)),
         PollWoken,
-        Api(1, Rejected),
+        ApiAnswer(1, Rejected),
     ]);
 }
 
-/// A timer goes off on the runtime that it was made on, at its time.
 #[test]
-fn flight_on_either_runtime_fails_at_its_deadline() {
-    for home in [First, Second] {
-        history(&[CallWith(Cloned, home), Wait(31_500)]);
+fn token_request_fails_at_its_deadline_on_either_runtime() {
+    for runtime in [First, Second] {
+        history(&[CallWith(Cloned, runtime), Wait(31_500)]);
     }
 }
 
-/// The replay had its token, which expired before the service was ready; the rejection is gone then.
+/// The token of the replay expires before the service is ready. The rejection is dropped by then.
 #[test]
-fn replay_that_is_without_a_token_after_four_lost_flights_says_so() {
+fn replay_reports_that_four_token_requests_were_lost() {
     let mut steps = vec![
         Call,
-        Token(New(LASTING)),
+        TokenReply(New(LASTING)),
         PollWoken,
         Unready,
-        Api(0, Rejected),
+        ApiAnswer(0, Rejected),
         PollWoken,
-        Token(New(3000)),
+        TokenReply(New(3000)),
         PollWoken,
         Wait(2740),
         Ready,
     ];
     for _ in 0..4 {
-        steps.extend([PollWoken, Freeze(31_015)]);
+        steps.extend([PollWoken, StandStill(31_015)]);
     }
     steps.push(PollWoken);
     history(&steps);
 }
 
-/// Its renewal failed; what a refresh brings then is not asked for once more.
+/// The renewal fails, and a refresh brings the rejected token again, which nothing renews once more.
 #[test]
-fn token_that_is_handed_out_again_goes_to_those_who_wait_for_its_renewal() {
+fn waiters_for_a_renewal_get_a_token_that_is_issued_again() {
     let history = [
         Call,
-        Token(New(LASTING)),
+        TokenReply(New(LASTING)),
         CallWith(Cloned, Second),
-        Api(0, Rejected),
+        ApiAnswer(0, Rejected),
         PollWoken,
         Wait(31_015),
         Call,
         Wait(31_015),
-        Token(Same(LASTING)),
+        TokenReply(Same(LASTING)),
         Call,
     ];
     run(Setup::KeptWarm, 0, LASTING, &history).unwrap();
 }
 
-/// The renewal failed, and a refresh brought the rejected token again: there is none to send instead.
+/// The renewal fails, and a refresh brings the rejected token again, so there is no other to send.
 #[test]
-fn call_whose_rejected_token_is_handed_out_again_asks_no_more() {
+fn call_whose_rejected_token_is_issued_again_makes_no_further_request() {
     history(&[
         Call,
         Wait(7),
         Call,
-        Token(New(9)),
+        TokenReply(New(9)),
         Call,
         Call,
         Call,
         Call,
-        Api(0, Rejected),
+        ApiAnswer(0, Rejected),
         PollWoken,
         Call,
-        Token(Same(3000)),
+        TokenReply(Same(3000)),
         Call,
         Wait(30_841),
         Call,
-        Token(Same(LASTING)),
+        TokenReply(Same(LASTING)),
         Call,
     ]);
 }
 
-/// The renewal that the call waited for was lost, and another failed before the call was polled.
+/// The renewal that the call waits for is lost, and another one fails before the call is polled.
 #[test]
-fn call_that_missed_a_failed_renewal_asks_no_more() {
+fn call_that_missed_a_failed_renewal_makes_no_further_request() {
     let mut steps = vec![Call; 18];
     steps.extend([
-        Token(New(LASTING)),
+        TokenReply(New(LASTING)),
         Call,
-        Api(0, Rejected),
+        ApiAnswer(0, Rejected),
         PollWoken,
-        Freeze(31_015),
+        StandStill(31_015),
         Call,
-        Token(Transient),
+        TokenReply(Transient),
         Wait(13_267),
         Wait(17_617),
-        Ask,
-        Token(Same(3000)),
+        GetToken,
+        TokenReply(Same(3000)),
     ]);
     history(&steps);
 }

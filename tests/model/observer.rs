@@ -1,7 +1,7 @@
-//! What can be seen from outside: token requests, sends and answers; and what follows from them.
+//! Records what is visible from outside: attempts to get a token, sends and answers.
 //!
-//! Knows the promises, not the code: nothing here is asked of the cache. Each promise is a function
-//! that is named after it; `promises.rs` holds them.
+//! The observer derives from these what the promises allow next. It knows the promises and not the
+//! code, and asks the cache nothing. `promises.rs` has one function for each promise.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -9,165 +9,169 @@ use tokio::sync::oneshot;
 
 use crate::{
     action::{Answer, Reply, milliseconds},
-    bodies::{Belt, Policy},
+    bodies::{FrameSource, Policy},
     clocks::{Clocks, Moment},
-    runtimes::{Driven, Home},
-    world::TokenOutcome,
+    runtimes::{CurrentRuntime, RuntimeId},
+    world::CallResult,
 };
 
-/// The defaults that the promises speak of.
-pub(crate) const MARGIN: Duration = Duration::from_secs(10);
-pub(crate) const WINDOW: Duration = Duration::from_secs(300);
-/// As a share of the window.
+// The defaults that the promises mention.
+pub(crate) const EXPIRY_MARGIN: Duration = Duration::from_secs(10);
+pub(crate) const REFRESH_WINDOW: Duration = Duration::from_secs(300);
+/// As a share of the refresh window.
 pub(crate) const MOST_JITTER: f64 = 0.5;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
-/// How much later than that a flight without an outcome counts as lost.
+/// A token request without a result counts as lost this long after its deadline.
 const OVERDUE_AFTER: Duration = Duration::from_secs(1);
-/// How long a stale token is used before a refresh that was lost is started again.
-const RELAUNCH_AFTER: Duration = Duration::from_secs(1);
+/// How long after a lost refresh the next one starts.
+const RESTART_AFTER: Duration = Duration::from_secs(1);
 pub(crate) const COOL_DOWN: Duration = Duration::from_secs(30);
-pub(crate) const ATTEMPTS: u32 = 3;
-/// How many flights one waiter waits for, if one after the other is of no use to it.
-pub(crate) const WAITS: usize = 4;
+pub(crate) const MOST_ATTEMPTS: u32 = 3;
+/// How many lost token requests one waiter waits for before it fails.
+pub(crate) const MOST_WAITS: usize = 4;
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(200);
 pub(crate) const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
 pub(crate) const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
 
-/// Names a call of the history.
+/// The number of a call within its history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct CallId(pub(crate) usize);
 
 pub(crate) struct Observer {
     pub(crate) clocks: Clocks,
-    driven: Driven,
-    /// Whether the cache keeps its token warm, and so asks without being asked.
+    current_runtime: CurrentRuntime,
+    /// Whether the cache keeps its token warm, and so starts token requests that no call needs.
     pub(crate) is_kept_warm: bool,
-    pub(crate) flight: Option<Flight>,
-    pub(crate) flights: usize,
-    pub(crate) token_requests_in_progress: usize,
-    pub(crate) newest: Option<Landed>,
-    tokens: usize,
-    pub(crate) landings: usize,
-    /// How many flights have had an outcome, or were lost.
-    pub(crate) ended_flights: usize,
-    /// When each token ends, by what was said of it last.
-    pub(crate) ends: HashMap<String, Moment>,
-    /// The token that the API refused and whose renewal somebody waits for.
+    /// The token request in progress.
+    pub(crate) request: Option<TokenRequest>,
+    pub(crate) requests_started: usize,
+    /// Includes the token requests that were lost.
+    pub(crate) requests_ended: usize,
+    pub(crate) attempts_in_progress: usize,
+    tokens_issued: usize,
+    pub(crate) tokens_obtained: usize,
+    pub(crate) newest: Option<ObtainedToken>,
+    /// When each token expires, according to its last issue.
+    pub(crate) expiries: HashMap<String, Moment>,
+    /// The rejected token that no call may use, because its renewal runs.
     pub(crate) withheld: Option<String>,
+    /// A rejected token that may be withheld: whether its renewal has begun is not visible.
     pub(crate) may_be_withheld: Option<String>,
-    /// The same, after a flight that brought it once more, or was lost: then its renewal is still due.
+    /// The same, from before a token request that did not renew it. Its renewal may still be due.
     pub(crate) may_still_be_withheld: Option<String>,
     pub(crate) renewed_at: Option<Duration>,
+    /// The failure that calls share, until a token is obtained.
     pub(crate) failure: Option<Failure>,
-    /// Also of a failure that a token has made good.
     pub(crate) last_failure_at: Option<Duration>,
-    /// When a flight was lost: who waited for it then may be told so.
+    /// When a token request was last lost with its runtime, or overdue.
     pub(crate) last_lost_at: Option<Duration>,
-    pub(crate) calls: Vec<CallSeen>,
-    pub(crate) sends: Vec<Send>,
-    /// Whether a stale token was used in this step.
+    pub(crate) calls: Vec<ObservedCall>,
+    pub(crate) sends: Vec<PendingSend>,
+    /// Whether this step used a token that was due for refresh.
     pub(crate) is_refresh_due: bool,
-    /// Whether a token was refused in this step to a call that is sent once.
+    /// Whether this step rejected the token of a call that is not replayed.
     pub(crate) is_renewal_due: bool,
     /// Whether the process stands still in this step.
     pub(crate) stands_still: bool,
     pub(crate) polls: usize,
-    /// Whether handles are left; without any, a flight may be given up.
+    /// Whether a handle of the cache is left. Without one, a token request may be dropped.
     pub(crate) has_handles: bool,
-    /// The promises that were found broken.
+    /// The promises found broken in this history.
     broken: Vec<String>,
 }
 
-/// One acquisition, as its token requests show it.
-pub(crate) struct Flight {
+/// A token request, as its attempts show it.
+pub(crate) struct TokenRequest {
     pub(crate) started_at: Moment,
     pub(crate) attempts: u32,
-    pub(crate) asked_at: Moment,
-    /// The token that its requests name as rejected.
-    pub(crate) renews: Option<String>,
-    /// The runtime that its task is on.
-    home: Home,
+    pub(crate) attempt_started_at: Moment,
+    /// The rejected token that each attempt names.
+    pub(crate) rejected: Option<String>,
+    /// The runtime that its task runs on.
+    runtime: RuntimeId,
     pub(crate) phase: Phase,
 }
 
 pub(crate) enum Phase {
-    /// Its answer is taken out when it is given.
-    Asking(Option<oneshot::Sender<Reply>>),
+    /// The token service has been called. The sender is taken when the answer is given.
+    Attempting(Option<oneshot::Sender<Reply>>),
+    /// Between two attempts.
     Pausing {
         at_least_until: Duration,
         at_most_until: Duration,
     },
 }
 
-/// A token that a flight brought.
-pub(crate) struct Landed {
+/// The result of a token request.
+pub(crate) struct ObtainedToken {
     pub(crate) text: String,
-    pub(crate) landed_at: Moment,
-    pub(crate) ends_at: Moment,
-    pub(crate) stale_at: Duration,
-    pub(crate) window: Duration,
+    pub(crate) obtained_at: Moment,
+    pub(crate) expires_at: Moment,
+    /// Without jitter.
+    pub(crate) refresh_at: Duration,
+    pub(crate) refresh_window: Duration,
+    /// Whether the same token was the newest before.
     pub(crate) is_unchanged: bool,
-    /// A flight failed that was to replace it, whether it was stale, rejected, or ended by a clock
-    /// that was set back since.
+    /// Whether a token request that should have replaced it failed or was lost.
     pub(crate) is_to_be_replaced: bool,
 }
 
-/// A flight's failure, and how long it answers for the token service.
+/// A failed token request, and how long calls share its error.
 pub(crate) struct Failure {
     pub(crate) in_a_row: u32,
     pub(crate) at_least_until: Duration,
     pub(crate) at_most_until: Duration,
 }
 
-/// A call, as far as it can be seen.
+/// What is visible of a call.
 #[derive(Default)]
-pub(crate) struct CallSeen {
-    /// Whether it needs a token only, and so no service that is ready.
-    pub(crate) is_ask: bool,
+pub(crate) struct ObservedCall {
+    /// Whether it calls the cache directly, and so needs no service that is ready.
+    pub(crate) is_token_only: bool,
     pub(crate) policy: Policy,
-    /// Where its body comes from, if that streams.
-    pub(crate) belt: Belt,
-    /// When it was first polled with a service that was ready, and so began to want a token.
+    /// The source of its body, if the body streams.
+    pub(crate) frames: FrameSource,
+    /// When it was first polled with a service that was ready, which is when it needs a token.
     pub(crate) began_at: Option<Duration>,
-    /// How many flights had ended by then.
-    pub(crate) ended_flights_before: usize,
+    /// `requests_ended` at that time.
+    pub(crate) requests_ended_before: usize,
     pub(crate) sends: usize,
     pub(crate) is_sending: bool,
     pub(crate) last_token: Option<String>,
     pub(crate) last_answer: Option<Answer>,
-    /// How many flights had ended by then.
-    pub(crate) ended_flights_when_answered: usize,
-    /// Whether it was seen to wait since.
+    /// `requests_ended` when the last answer arrived.
+    pub(crate) requests_ended_when_answered: usize,
+    /// Whether it has been pending after a rejection.
     pub(crate) waits_for_a_renewal: bool,
-    /// How many tokens had landed when it was last sent.
-    pub(crate) landings_before: usize,
-    /// Tokens that ended on landing, which it waited for.
-    pub(crate) entitled_to: Vec<String>,
-    /// Whether it is over without a second send, for a reason that its request has.
-    pub(crate) is_sent_once: bool,
+    /// `tokens_obtained` at its last send.
+    pub(crate) tokens_obtained_before: usize,
+    /// The tokens that it waited for and that had expired on arrival.
+    pub(crate) may_use_expired: Vec<String>,
+    /// Whether it ended without a replay because of its body or its policy.
+    pub(crate) is_not_replayable: bool,
     pub(crate) is_over: bool,
 }
 
-/// A send in progress.
-pub(crate) struct Send {
+/// A request that the API has not answered yet.
+pub(crate) struct PendingSend {
     pub(crate) call: CallId,
     pub(crate) answer: oneshot::Sender<Answer>,
 }
 
 impl Observer {
-    pub(crate) fn new(clocks: Clocks, driven: Driven, is_kept_warm: bool) -> Self {
+    pub(crate) fn new(clocks: Clocks, current_runtime: CurrentRuntime, is_kept_warm: bool) -> Self {
         Self {
             clocks,
-            driven,
+            current_runtime,
             is_kept_warm,
-            flight: None,
-            flights: 0,
-            token_requests_in_progress: 0,
+            request: None,
+            requests_started: 0,
+            requests_ended: 0,
+            attempts_in_progress: 0,
+            tokens_issued: 0,
+            tokens_obtained: 0,
             newest: None,
-            tokens: 0,
-            landings: 0,
-            ended_flights: 0,
-            ends: HashMap::new(),
+            expiries: HashMap::new(),
             withheld: None,
             may_be_withheld: None,
             may_still_be_withheld: None,
@@ -190,7 +194,7 @@ impl Observer {
         self.clocks.now()
     }
 
-    /// Notes a promise that does not hold.
+    /// Records a promise that does not hold.
     pub(crate) fn expect(&mut self, holds: bool, promise: impl FnOnce() -> String) {
         if !holds {
             self.broken.push(promise());
@@ -205,123 +209,123 @@ impl Observer {
         }
     }
 
-    /// The token service is asked.
-    pub(crate) fn token_requested(
+    /// The token service was called.
+    pub(crate) fn attempt_started(
         &mut self,
         rejected: Option<String>,
         answer: oneshot::Sender<Reply>,
     ) {
         let now = self.now();
-        self.one_flight_at_most();
-        self.token_requests_in_progress += 1;
-        match self.flight.take() {
-            Some(flight) => {
-                self.retry_is_due(&flight, &rejected, now);
-                self.flight = Some(Flight {
-                    attempts: flight.attempts + 1,
-                    asked_at: now,
-                    phase: Phase::Asking(Some(answer)),
-                    ..flight
+        self.one_token_request_per_key();
+        self.attempts_in_progress += 1;
+        match self.request.take() {
+            Some(request) => {
+                self.next_attempt_is_due(&request, &rejected, now);
+                self.request = Some(TokenRequest {
+                    attempts: request.attempts + 1,
+                    attempt_started_at: now,
+                    phase: Phase::Attempting(Some(answer)),
+                    ..request
                 });
             }
             None => {
-                self.flights += 1;
+                self.requests_started += 1;
                 self.back_off_is_respected(now);
                 self.cool_down_is_respected(rejected.as_deref(), now);
-                self.flight_has_a_cause(rejected.as_deref(), now);
+                self.token_request_has_a_reason(rejected.as_deref(), now);
                 self.token_requests_are_bounded();
                 self.withheld = rejected.clone().or(self.withheld.take());
-                self.flight = Some(Flight {
+                self.request = Some(TokenRequest {
                     started_at: now,
                     attempts: 1,
-                    asked_at: now,
-                    renews: rejected,
-                    home: self.driven.home(),
-                    phase: Phase::Asking(Some(answer)),
+                    attempt_started_at: now,
+                    rejected,
+                    runtime: self.current_runtime.id(),
+                    phase: Phase::Attempting(Some(answer)),
                 });
             }
         }
     }
 
-    /// The token service has answered.
-    pub(crate) fn token_answered(&mut self, reply: Reply) -> Option<String> {
-        self.token_requests_in_progress -= 1;
+    /// The token service has answered. Returns the text of the token, if it issues one.
+    pub(crate) fn attempt_answered(&mut self, reply: Reply) -> Option<String> {
+        self.attempts_in_progress -= 1;
         match reply {
             Reply::New(lifetime) => {
-                self.tokens += 1;
-                let text = format!("token-{}", self.tokens);
-                Some(self.landed(text, milliseconds(lifetime)))
+                self.tokens_issued += 1;
+                let text = format!("token-{}", self.tokens_issued);
+                Some(self.token_obtained(text, milliseconds(lifetime)))
             }
             Reply::Same(lifetime) => {
-                self.tokens = self.tokens.max(1);
-                let text = format!("token-{}", self.tokens);
-                Some(self.landed(text, milliseconds(lifetime)))
+                self.tokens_issued = self.tokens_issued.max(1);
+                let text = format!("token-{}", self.tokens_issued);
+                Some(self.token_obtained(text, milliseconds(lifetime)))
             }
             Reply::Transient | Reply::Panic => self.attempt_failed(Duration::ZERO),
             Reply::RetryAfter(seconds) => self.attempt_failed(Duration::from_secs(seconds)),
             Reply::Permanent => {
-                self.flight_failed(Duration::ZERO);
+                self.request_failed(Duration::ZERO);
                 None
             }
         }
     }
 
-    /// The token request was given up.
-    pub(crate) fn token_request_dropped(&mut self) {
-        self.token_requests_in_progress -= 1;
+    /// The future of the token service was dropped before it answered.
+    pub(crate) fn attempt_dropped(&mut self) {
+        self.attempts_in_progress -= 1;
         if self.has_handles {
-            self.flight_is_given_up_at_its_deadline_only();
-            self.flight_failed(Duration::ZERO);
+            self.token_request_is_dropped_only_at_its_deadline();
+            self.request_failed(Duration::ZERO);
         } else {
-            self.flight = None;
+            self.request = None;
         }
     }
 
-    /// The second runtime is about to go away, and with it the flight, if that is its home.
-    pub(crate) fn second_runtime_goes_away(&mut self) {
+    /// The second runtime is about to shut down. A token request on it is lost.
+    pub(crate) fn second_runtime_shuts_down(&mut self) {
         if self
-            .flight
+            .request
             .as_ref()
-            .is_some_and(|flight| flight.home == Home::Second)
+            .is_some_and(|request| request.runtime == RuntimeId::Second)
         {
-            self.flight_lost();
+            self.request_lost();
         }
     }
 
-    /// The API is sent a request.
+    /// The API received a request.
     pub(crate) fn sent(&mut self, call: CallId, token: String, answer: oneshot::Sender<Answer>) {
-        self.handed_out(call, &token);
-        // A waiter that is polled late may be sent with the token without life that it waited for,
-        // which says nothing of the newest.
+        self.token_used(call, &token);
+        // A waiter that is polled late may send the token that it waited for and that had expired on
+        // arrival. That does not show that the newest token was used.
         let is_newest = self
             .newest
             .as_ref()
             .is_some_and(|newest| newest.text == token);
-        self.is_refresh_due |= is_newest && self.newest_is_stale();
+        self.is_refresh_due |= is_newest && self.newest_is_due_for_refresh();
         let seen = &mut self.calls[call.0];
         seen.sends += 1;
         seen.is_sending = true;
         seen.last_token = Some(token);
-        seen.landings_before = self.landings;
+        seen.tokens_obtained_before = self.tokens_obtained;
         self.two_sends_at_most(call);
-        self.sends.push(Send { call, answer });
+        self.sends.push(PendingSend { call, answer });
     }
 
-    /// The call has the API's answer.
+    /// The call received the API's answer.
     pub(crate) fn answered(&mut self, call: CallId, answer: Answer) {
         let seen = &mut self.calls[call.0];
         seen.is_sending = false;
         seen.last_answer = Some(answer);
-        seen.ended_flights_when_answered = self.ended_flights;
+        seen.requests_ended_when_answered = self.requests_ended;
     }
 
-    /// The request was given up.
+    /// The future of the API was dropped before it answered.
     pub(crate) fn send_dropped(&mut self, call: CallId) {
         self.calls[call.0].is_sending = false;
         self.sends.retain(|send| send.call != call);
     }
 
-    /// An API has read the body of a send to its end, or to an error.
+    /// The API has read the body of a send to its end, or to an error.
     pub(crate) fn upload_ended(
         &mut self,
         call: CallId,
@@ -330,132 +334,138 @@ impl Observer {
         received: &[u8],
     ) {
         if is_failed {
-            self.upload_fails_for_a_replay_only(call, send);
+            self.upload_fails_only_for_a_replay(call, send);
         } else {
-            self.request_is_sent_whole(call, send, received);
+            self.whole_body_is_sent(call, send, received);
         }
     }
 
-    /// A token was given to a call.
-    pub(crate) fn handed_out(&mut self, call: CallId, token: &str) {
-        self.no_expired_token_is_handed_out(call, token);
-        self.no_rejected_token_is_handed_out(call, token);
+    /// A call sends a token, or returns it.
+    pub(crate) fn token_used(&mut self, call: CallId, token: &str) {
+        self.no_expired_token_is_used(call, token);
+        self.no_withheld_token_is_used(call, token);
     }
 
-    /// A call was polled and goes on waiting; its service was ready or not.
+    /// A call was polled and is still pending.
     pub(crate) fn still_pending(&mut self, call: CallId, is_ready: bool) {
         let now = self.now();
         let seen = &mut self.calls[call.0];
-        let is_ready = is_ready || seen.is_ask;
+        let is_ready = is_ready || seen.is_token_only;
         let begins = is_ready && seen.began_at.is_none();
         if begins {
             seen.began_at = Some(now.monotonic);
-            seen.ended_flights_before = self.ended_flights;
+            seen.requests_ended_before = self.requests_ended;
         }
         if seen.is_sending {
             return;
         }
         if seen.last_answer.is_some_and(Answer::is_rejection) {
-            self.waits_for_a_renewal(call, is_ready);
+            self.pending_after_a_rejection(call, is_ready);
         }
         if !is_ready {
             return;
         }
         if begins {
-            self.usable_token_is_used(call);
+            self.no_call_waits_while_a_token_is_usable(call);
         }
     }
 
-    /// Refused, not sent again, and not told so; or it has the renewed token, but no room to send it.
-    /// Once a flight has ended, the token may be in use again, and the call be one that was polled so
-    /// late that it asks anew; and one that began to wait while the token had expired goes on waiting
-    /// when a clock is set back.
-    fn waits_for_a_renewal(&mut self, call: CallId, is_ready: bool) {
-        let refused = self.calls[call.0].last_token.clone();
-        if self.newest.as_ref().map(|newest| &newest.text) != refused.as_ref() {
+    /// A call whose request was rejected is pending. It waits for the renewal of its token if that is
+    /// the newest one, unless something else explains why it is pending:
+    ///
+    /// * It has the renewed token, and its service is not ready.
+    /// * A token request has ended since the rejection. The token may serve again, and the call may
+    ///   have been polled so late that it starts over.
+    /// * It began to wait because the token had expired, and a clock was set back since.
+    fn pending_after_a_rejection(&mut self, call: CallId, is_ready: bool) {
+        let rejected = self.calls[call.0].last_token.clone();
+        if self.newest.as_ref().map(|newest| &newest.text) != rejected.as_ref() {
             return;
         }
         let seen = &mut self.calls[call.0];
         let has_waited = std::mem::replace(&mut seen.waits_for_a_renewal, true)
-            || seen.ended_flights_when_answered < self.ended_flights;
-        if is_ready && !has_waited && self.newest_is_usable_and(|_| true) {
-            self.withheld = refused;
+            || seen.requests_ended_when_answered < self.requests_ended;
+        if is_ready && !has_waited && self.newest_is_unexpired_and(|_| true) {
+            self.withheld = rejected;
         } else {
-            self.may_be_withheld = refused;
+            self.may_be_withheld = rejected;
         }
     }
 
-    /// The call is over. If its second token was refused, too, while a refresh was under way, then
-    /// that is the renewal, unless the cache is cooling down, which cannot be seen.
-    pub(crate) fn over_with(&mut self, call: CallId, outcome: &TokenOutcome) {
-        self.outcome_is_honest(call, outcome);
-        if let TokenOutcome::Status(status, reason) = outcome {
-            self.reason_is_right(call, *status, reason.as_ref());
+    /// A call has ended. A rejection of its second token during a refresh turns the refresh into the
+    /// renewal, except within the cool-down; which of the two happened is not visible.
+    pub(crate) fn call_ended(&mut self, call: CallId, result: &CallResult) {
+        self.caller_sees_what_happened(call, result);
+        if let CallResult::Status(status, reason) = result {
+            self.caller_sees_what_the_api_said(call, *status, reason.as_ref());
         }
-        self.calls[call.0].is_sent_once = outcome.is_sent_once();
+        self.calls[call.0].is_not_replayable = result.is_not_replayable();
         self.is_renewal_due |= self.renewal_is_due(call);
         self.calls[call.0].is_over = true;
-        let refused = &self.calls[call.0].last_token;
-        let is_newest = self.newest.as_ref().map(|newest| &newest.text) == refused.as_ref();
-        if is_newest && matches!(outcome, TokenOutcome::Status(401, _)) {
-            self.may_be_withheld = refused.clone();
+        let last_token = &self.calls[call.0].last_token;
+        let is_newest = self.newest.as_ref().map(|newest| &newest.text) == last_token.as_ref();
+        if is_newest && matches!(result, CallResult::Status(401, _)) {
+            self.may_be_withheld = last_token.clone();
         }
     }
 
-    /// A step is over. A flight whose deadline came while it paused, which only happens to a process
-    /// that stood still, asks no more; without a flight there is no renewal that could be hidden.
+    /// A step is over. If the process stood still past the deadline of a token request that paused
+    /// between two attempts, the request fails without another attempt.
     pub(crate) fn step_is_over(&mut self) {
         let now = self.now().monotonic;
-        let is_over = self.flight.as_ref().is_some_and(|flight| {
-            matches!(flight.phase, Phase::Pausing { .. })
-                && now >= flight.started_at.monotonic + DEADLINE
+        let is_over = self.request.as_ref().is_some_and(|request| {
+            matches!(request.phase, Phase::Pausing { .. })
+                && now >= request.started_at.monotonic + DEADLINE
         });
         if is_over {
-            self.flight_failed(Duration::ZERO);
+            self.request_failed(Duration::ZERO);
         }
-        self.stale_token_is_refreshed();
-        self.refused_token_is_renewed();
+        self.token_due_for_refresh_is_refreshed();
+        self.rejected_token_is_renewed_for_the_next_call();
         self.stands_still = false;
-        if self.flight.is_none() {
+        // Without a token request, no renewal runs.
+        if self.request.is_none() {
             self.may_be_withheld = None;
         }
     }
 
-    pub(crate) fn rejected_by_hand(&mut self) {
+    /// `TokenCache::reject` withheld the newest token.
+    pub(crate) fn rejected_through_the_cache(&mut self) {
         self.withheld = self.newest.as_ref().map(|newest| newest.text.clone());
     }
 
-    fn newest_is_usable_and(&self, is_wanted: impl FnOnce(Option<String>) -> bool) -> bool {
+    fn newest_is_unexpired_and(&self, is_wanted: impl FnOnce(Option<String>) -> bool) -> bool {
         let now = self.now();
         self.newest.as_ref().is_some_and(|newest| {
-            !now.has_reached(&newest.ends_at) && is_wanted(Some(newest.text.clone()))
+            !now.has_reached(&newest.expires_at) && is_wanted(Some(newest.text.clone()))
         })
     }
 
-    /// Whether the newest token is used, and should be refreshed, whatever jitter was drawn. Who
-    /// came back unchanged, or could not be had lately, is left alone for a while.
-    fn newest_is_stale(&self) -> bool {
+    /// Whether a use of the newest token must start a refresh, whatever the jitter. A token that came
+    /// back unchanged is exempt, as is one whose last refresh failed or has just been lost.
+    fn newest_is_due_for_refresh(&self) -> bool {
         let now = self.now();
-        let is_left_alone = self
+        let was_just_lost = self
             .last_lost_at
-            .is_some_and(|lost_at| now.monotonic < lost_at + RELAUNCH_AFTER);
+            .is_some_and(|lost_at| now.monotonic < lost_at + RESTART_AFTER);
         self.failure.is_none()
-            && !is_left_alone
+            && !was_just_lost
             && self.newest.as_ref().is_some_and(|newest| {
+                let latest_refresh = newest.refresh_at + newest.refresh_window.mul_f64(MOST_JITTER);
                 !newest.is_unchanged
-                    && now.monotonic >= newest.stale_at + newest.window.mul_f64(MOST_JITTER)
-                    && !now.has_reached(&newest.ends_at)
+                    && now.monotonic >= latest_refresh
+                    && !now.has_reached(&newest.expires_at)
             })
     }
 
-    /// Whether a call that is sent once was refused with the newest token, and nothing tells against
-    /// its renewal.
+    /// Whether the newest token was rejected in a call that is not replayed, and may be renewed now.
     fn renewal_is_due(&self, call: CallId) -> bool {
         let seen = &self.calls[call.0];
         let newest = self.newest.as_ref().map(|newest| &newest.text);
-        let is_newest = newest == seen.last_token.as_ref() && seen.landings_before == self.landings;
+        let is_newest = newest == seen.last_token.as_ref()
+            && seen.tokens_obtained_before == self.tokens_obtained;
         let is_possible = self.failure.is_none() && !self.is_cooling_down(self.now().monotonic);
-        seen.is_sent_once && is_newest && is_possible
+        seen.is_not_replayable && is_newest && is_possible
     }
 
     pub(crate) fn is_cooling_down(&self, now: Duration) -> bool {
@@ -463,84 +473,85 @@ impl Observer {
             .is_some_and(|renewed_at| now < renewed_at + COOL_DOWN)
     }
 
-    /// Whether a token is there that may be given to anyone.
+    /// Whether there is a token that any call may use.
     pub(crate) fn has_usable_token(&self) -> bool {
-        self.newest_is_usable_and(|text| {
+        self.newest_is_unexpired_and(|text| {
             text != self.withheld
                 && text != self.may_be_withheld
                 && text != self.may_still_be_withheld
         })
     }
 
-    fn landed(&mut self, text: String, lifetime: Duration) -> String {
-        let Some(flight) = self.flight.take() else {
+    fn token_obtained(&mut self, text: String, lifetime: Duration) -> String {
+        let Some(request) = self.request.take() else {
             return text;
         };
-        self.ended_flights += 1;
+        self.requests_ended += 1;
         let now = self.now();
         let is_unchanged = self
             .newest
             .as_ref()
             .is_some_and(|newest| newest.text == text);
-        let expires_after = lifetime - MARGIN.min(lifetime / 10);
-        let window = WINDOW.min(lifetime / 5);
-        let landed = Landed {
+        let expires_after = lifetime - EXPIRY_MARGIN.min(lifetime / 10);
+        let refresh_window = REFRESH_WINDOW.min(lifetime / 5);
+        let refresh_after = expires_after - refresh_window;
+        let obtained = ObtainedToken {
             text: text.clone(),
-            landed_at: now,
-            ends_at: flight.asked_at.after(expires_after),
-            stale_at: flight.asked_at.after(expires_after - window).monotonic,
-            window,
+            obtained_at: now,
+            expires_at: request.attempt_started_at.after(expires_after),
+            refresh_at: request.attempt_started_at.after(refresh_after).monotonic,
+            refresh_window,
             is_unchanged,
             is_to_be_replaced: false,
         };
-        self.ends.insert(text.clone(), landed.ends_at);
-        if now.has_reached(&landed.ends_at) {
-            let waiting = |call: &&mut CallSeen| call.began_at.is_some() && !call.is_over;
+        self.expiries.insert(text.clone(), obtained.expires_at);
+        if now.has_reached(&obtained.expires_at) {
+            let waiting = |call: &&mut ObservedCall| call.began_at.is_some() && !call.is_over;
             for call in self.calls.iter_mut().filter(waiting) {
-                call.entitled_to.push(text.clone());
+                call.may_use_expired.push(text.clone());
             }
         }
-        self.landings += 1;
-        self.newest = Some(landed);
+        self.tokens_obtained += 1;
+        self.newest = Some(obtained);
         self.failure = None;
-        // A refresh that began before the rejection may bring the rejected token once more: then its
-        // renewal is still due.
-        if !is_unchanged || flight.renews.is_some() {
-            self.over(&flight);
+        // A refresh that started before the rejection may bring the rejected token again. Its renewal
+        // is still due then.
+        if !is_unchanged || request.rejected.is_some() {
+            self.renewal_is_over(&request);
         } else {
-            self.renewal_may_be_due();
+            self.renewal_may_still_be_due();
         }
         text
     }
 
     fn attempt_failed(&mut self, retry_after: Duration) -> Option<String> {
         let now = self.now().monotonic;
-        let flight = self.flight.as_mut()?;
-        let pause = FIRST_PAUSE * (1 << (flight.attempts - 1));
-        let lands_by = flight.started_at.monotonic + DEADLINE;
-        if flight.attempts < ATTEMPTS && now + retry_after < lands_by {
-            flight.phase = Phase::Pausing {
+        let request = self.request.as_mut()?;
+        let pause = FIRST_PAUSE * (1 << (request.attempts - 1));
+        let deadline = request.started_at.monotonic + DEADLINE;
+        if request.attempts < MOST_ATTEMPTS && now + retry_after < deadline {
+            request.phase = Phase::Pausing {
                 at_least_until: now + retry_after,
                 at_most_until: now + pause.max(retry_after.mul_f64(1.5)),
             };
         } else {
-            self.flight_failed(retry_after);
+            self.request_failed(retry_after);
         }
         None
     }
 
-    fn flight_failed(&mut self, retry_after: Duration) {
-        let Some(flight) = self.flight.take() else {
+    fn request_failed(&mut self, retry_after: Duration) {
+        let Some(request) = self.request.take() else {
             return;
         };
         let now = self.now().monotonic;
-        if now >= flight.started_at.monotonic + DEADLINE + OVERDUE_AFTER {
-            self.flight_ends_in_time(&flight, now);
-            self.flight = Some(flight);
-            self.flight_lost();
+        if now >= request.started_at.monotonic + DEADLINE + OVERDUE_AFTER {
+            self.token_request_is_bounded_in_time(&request, now);
+            self.request = Some(request);
+            self.request_lost();
             return;
         }
-        self.ended_flights += 1;
+        self.requests_ended += 1;
         let in_a_row = self.failure.as_ref().map_or(0, |last| last.in_a_row) + 1;
         let doubled = Duration::from_secs(1 << (in_a_row - 1).min(10)).min(LONGEST_BACKOFF);
         let asked_for = retry_after.min(LONGEST_RETRY_AFTER);
@@ -553,29 +564,30 @@ impl Observer {
         if let Some(newest) = &mut self.newest {
             newest.is_to_be_replaced = true;
         }
-        self.over(&flight);
+        self.renewal_is_over(&request);
     }
 
-    /// Without an outcome, which says nothing of the token service.
-    fn flight_lost(&mut self) {
-        self.flight = None;
-        self.ended_flights += 1;
+    /// The token request ends without a result. That is not a failure of the token service.
+    fn request_lost(&mut self) {
+        self.request = None;
+        self.requests_ended += 1;
         self.last_lost_at = Some(self.now().monotonic);
         if let Some(newest) = &mut self.newest {
             newest.is_to_be_replaced = true;
         }
-        self.renewal_may_be_due();
+        self.renewal_may_still_be_due();
     }
 
-    /// A flight that was no renewal, or none that ended, leaves the refused token as it was.
-    fn renewal_may_be_due(&mut self) {
-        let refused = self.may_be_withheld.take();
-        self.may_still_be_withheld = refused.or(self.may_still_be_withheld.take());
+    /// A token request that was lost, or that was not a renewal, does not settle a rejection.
+    fn renewal_may_still_be_due(&mut self) {
+        let rejected = self.may_be_withheld.take();
+        self.may_still_be_withheld = rejected.or(self.may_still_be_withheld.take());
     }
 
-    /// Whatever a flight came to, its renewal is over, and the token is in use again if it is there.
-    fn over(&mut self, flight: &Flight) {
-        if flight.renews.is_some() {
+    /// The token request has settled every rejection, whatever its result. A token that is not
+    /// replaced serves again.
+    fn renewal_is_over(&mut self, request: &TokenRequest) {
+        if request.rejected.is_some() {
             self.renewed_at = Some(self.now().monotonic);
         }
         self.withheld = None;
@@ -584,12 +596,12 @@ impl Observer {
     }
 }
 
-impl Flight {
-    /// Whether the pause that an error leads to is longer or shorter than the time that is left
-    /// cannot be seen from outside, as part of it is chance.
+impl TokenRequest {
+    /// Whether a failed attempt may or may not be the last one. The pause before the next attempt is
+    /// random, so whether it ends before the deadline is not visible.
     pub(crate) fn may_end_or_retry(&self, retry_after: Duration, now: Moment) -> bool {
-        let lands_by = self.started_at.monotonic + DEADLINE;
-        let longest_pause = (FIRST_PAUSE * (1 << ATTEMPTS)).max(retry_after.mul_f64(1.5));
-        now.monotonic + retry_after < lands_by && now.monotonic + longest_pause >= lands_by
+        let deadline = self.started_at.monotonic + DEADLINE;
+        let longest_pause = (FIRST_PAUSE * (1 << MOST_ATTEMPTS)).max(retry_after.mul_f64(1.5));
+        now.monotonic + retry_after < deadline && now.monotonic + longest_pause >= deadline
     }
 }

@@ -1,4 +1,4 @@
-//! The promises, one function each.
+//! One function for each promise.
 
 use std::time::Duration;
 
@@ -8,22 +8,25 @@ use crate::{
     action::Answer,
     bodies::{Policy, TEXT},
     clocks::Moment,
-    observer::{ATTEMPTS, COOL_DOWN, CallId, CallSeen, DEADLINE, Flight, Observer, Phase, WAITS},
-    world::TokenOutcome,
+    observer::{
+        COOL_DOWN, CallId, DEADLINE, MOST_ATTEMPTS, MOST_WAITS, ObservedCall, Observer, Phase,
+        TokenRequest,
+    },
+    world::CallResult,
 };
 
-/// Tokio's timers go off at whole milliseconds.
-const TIMER: Duration = Duration::from_millis(2);
+/// Tokio's timers fire at whole milliseconds.
+const TIMER_RESOLUTION: Duration = Duration::from_millis(2);
 
-/// What floating-point numbers may differ by.
+/// The rounding error of durations that were multiplied by a floating-point number.
 const ROUNDING: Duration = Duration::from_micros(1);
 
-/// Those that are looked at when something happens.
+/// Checked when something happens.
 impl Observer {
-    pub(crate) fn one_flight_at_most(&mut self) {
-        let others = self.token_requests_in_progress;
+    pub(crate) fn one_token_request_per_key(&mut self) {
+        let others = self.attempts_in_progress;
         self.expect(others == 0, || {
-            format!("one flight at most: {others} token requests in progress, and one more")
+            format!("one token request per key: {others} attempts in progress, and one more starts")
         });
     }
 
@@ -32,96 +35,105 @@ impl Observer {
         let (sends, policy) = (seen.sends, seen.policy);
         let most = match policy {
             Policy::Cloned | Policy::Buffered => 2,
-            Policy::Overflowing if !seen.belt.is_read() => 2,
-            Policy::Overflowing | Policy::Never | Policy::OptedOut => 1,
+            Policy::Overflowing if !seen.frames.is_read_to_the_end() => 2,
+            Policy::Overflowing | Policy::NoReplay | Policy::OptedOut => 1,
         };
         self.expect(sends <= most, || {
             format!("two sends at most: {call:?} was sent {sends} times, {policy:?}")
         });
     }
 
-    /// A first send that was refused, and whose body the second send takes over, is told so.
-    pub(crate) fn upload_fails_for_a_replay_only(&mut self, call: CallId, send: usize) {
+    /// The upload of a rejected request ends with an error once the replay takes over its body.
+    pub(crate) fn upload_fails_only_for_a_replay(&mut self, call: CallId, send: usize) {
         let seen = &self.calls[call.0];
-        let is_refused = seen.last_answer.is_some_and(Answer::is_rejection);
-        let is_taken_over = send < seen.sends || (is_refused && !seen.is_sent_once);
+        let is_rejected = seen.last_answer.is_some_and(Answer::is_rejection);
+        let is_taken_over = send < seen.sends || (is_rejected && !seen.is_not_replayable);
         self.expect(is_taken_over, || {
-            format!("nothing is lost of a body: send {send} of {call:?} fails")
+            format!("no part of a body is lost: send {send} of {call:?} fails")
         });
     }
 
-    pub(crate) fn request_is_sent_whole(&mut self, call: CallId, send: usize, received: &[u8]) {
+    pub(crate) fn whole_body_is_sent(&mut self, call: CallId, send: usize, received: &[u8]) {
         self.expect(received == TEXT.as_bytes(), || {
             let received = String::from_utf8_lossy(received);
-            format!("nothing is lost of a body: send {send} of {call:?} ends with {received:?}")
+            format!("no part of a body is lost: send {send} of {call:?} ends with {received:?}")
         });
     }
 
-    pub(crate) fn no_expired_token_is_handed_out(&mut self, call: CallId, token: &str) {
+    pub(crate) fn no_expired_token_is_used(&mut self, call: CallId, token: &str) {
         let now = self.now();
         let has_expired = self
-            .ends
+            .expiries
             .get(token)
-            .is_none_or(|ends_at| now.has_reached(ends_at));
-        let is_entitled = self.calls[call.0]
-            .entitled_to
+            .is_none_or(|expires_at| now.has_reached(expires_at));
+        let may_use_it = self.calls[call.0]
+            .may_use_expired
             .iter()
-            .any(|entitled| entitled == token);
-        self.expect(!has_expired || is_entitled, || {
-            format!("an expired token is never sent: {call:?} got {token}")
+            .any(|expired| expired == token);
+        self.expect(!has_expired || may_use_it, || {
+            format!("an expired token is not sent: {call:?} uses {token}")
         });
     }
 
-    pub(crate) fn no_rejected_token_is_handed_out(&mut self, call: CallId, token: &str) {
+    pub(crate) fn no_withheld_token_is_used(&mut self, call: CallId, token: &str) {
         let is_withheld = self.withheld.as_deref() == Some(token);
         self.expect(!is_withheld, || {
-            format!("nobody is given the rejected token: {call:?} got {token}")
+            format!("a rejected token is withheld: {call:?} uses {token}")
         });
     }
 
-    /// Nobody waits for what is there already: a stale token, or a rejected one whose renewal failed.
-    pub(crate) fn usable_token_is_used(&mut self, call: CallId) {
-        let is_there = self.has_usable_token();
-        self.expect(!is_there, || {
-            format!("nobody waits for what is there: {call:?} waits")
+    /// A token that is due for refresh is usable, and so is a rejected one whose renewal failed.
+    pub(crate) fn no_call_waits_while_a_token_is_usable(&mut self, call: CallId) {
+        let is_usable = self.has_usable_token();
+        self.expect(!is_usable, || {
+            format!("no call waits while a token is usable: {call:?} waits")
         });
     }
 
-    pub(crate) fn retry_is_due(&mut self, flight: &Flight, rejected: &Option<String>, now: Moment) {
-        let attempts = flight.attempts + 1;
-        self.expect(attempts <= ATTEMPTS, || {
+    pub(crate) fn next_attempt_is_due(
+        &mut self,
+        request: &TokenRequest,
+        rejected: &Option<String>,
+        now: Moment,
+    ) {
+        let attempts = request.attempts + 1;
+        self.expect(attempts <= MOST_ATTEMPTS, || {
             format!("three attempts at most: this is attempt {attempts}")
         });
-        let Phase::Pausing { at_least_until, .. } = flight.phase else {
+        let Phase::Pausing { at_least_until, .. } = request.phase else {
             return;
         };
         self.expect(now.monotonic + ROUNDING >= at_least_until, || {
-            format!("Retry-After is obeyed: asked at {now:?}, not before {at_least_until:?}")
+            format!("Retry-After is obeyed: attempt at {now:?}, not before {at_least_until:?}")
         });
-        let age = now.monotonic - flight.started_at.monotonic;
+        let age = now.monotonic - request.started_at.monotonic;
         self.expect(age < DEADLINE, || {
-            format!("a flight is bounded in time: it asks after {age:?}")
+            format!("a token request is bounded in time: attempt after {age:?}")
         });
-        self.expect(flight.renews == *rejected, || {
-            format!("every attempt asks for the same: {rejected:?}")
+        self.expect(request.rejected == *rejected, || {
+            format!("every attempt makes the same request: {rejected:?}")
         });
     }
 
-    pub(crate) fn flight_is_given_up_at_its_deadline_only(&mut self) {
+    pub(crate) fn token_request_is_dropped_only_at_its_deadline(&mut self) {
         let now = self.now().monotonic;
-        let Some(flight) = &self.flight else { return };
-        let age = now - flight.started_at.monotonic;
+        let Some(request) = &self.request else { return };
+        let age = now - request.started_at.monotonic;
         self.expect(age >= DEADLINE, || {
-            format!("nobody owns a flight: given up after {age:?}")
+            format!("no caller owns a token request: dropped after {age:?}")
         });
     }
 
-    /// Only a process that stood still finds out too late that the deadline has passed.
-    pub(crate) fn flight_ends_in_time(&mut self, flight: &Flight, now: Duration) {
+    /// A token request may only end late if the process stood still.
+    pub(crate) fn token_request_is_bounded_in_time(
+        &mut self,
+        request: &TokenRequest,
+        now: Duration,
+    ) {
         let stood_still = self.stands_still;
-        let age = now - flight.started_at.monotonic;
+        let age = now - request.started_at.monotonic;
         self.expect(stood_still, || {
-            format!("a flight is bounded in time: it ends after {age:?}")
+            format!("a token request is bounded in time: it ends after {age:?}")
         });
     }
 
@@ -129,7 +141,7 @@ impl Observer {
         let Some(failure) = &self.failure else { return };
         let not_before = failure.at_least_until;
         self.expect(now.monotonic + ROUNDING >= not_before, || {
-            format!("failures are shared: asked at {now:?}, not before {not_before:?}")
+            format!("failures are shared: token request at {now:?}, not before {not_before:?}")
         });
     }
 
@@ -143,40 +155,39 @@ impl Observer {
         });
     }
 
-    /// There is no token, or it is stale or expired, or the API refused it.
-    pub(crate) fn flight_has_a_cause(&mut self, rejected: Option<&str>, now: Moment) {
+    /// The reason is that there is no token, or that it is due for refresh, expired or rejected.
+    pub(crate) fn token_request_has_a_reason(&mut self, rejected: Option<&str>, now: Moment) {
         let Some(newest) = &self.newest else { return };
         let left = newest
-            .ends_at
+            .expires_at
             .monotonic
-            .saturating_sub(newest.landed_at.monotonic);
-        let recheck = (left / 2).max(Duration::from_secs(1));
-        let is_stale = if newest.is_unchanged {
-            now.monotonic + ROUNDING >= newest.landed_at.monotonic + recheck
+            .saturating_sub(newest.obtained_at.monotonic);
+        let refresh_at = if newest.is_unchanged {
+            newest.obtained_at.monotonic + (left / 2).max(Duration::from_secs(1))
         } else {
-            now.monotonic + ROUNDING >= newest.stale_at
+            newest.refresh_at
         };
+        let is_due = now.monotonic + ROUNDING >= refresh_at;
         let is_unwanted = rejected.is_some() || newest.is_to_be_replaced;
-        let has_cause = is_unwanted || is_stale || now.has_reached(&newest.ends_at);
-        let age = now.monotonic - newest.landed_at.monotonic;
+        let has_reason = is_unwanted || is_due || now.has_reached(&newest.expires_at);
+        let age = now.monotonic - newest.obtained_at.monotonic;
         let text = newest.text.clone();
-        self.expect(has_cause, || {
-            format!("token requests are bounded: asked {age:?} after {text} landed, for no reason")
+        self.expect(has_reason, || {
+            format!("token requests are bounded: no reason for one {age:?} after {text} arrived")
         });
     }
 
-    /// Only those who are polled can ask.
+    /// Only a call that is polled can start a token request, unless the token is kept warm.
     pub(crate) fn token_requests_are_bounded(&mut self) {
-        let (flights, polls) = (self.flights, self.polls + 1);
-        self.expect(self.is_kept_warm || flights <= polls, || {
-            format!("token requests are bounded: {flights} flights in {polls} polls")
+        let (requests, polls) = (self.requests_started, self.polls + 1);
+        self.expect(self.is_kept_warm || requests <= polls, || {
+            format!("token requests are bounded: {requests} token requests in {polls} polls")
         });
     }
 }
 
-/// Those that are looked at after each step.
+/// Checked after each step.
 impl Observer {
-    /// A call that was not woken has somebody to wait for.
     pub(crate) fn no_call_is_pending_without_a_reason(
         &mut self,
         call: CallId,
@@ -184,43 +195,44 @@ impl Observer {
         is_ready: bool,
     ) {
         let seen = &self.calls[call.0];
-        let waits_for_room = !is_ready && !seen.is_ask;
-        let has_reason = is_woken || waits_for_room || self.flight.is_some() || seen.is_sending;
+        let waits_for_readiness = !is_ready && !seen.is_token_only;
+        let has_reason =
+            is_woken || waits_for_readiness || self.request.is_some() || seen.is_sending;
         self.expect(has_reason, || {
             format!("no call is pending without a reason: {call:?}")
         });
     }
 
-    /// Otherwise somebody would wait for what could be foreseen.
-    pub(crate) fn stale_token_is_refreshed(&mut self) {
+    /// Otherwise a later call would wait for a routine refresh.
+    pub(crate) fn token_due_for_refresh_is_refreshed(&mut self) {
         let is_due = std::mem::take(&mut self.is_refresh_due);
-        let is_under_way = self.flight.is_some();
-        self.expect(!is_due || is_under_way, || {
-            "a stale token is used while its refresh runs: there is none".to_owned()
+        let is_running = self.request.is_some();
+        self.expect(!is_due || is_running, || {
+            "a token due for refresh is refreshed: no token request is in progress".to_owned()
         });
     }
 
-    /// A call that is sent once has no use for another token, but the next one has.
-    pub(crate) fn refused_token_is_renewed(&mut self) {
+    pub(crate) fn rejected_token_is_renewed_for_the_next_call(&mut self) {
         let is_due = std::mem::take(&mut self.is_renewal_due);
-        let is_under_way = self.flight.is_some();
-        self.expect(!is_due || is_under_way, || {
-            "a rejected token is renewed for the next call: nothing is under way".to_owned()
+        let is_running = self.request.is_some();
+        self.expect(!is_due || is_running, || {
+            "a rejected token is renewed for the next call: no token request is in progress"
+                .to_owned()
         });
     }
 
-    /// An upload that was not woken has read all that there is, or waits for its turn to be over.
-    pub(crate) fn no_upload_waits_for_what_is_there(&mut self, call: CallId, is_woken: bool) {
+    /// An upload that is not woken has read every available frame.
+    pub(crate) fn no_upload_misses_a_frame(&mut self, call: CallId, is_woken: bool) {
         let seen = &self.calls[call.0];
         let is_waiting = seen.is_sending && !is_woken;
-        let is_read = !seen.policy.streams() || seen.belt.is_empty();
-        self.expect(!is_waiting || is_read, || {
-            format!("nothing is lost of a body: {call:?} is not woken for its next frame")
+        let is_drained = !seen.policy.streams() || seen.frames.is_drained();
+        self.expect(!is_waiting || is_drained, || {
+            format!("no part of a body is lost: {call:?} is not woken for its next frame")
         });
     }
 
-    /// The same for what is read on after the answer, until a replay takes over.
-    pub(crate) fn no_left_upload_waits_for_nothing(
+    /// The API reads on after an early answer, until a replay takes over the body.
+    pub(crate) fn no_remaining_upload_misses_a_frame(
         &mut self,
         call: CallId,
         send: usize,
@@ -228,56 +240,56 @@ impl Observer {
     ) {
         let seen = &self.calls[call.0];
         let is_taken_over = send < seen.sends;
-        let has_reason = is_woken || (seen.belt.is_empty() && !is_taken_over);
+        let has_reason = is_woken || (seen.frames.is_drained() && !is_taken_over);
         self.expect(has_reason, || {
-            format!("nothing is lost of a body: send {send} of {call:?} is told nothing")
+            format!("no part of a body is lost: send {send} of {call:?} is not woken")
         });
     }
 
-    /// A flight that neither asks nor pauses would never land.
-    pub(crate) fn flight_goes_on(&mut self) {
+    /// A token request that neither attempts nor pauses would never end.
+    pub(crate) fn token_request_goes_on(&mut self) {
         let now = self.now().monotonic;
-        let Some(flight) = &self.flight else { return };
-        let age = now - flight.started_at.monotonic;
-        let is_late = match flight.phase {
-            Phase::Asking(_) => age > DEADLINE + TIMER,
-            Phase::Pausing { at_most_until, .. } => now > at_most_until + TIMER,
+        let Some(request) = &self.request else { return };
+        let age = now - request.started_at.monotonic;
+        let is_late = match request.phase {
+            Phase::Attempting(_) => age > DEADLINE + TIMER_RESOLUTION,
+            Phase::Pausing { at_most_until, .. } => now > at_most_until + TIMER_RESOLUTION,
         };
         self.expect(!is_late, || {
-            format!("a flight is bounded in time: it is {age:?} old")
+            format!("a token request is bounded in time: it is {age:?} old")
         });
     }
 }
 
-/// Those that are looked at when a call is over.
+/// Checked when a call ends.
 impl Observer {
-    pub(crate) fn outcome_is_honest(&mut self, call: CallId, outcome: &TokenOutcome) {
+    pub(crate) fn caller_sees_what_happened(&mut self, call: CallId, result: &CallResult) {
         let seen = &self.calls[call.0];
-        let is_honest = match outcome {
-            TokenOutcome::Status(200, _) => seen.last_answer == Some(Answer::Accepted),
-            TokenOutcome::Status(..) => seen.last_answer.is_some_and(Answer::is_rejection),
-            TokenOutcome::Token(token) => self.ends.contains_key(token),
-            TokenOutcome::ApiError => seen.last_answer == Some(Answer::Failed),
-            // Once it was sent there is an answer to show, unless that was read and dropped for a replay
-            // whose token was lost before it could be sent.
-            TokenOutcome::TokenError => {
-                (seen.sends == 0 || self.has_waited_in_vain(seen)) && self.failed_lately(call)
+        let is_right = match result {
+            CallResult::Status(200, _) => seen.last_answer == Some(Answer::Accepted),
+            CallResult::Status(..) => seen.last_answer.is_some_and(Answer::is_rejection),
+            CallResult::Token(token) => self.expiries.contains_key(token),
+            CallResult::ApiError => seen.last_answer == Some(Answer::Failed),
+            // A call that was sent has an answer to return, unless the answer was dropped for a replay
+            // whose token was lost before the send.
+            CallResult::TokenError => {
+                (seen.sends == 0 || self.has_lost_its_token(seen)) && self.failed_recently(call)
             }
-            TokenOutcome::GaveUp => {
-                let waits = self.ended_flights - seen.ended_flights_before;
-                let has_no_answer = seen.sends == 0 || self.has_waited_in_vain(seen);
-                has_no_answer && waits >= WAITS && !self.has_usable_token()
+            CallResult::RequestsLost => {
+                let waits = self.requests_ended - seen.requests_ended_before;
+                let has_no_answer = seen.sends == 0 || self.has_lost_its_token(seen);
+                has_no_answer && waits >= MOST_WAITS && !self.has_usable_token()
             }
-            TokenOutcome::Expired => self.has_waited_in_vain(seen) && !self.has_usable_token(),
+            CallResult::Expired => self.has_lost_its_token(seen) && !self.has_usable_token(),
         };
         let sends = seen.sends;
-        self.expect(is_honest, || {
-            format!("the caller sees what happened: {call:?}, sent {sends} times, got {outcome:?}")
+        self.expect(is_right, || {
+            format!("the caller sees what happened: {call:?}, sent {sends} times, got {result:?}")
         });
     }
 
-    /// A rejection comes back with the reason why it was not mended, everything else without one.
-    pub(crate) fn reason_is_right(
+    /// A rejection comes back with the reason why it was not replayed, anything else without one.
+    pub(crate) fn caller_sees_what_the_api_said(
         &mut self,
         call: CallId,
         status: u16,
@@ -286,21 +298,21 @@ impl Observer {
         let now = self.now().monotonic;
         let seen = &self.calls[call.0];
         let (sends, policy) = (seen.sends, seen.policy);
-        let may_replay = sends == 1 && !matches!(policy, Policy::Never | Policy::OptedOut);
+        let may_replay = sends == 1 && !matches!(policy, Policy::NoReplay | Policy::OptedOut);
         let is_right = match reason {
             None => status != 401,
             Some(_) if status != 401 => false,
             Some(NotReplayed::RejectedAgain) => sends == 2,
-            Some(NotReplayed::BodyNotKept) => policy == Policy::Never,
+            Some(NotReplayed::BodyNotKept) => policy == Policy::NoReplay,
             Some(NotReplayed::OptedOut) => policy == Policy::OptedOut,
             Some(NotReplayed::BodyOverLimit) => {
-                may_replay && policy == Policy::Overflowing && seen.belt.is_read()
+                may_replay && policy == Policy::Overflowing && seen.frames.is_read_to_the_end()
             }
             Some(NotReplayed::CoolingDown) => may_replay && self.is_cooling_down(now),
             Some(NotReplayed::RenewalFailed(error)) => {
-                let is_of_a_flight = error.is_token_service() || error.is_timeout();
-                let has_failed = is_of_a_flight && self.failed_lately(call);
-                may_replay && (has_failed || self.is_without_token(call, error))
+                let is_of_a_request = error.is_token_service() || error.is_timeout();
+                let has_failed = is_of_a_request && self.failed_recently(call);
+                may_replay && (has_failed || self.requests_were_lost(call, error))
             }
             Some(_) => false,
         };
@@ -313,28 +325,29 @@ impl Observer {
         });
     }
 
-    /// Whether a replay got nothing although no flight failed: one after the other was lost, or
-    /// brought what ended before the call was polled.
-    fn is_without_token(&self, call: CallId, error: &Error) -> bool {
-        let ended_before = self.calls[call.0].ended_flights_when_answered;
-        let waits = self.ended_flights - ended_before;
-        (error.is_expired() || error.is_no_runtime()) && waits >= WAITS
+    /// Whether a replay got no token although no token request failed: each was lost, or brought a
+    /// token that expired before the call was polled.
+    fn requests_were_lost(&self, call: CallId, error: &Error) -> bool {
+        let ended_before = self.calls[call.0].requests_ended_when_answered;
+        let waits = self.requests_ended - ended_before;
+        (error.is_expired() || error.is_no_runtime()) && waits >= MOST_WAITS
     }
 
-    /// Whether the call had its last token and could not use it: a first send waits for a second one,
-    /// a replay has its answer to thank a renewal for.
-    fn has_waited_in_vain(&self, call: &CallSeen) -> bool {
+    /// Whether the call got a token for its next send and lost it before the service was ready. A
+    /// first send loses its token when a second one is requested, a replay when it had a newer one.
+    fn has_lost_its_token(&self, call: &ObservedCall) -> bool {
         let newest = self.newest.as_ref().map(|newest| &newest.text);
-        let is_renewed = self.landings > call.landings_before || newest != call.last_token.as_ref();
+        let is_renewed = self.tokens_obtained > call.tokens_obtained_before
+            || newest != call.last_token.as_ref();
         match call.sends {
-            0 => !call.is_ask && self.ended_flights >= call.ended_flights_before + 2,
+            0 => !call.is_token_only && self.requests_ended >= call.requests_ended_before + 2,
             1 => call.last_answer.is_some_and(Answer::is_rejection) && is_renewed,
             _ => false,
         }
     }
 
-    /// Whether a flight failed while the call waited, or its failure still answers for others.
-    fn failed_lately(&self, call: CallId) -> bool {
+    /// Whether a token request failed while the call waited, or calls still share its error.
+    fn failed_recently(&self, call: CallId) -> bool {
         let now = self.now().monotonic;
         let began_at = self.calls[call.0].began_at.unwrap_or(now);
         self.last_failure_at.is_some_and(|at| at >= began_at)

@@ -1,8 +1,8 @@
-//! Two runtimes whose paused clocks go together, of which the second can go away.
+//! Two runtimes whose paused clocks advance together. The second one can be shut down.
 //!
-//! Driven in turn on the thread of the test. Only one of them has something to do at a time, as there
-//! is one flight at most; so it does not matter that the first has seen all of a wait before the
-//! second begins with it.
+//! The thread of the test drives them in turn. Only one of them has work at a time, because there is
+//! one token request at most. It therefore does not matter that the first runtime sees a whole wait
+//! before the second one does.
 
 use std::{
     sync::{
@@ -19,9 +19,9 @@ use tokio::{
 
 use crate::support::settle_briefly;
 
-/// Where a call is polled, and with it where the flight runs that it starts.
+/// The runtime that a call is polled on. A token request that the call starts runs there, too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Home {
+pub(crate) enum RuntimeId {
     First,
     Second,
 }
@@ -29,106 +29,106 @@ pub(crate) enum Home {
 pub(crate) struct Runtimes {
     first: Runtime,
     second: Runtime,
-    driven: Driven,
+    current: CurrentRuntime,
 }
 
-/// Which of the runtimes is driven, for those who run on it.
+/// Tells code that runs on a runtime which runtime that is.
 #[derive(Clone, Default)]
-pub(crate) struct Driven(Arc<AtomicBool>);
+pub(crate) struct CurrentRuntime(Arc<AtomicBool>);
 
-impl Driven {
-    pub(crate) fn home(&self) -> Home {
+impl CurrentRuntime {
+    pub(crate) fn id(&self) -> RuntimeId {
         if self.0.load(Ordering::Relaxed) {
-            Home::Second
+            RuntimeId::Second
         } else {
-            Home::First
+            RuntimeId::First
         }
     }
 
-    fn set(&self, home: Home) {
-        self.0.store(home == Home::Second, Ordering::Relaxed);
+    fn set(&self, id: RuntimeId) {
+        self.0.store(id == RuntimeId::Second, Ordering::Relaxed);
     }
 }
 
 impl Runtimes {
     pub(crate) fn start() -> Self {
-        // So far ahead that the clock of a runtime that is made later can always be set to it.
+        // Ahead of real time, so that the clock of a runtime made later only has to move forward.
         const AHEAD: Duration = Duration::from_secs(24 * 60 * 60);
         let first = paused();
         first.block_on(advance(AHEAD));
         let runtimes = Self {
             first,
             second: paused(),
-            driven: Driven::default(),
+            current: CurrentRuntime::default(),
         };
         runtimes.align();
         runtimes
     }
 
-    pub(crate) fn driven(&self) -> Driven {
-        self.driven.clone()
+    pub(crate) fn current(&self) -> CurrentRuntime {
+        self.current.clone()
     }
 
-    pub(crate) fn handle(&self, home: Home) -> Handle {
-        self.runtime(home).handle().clone()
+    pub(crate) fn handle(&self, id: RuntimeId) -> Handle {
+        self.runtime(id).handle().clone()
     }
 
-    /// Lets every task run until it waits for something.
+    /// Runs every task until it waits for something.
     pub(crate) fn settle(&self) {
         self.drive(settle_briefly);
     }
 
-    /// Lets time pass; every timer goes off in its time.
+    /// Lets time pass. Every timer fires on time.
     pub(crate) fn wait(&self, time: Duration) {
         let until = self.now() + time;
         self.drive(|| sleep_until(until));
         self.align();
     }
 
-    /// Lets time pass at once, as for a process that stands still.
-    pub(crate) fn freeze(&self, time: Duration) {
+    /// Lets time pass at once, as if the process stood still.
+    pub(crate) fn stand_still(&self, time: Duration) {
         self.drive(|| advance(time));
         self.align();
     }
 
-    /// The second runtime is shut down, with all that runs on it; another takes its place.
-    pub(crate) fn lose_second(&mut self) {
+    /// Shuts down the second runtime with its tasks, and starts a new one in its place.
+    pub(crate) fn shut_down_second(&mut self) {
         self.second = paused();
         self.align();
     }
 
     pub(crate) fn alive_tasks(&self) -> usize {
-        let tasks = |home| self.runtime(home).metrics().num_alive_tasks();
-        tasks(Home::First) + tasks(Home::Second)
+        let tasks = |id| self.runtime(id).metrics().num_alive_tasks();
+        tasks(RuntimeId::First) + tasks(RuntimeId::Second)
     }
 
-    fn runtime(&self, home: Home) -> &Runtime {
-        match home {
-            Home::First => &self.first,
-            Home::Second => &self.second,
+    fn runtime(&self, id: RuntimeId) -> &Runtime {
+        match id {
+            RuntimeId::First => &self.first,
+            RuntimeId::Second => &self.second,
         }
     }
 
     fn drive<F: Future>(&self, what: impl Fn() -> F) {
-        for home in [Home::First, Home::Second] {
-            self.block_on(home, &what);
+        for id in [RuntimeId::First, RuntimeId::Second] {
+            self.block_on(id, &what);
         }
     }
 
-    fn block_on<F: Future>(&self, home: Home, what: impl Fn() -> F) {
-        self.driven.set(home);
-        // Made in there, because a timer belongs to the runtime that it is made on.
-        self.runtime(home).block_on(async { what().await });
-        self.driven.set(Home::First);
+    fn block_on<F: Future>(&self, id: RuntimeId, what: impl Fn() -> F) {
+        self.current.set(id);
+        // Called inside, because a timer belongs to the runtime that it is created on.
+        self.runtime(id).block_on(async { what().await });
+        self.current.set(RuntimeId::First);
     }
 
-    /// Sets the clock forth that is behind: each is as fine as its runtime's timers.
+    /// Moves the clock that is behind forward: a wait ends at a whole millisecond of each clock.
     fn align(&self) {
         let [first, second] = [&self.first, &self.second].map(now);
         let behind = if first < second {
-            Home::First
+            RuntimeId::First
         } else {
-            Home::Second
+            RuntimeId::Second
         };
         self.block_on(behind, || advance(first.max(second) - first.min(second)));
     }

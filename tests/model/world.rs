@@ -1,4 +1,4 @@
-//! The layer between a token service and an API that do as a history says.
+//! The layer between a scripted token service and a scripted API, both driven by a history.
 
 use std::{
     cell::RefCell,
@@ -19,31 +19,31 @@ use tokio_test::task::{Spawn, spawn};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
     AccessToken, ClientCredentials, ClientCredentialsLayer, Error, NotReplayed, Rejection,
-    TokenCache, TokenRequest,
+    TokenCache, TokenOutcome, TokenRequest,
     replay::{Buffered, CloneBody, NoReplay},
 };
 
 use crate::{
     action::{Action, Answer, Reply, milliseconds},
-    bodies::{Belt, Policy, SHORT_LIMIT, TEXT, Upload},
+    bodies::{FrameSource, Policy, SHORT_LIMIT, TEXT, Upload},
     clocks::Clocks,
-    observer::{CallId, CallSeen, Observer, Phase},
-    runtimes::{Home, Runtimes},
+    observer::{CallId, ObservedCall, Observer, Phase},
+    runtimes::{RuntimeId, Runtimes},
 };
 
-/// So many calls at once show what more would show.
+/// The most pending calls at a time. More would show nothing new.
 const MOST_CALLS: usize = 24;
 
 /// How a cache is made, and how its services are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Setup {
-    /// Each call has a clone of a service that makes none, so each looks at the cache.
+    /// Each call uses a new clone of the service, and so looks at the cache.
     Plain,
-    /// The cache asks for tokens that nobody uses.
+    /// The cache replaces its token even if no call uses it.
     KeptWarm,
-    /// One service makes call after call, and looks at the cache once in a millisecond: for that the
-    /// wall clock has to be the system's, which nobody sets, and which stands all but still.
-    ServicesThatLast,
+    /// One service makes every call, and looks at the cache once per millisecond. It does so only with
+    /// the system's wall clock, which the history cannot set and which hardly advances.
+    ReusedServices,
 }
 
 pub(crate) struct World {
@@ -55,7 +55,7 @@ pub(crate) struct World {
     services: Services,
     calls: Vec<PendingCall>,
     uploads: Vec<PendingUpload>,
-    left_uploads: LeftUploads,
+    remaining_uploads: RemainingUploads,
     runtimes: Runtimes,
 }
 
@@ -64,7 +64,7 @@ struct Services {
     cloned: ClientCredentials<Api, CloneBody>,
     buffered: ClientCredentials<Api, Buffered>,
     overflowing: ClientCredentials<Api, Buffered>,
-    never: ClientCredentials<Api, NoReplay>,
+    no_replay: ClientCredentials<Api, NoReplay>,
 }
 
 impl Services {
@@ -75,21 +75,29 @@ impl Services {
             cloned: layer().layer(api.clone()),
             buffered: buffered(TEXT.len()),
             overflowing: buffered(SHORT_LIMIT),
-            never: layer().no_replay().layer(api.clone()),
+            no_replay: layer().no_replay().layer(api.clone()),
         }
     }
 
-    fn call(&mut self, setup: Setup, policy: Policy, id: CallId, belt: &Belt) -> Outcoming {
+    fn call(
+        &mut self,
+        setup: Setup,
+        policy: Policy,
+        id: CallId,
+        frames: &FrameSource,
+    ) -> CallFuture {
         let text = || request(id, TEXT.to_owned());
         match policy {
-            Policy::Cloned => outcome(setup, &mut self.cloned, text()),
-            Policy::Buffered => outcome(setup, &mut self.buffered, request(id, belt.body())),
-            Policy::Overflowing => outcome(setup, &mut self.overflowing, request(id, belt.body())),
-            Policy::Never => outcome(setup, &mut self.never, text()),
+            Policy::Cloned => result_of(setup, &mut self.cloned, text()),
+            Policy::Buffered => result_of(setup, &mut self.buffered, request(id, frames.body())),
+            Policy::Overflowing => {
+                result_of(setup, &mut self.overflowing, request(id, frames.body()))
+            }
+            Policy::NoReplay => result_of(setup, &mut self.no_replay, text()),
             Policy::OptedOut => {
                 let mut request = text();
                 request.extensions_mut().insert(NoReplay);
-                outcome(setup, &mut self.cloned, request)
+                result_of(setup, &mut self.cloned, request)
             }
         }
     }
@@ -100,18 +108,17 @@ fn request<B>(id: CallId, body: B) -> Request<B> {
     request.body(body).unwrap()
 }
 
-/// A call on its way to what it comes to.
-type Outcoming = Pin<Box<dyn Future<Output = TokenOutcome>>>;
+type CallFuture = Pin<Box<dyn Future<Output = CallResult>>>;
 
-fn outcome<S, B>(setup: Setup, service: &mut S, request: Request<B>) -> Outcoming
+fn result_of<S, B>(setup: Setup, service: &mut S, request: Request<B>) -> CallFuture
 where
     S: Service<Request<B>, Response = Response<String>, Error = BoxError, Future: 'static>,
     S: Clone + 'static,
     B: 'static,
 {
     let mut cx = Context::from_waker(Waker::noop());
-    let calls_itself = setup == Setup::ServicesThatLast && service.poll_ready(&mut cx).is_ready();
-    let response = if calls_itself {
+    let is_reused = setup == Setup::ReusedServices && service.poll_ready(&mut cx).is_ready();
+    let response = if is_reused {
         Either::Left(service.call(request))
     } else {
         Either::Right(service.clone().oneshot(request))
@@ -119,46 +126,44 @@ where
     Box::pin(async move {
         match response.await {
             Ok(response) => {
-                let outcome = response
-                    .extensions()
-                    .get::<tower_client_credentials::TokenOutcome>();
-                let reason = outcome.and_then(|outcome| outcome.not_replayed());
-                TokenOutcome::Status(response.status().as_u16(), reason.cloned())
+                let outcome = response.extensions().get::<TokenOutcome>();
+                let reason = outcome.and_then(TokenOutcome::not_replayed);
+                CallResult::Status(response.status().as_u16(), reason.cloned())
             }
             Err(error) => error
                 .downcast_ref()
-                .map_or(TokenOutcome::ApiError, TokenOutcome::without_token),
+                .map_or(CallResult::ApiError, CallResult::of_error),
         }
     })
 }
 
-/// What a call came to.
+/// How a call ended.
 #[derive(Debug)]
-pub(crate) enum TokenOutcome {
+pub(crate) enum CallResult {
     Status(u16, Option<NotReplayed>),
     Token(String),
     ApiError,
     /// The token service failed.
     TokenError,
-    /// Its token ended, or was rejected, before the service was ready to send it.
+    /// Each token expired or was rejected before the service was ready to send it.
     Expired,
-    /// One flight after the other was lost, or brought what ended before the call was polled.
-    GaveUp,
+    /// Each token request was lost, or brought a token that expired before the call was polled.
+    RequestsLost,
 }
 
-impl TokenOutcome {
-    fn without_token(error: &Error) -> Self {
+impl CallResult {
+    fn of_error(error: &Error) -> Self {
         if error.is_expired() {
             Self::Expired
         } else if error.is_no_runtime() {
-            Self::GaveUp
+            Self::RequestsLost
         } else {
             Self::TokenError
         }
     }
 
-    /// Whether the request is why there was no second send, whatever the cache thinks.
-    pub(crate) fn is_sent_once(&self) -> bool {
+    /// Whether the body or the policy of the request ruled out a replay.
+    pub(crate) fn is_not_replayable(&self) -> bool {
         let Self::Status(_, Some(reason)) = self else {
             return false;
         };
@@ -171,46 +176,46 @@ impl TokenOutcome {
 
 struct PendingCall {
     id: CallId,
-    home: Home,
-    task: Spawn<Outcoming>,
+    runtime: RuntimeId,
+    task: Spawn<CallFuture>,
 }
 
-/// A body that is read on after its request was answered.
+/// A request body that the API goes on reading after its answer.
 struct PendingUpload {
     call: CallId,
     send: usize,
-    task: Spawn<Uploading>,
+    task: Spawn<UploadFuture>,
 }
 
-type Uploading = Pin<Box<dyn Future<Output = ()>>>;
+type UploadFuture = Pin<Box<dyn Future<Output = ()>>>;
 
-/// What an API leaves behind when it answers early.
-type LeftUploads = Rc<RefCell<Vec<(CallId, usize, Uploading)>>>;
+/// The uploads that the API leaves behind when it answers early.
+type RemainingUploads = Rc<RefCell<Vec<(CallId, usize, UploadFuture)>>>;
 
 impl World {
     pub(crate) fn new(setup: Setup) -> Self {
         let is_kept_warm = setup == Setup::KeptWarm;
         let runtimes = Runtimes::start();
-        let first = runtimes.handle(Home::First);
+        let first = runtimes.handle(RuntimeId::First);
         let _context = first.enter();
         let clocks = Clocks::start();
-        let observer = Observer::new(clocks.clone(), runtimes.driven(), is_kept_warm);
+        let observer = Observer::new(clocks.clone(), runtimes.current(), is_kept_warm);
         let observer = SharedObserver::new(observer);
         let wall = clocks.clone();
         let builder = TokenCache::builder();
         let builder = match setup {
             Setup::Plain => builder.wall_clock(move || wall.system_time()),
             Setup::KeptWarm => builder.wall_clock(move || wall.system_time()).keep_warm(),
-            Setup::ServicesThatLast => builder,
+            Setup::ReusedServices => builder,
         };
         let issuer = observer.clone();
         let cache = builder.build(service_fn(move |request| issue(issuer.clone(), request)));
         let gate = Gate::default();
-        let left_uploads = LeftUploads::default();
+        let remaining_uploads = RemainingUploads::default();
         let api = Api {
             observer: observer.clone(),
             gate: gate.clone(),
-            left_uploads: left_uploads.clone(),
+            remaining_uploads: remaining_uploads.clone(),
             is_ready: false,
         };
         let services = Services::new(&cache, &api);
@@ -223,34 +228,34 @@ impl World {
             services,
             calls: Vec::new(),
             uploads: Vec::new(),
-            left_uploads,
+            remaining_uploads,
             runtimes,
         }
     }
 
-    /// Takes one step, lets all tasks run, and looks at every promise.
+    /// Takes one step, runs every task, and checks every promise.
     pub(crate) fn step(&mut self, action: Action) -> Result<(), String> {
-        let first = self.runtimes.handle(Home::First);
+        let first = self.runtimes.handle(RuntimeId::First);
         let _context = first.enter();
         self.act(action);
         self.runtimes.settle();
-        self.look()
+        self.check()
     }
 
-    /// Lets everything end well, and looks at what is left behind.
+    /// Lets every call succeed, and checks that nothing is left behind.
     pub(crate) fn finish(mut self, last_lifetime: u64) -> Result<(), String> {
         self.step(Action::Ready)?;
-        // A call waits for two flights and two sends at most.
+        // A call waits for at most two token requests and two sends.
         for _ in 0..8 {
             for call in 0..self.calls.len() {
                 self.step(Action::Frame(call))?;
             }
             self.step(Action::PollWoken)?;
-            self.step(Action::Token(Reply::New(last_lifetime)))?;
+            self.step(Action::TokenReply(Reply::New(last_lifetime)))?;
             while !self.observer.lock().sends.is_empty() {
-                self.step(Action::Api(0, Answer::Accepted))?;
+                self.step(Action::ApiAnswer(0, Answer::Accepted))?;
             }
-            // A pause before a retry may be all that they wait for: five seconds and half of that.
+            // Long enough for any pause between attempts: a `Retry-After` of 5 s, and half of that.
             self.step(Action::Wait(8000))?;
         }
         if let Some(call) = self.calls.first() {
@@ -260,7 +265,7 @@ impl World {
     }
 
     fn leave_nothing(self) -> Result<(), String> {
-        let first = self.runtimes.handle(Home::First);
+        let first = self.runtimes.handle(RuntimeId::First);
         let _context = first.enter();
         self.observer.lock().has_handles = false;
         drop((self.cache, self.services, self.calls, self.uploads));
@@ -273,53 +278,53 @@ impl World {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Call => self.call(Policy::Cloned, Home::First),
-            Action::CallWith(policy, home) => self.call(policy, home),
-            Action::Ask => self.ask(Home::First),
-            Action::AskOn(home) => self.ask(home),
+            Action::Call => self.call(Policy::Cloned, RuntimeId::First),
+            Action::CallWith(policy, runtime) => self.call(policy, runtime),
+            Action::GetToken => self.get_token(RuntimeId::First),
+            Action::GetTokenOn(runtime) => self.get_token(runtime),
             Action::PollWoken => self.poll_woken(),
             Action::Poll(call) if !self.calls.is_empty() => self.poll(call % self.calls.len()),
             Action::Drop(call) if !self.calls.is_empty() => self.drop_call(call),
-            Action::Frame(call) if !self.calls.is_empty() => self.bring_frame(call),
+            Action::Frame(call) if !self.calls.is_empty() => self.release_frame(call),
             Action::Poll(_) | Action::Drop(_) | Action::Frame(_) => {}
-            Action::Token(reply) => self.answer_token_request(reply),
-            Action::Api(send, answer) => self.answer_send(send, answer),
+            Action::TokenReply(reply) => self.answer_token_request(reply),
+            Action::ApiAnswer(send, answer) => self.answer_send(send, answer),
             Action::Reject => self.reject(),
             Action::Wait(time) => self.runtimes.wait(milliseconds(time)),
-            Action::Freeze(time) => {
+            Action::StandStill(time) => {
                 self.observer.lock().stands_still = true;
-                self.runtimes.freeze(milliseconds(time));
+                self.runtimes.stand_still(milliseconds(time));
             }
-            Action::SetWall(_) if self.setup == Setup::ServicesThatLast => {}
-            Action::SetWall(seconds) => self.clocks.set_wall(seconds),
-            Action::Lose => self.lose_second_runtime(),
+            Action::SetWallClock(_) if self.setup == Setup::ReusedServices => {}
+            Action::SetWallClock(seconds) => self.clocks.move_wall(seconds),
+            Action::ShutDownSecond => self.shut_down_second_runtime(),
             Action::Unready => self.gate.close(),
             Action::Ready => self.gate.open(),
         }
     }
 
-    fn call(&mut self, policy: Policy, home: Home) {
-        let seen = CallSeen {
+    fn call(&mut self, policy: Policy, runtime: RuntimeId) {
+        let seen = ObservedCall {
             policy,
-            ..CallSeen::default()
+            ..ObservedCall::default()
         };
-        let belt = seen.belt.clone();
-        self.start(seen, home, move |world, id| {
-            world.services.call(world.setup, policy, id, &belt)
+        let frames = seen.frames.clone();
+        self.start(seen, runtime, move |world, id| {
+            world.services.call(world.setup, policy, id, &frames)
         });
     }
 
-    fn ask(&mut self, home: Home) {
-        let seen = CallSeen {
-            is_ask: true,
-            ..CallSeen::default()
+    fn get_token(&mut self, runtime: RuntimeId) {
+        let seen = ObservedCall {
+            is_token_only: true,
+            ..ObservedCall::default()
         };
-        self.start(seen, home, |world, _| {
+        self.start(seen, runtime, |world, _| {
             let cache = world.cache.clone();
             Box::pin(async move {
                 match cache.token().await {
-                    Ok(token) => TokenOutcome::Token(token.expose().to_owned()),
-                    Err(error) => TokenOutcome::without_token(&error),
+                    Ok(token) => CallResult::Token(token.expose().to_owned()),
+                    Err(error) => CallResult::of_error(&error),
                 }
             })
         });
@@ -327,9 +332,9 @@ impl World {
 
     fn start(
         &mut self,
-        seen: CallSeen,
-        home: Home,
-        call: impl FnOnce(&mut Self, CallId) -> Outcoming,
+        seen: ObservedCall,
+        runtime: RuntimeId,
+        call: impl FnOnce(&mut Self, CallId) -> CallFuture,
     ) {
         if self.calls.len() == MOST_CALLS {
             return;
@@ -340,16 +345,16 @@ impl World {
             CallId(calls.len() - 1)
         };
         let task = {
-            let home = self.runtimes.handle(home);
-            let _context = home.enter();
+            let handle = self.runtimes.handle(runtime);
+            let _context = handle.enter();
             spawn(call(self, id))
         };
-        self.calls.push(PendingCall { id, home, task });
+        self.calls.push(PendingCall { id, runtime, task });
         self.poll(self.calls.len() - 1);
     }
 
     fn poll_woken(&mut self) {
-        // From the newest, because those that are over are taken out.
+        // From the newest, because a call that ends is removed.
         for index in (0..self.calls.len()).rev() {
             if self.calls[index].task.is_woken() {
                 self.poll(index);
@@ -364,11 +369,11 @@ impl World {
         let id = call.id;
         self.observer.lock().polls += 1;
         let polled = {
-            let home = self.runtimes.handle(call.home);
-            let _context = home.enter();
+            let handle = self.runtimes.handle(call.runtime);
+            let _context = handle.enter();
             call.task.poll()
         };
-        for (call, send, upload) in self.left_uploads.take() {
+        for (call, send, upload) in self.remaining_uploads.take() {
             let mut task = spawn(upload);
             if task.poll().is_pending() {
                 self.uploads.push(PendingUpload { call, send, task });
@@ -377,11 +382,11 @@ impl World {
         let mut observer = self.observer.lock();
         match polled {
             Poll::Pending => observer.still_pending(id, self.gate.is_open()),
-            Poll::Ready(outcome) => {
-                if let TokenOutcome::Token(token) = &outcome {
-                    observer.handed_out(id, token);
+            Poll::Ready(result) => {
+                if let CallResult::Token(token) = &result {
+                    observer.token_used(id, token);
                 }
-                observer.over_with(id, &outcome);
+                observer.call_ended(id, &result);
                 drop(observer);
                 self.calls.remove(index);
             }
@@ -393,29 +398,33 @@ impl World {
         self.observer.lock().calls[call.id.0].is_over = true;
     }
 
-    fn bring_frame(&mut self, call: usize) {
+    fn release_frame(&mut self, call: usize) {
         let call = self.calls[call % self.calls.len()].id;
-        let belt = self.observer.lock().calls[call.0].belt.clone();
-        belt.bring();
+        let frames = self.observer.lock().calls[call.0].frames.clone();
+        frames.release_next();
     }
 
-    fn lose_second_runtime(&mut self) {
-        // Calls are tasks of a runtime, too.
-        while let Some(call) = self.calls.iter().position(|call| call.home == Home::Second) {
+    fn shut_down_second_runtime(&mut self) {
+        // The calls on a runtime are its tasks, and are dropped with it.
+        while let Some(call) = self
+            .calls
+            .iter()
+            .position(|call| call.runtime == RuntimeId::Second)
+        {
             self.drop_call(call);
         }
-        self.observer.lock().second_runtime_goes_away();
-        self.runtimes.lose_second();
+        self.observer.lock().second_runtime_shuts_down();
+        self.runtimes.shut_down_second();
     }
 
     fn answer_token_request(&mut self, reply: Reply) {
         let reply = match self.setup {
-            Setup::ServicesThatLast => reply.lasting_longer_than_a_test(),
+            Setup::ReusedServices => reply.outlives_the_test(),
             Setup::Plain | Setup::KeptWarm => reply,
         };
         let mut observer = self.observer.lock();
         let now = observer.now();
-        let Some(flight) = &mut observer.flight else {
+        let Some(request) = &mut observer.request else {
             return;
         };
         let retry_after = match reply {
@@ -423,10 +432,10 @@ impl World {
             Reply::RetryAfter(seconds) => Some(Duration::from_secs(seconds)),
             Reply::New(_) | Reply::Same(_) | Reply::Permanent => None,
         };
-        if retry_after.is_some_and(|retry_after| flight.may_end_or_retry(retry_after, now)) {
+        if retry_after.is_some_and(|retry_after| request.may_end_or_retry(retry_after, now)) {
             return;
         }
-        if let Phase::Asking(answer) = &mut flight.phase {
+        if let Phase::Attempting(answer) = &mut request.phase {
             let answer = answer.take();
             drop(observer);
             let _ = answer.map(|answer| answer.send(reply));
@@ -452,23 +461,23 @@ impl World {
         let Some(newest) = newest else { return };
         let token = AccessToken::new(newest).unwrap();
         if matches!(self.cache.reject(&token), Rejection::Withheld) {
-            self.observer.lock().rejected_by_hand();
+            self.observer.lock().rejected_through_the_cache();
         }
     }
 
-    fn look(&mut self) -> Result<(), String> {
+    fn check(&mut self) -> Result<(), String> {
         let mut observer = self.observer.lock();
         let is_ready = self.gate.is_open();
         observer.step_is_over();
-        observer.flight_goes_on();
+        observer.token_request_goes_on();
         for call in &self.calls {
             let is_woken = call.task.is_woken();
             observer.no_call_is_pending_without_a_reason(call.id, is_woken, is_ready);
-            observer.no_upload_waits_for_what_is_there(call.id, is_woken);
+            observer.no_upload_misses_a_frame(call.id, is_woken);
         }
         for upload in &self.uploads {
             let is_woken = upload.task.is_woken();
-            observer.no_left_upload_waits_for_nothing(upload.call, upload.send, is_woken);
+            observer.no_remaining_upload_misses_a_frame(upload.call, upload.send, is_woken);
         }
         observer.verdict()
     }
@@ -487,18 +496,18 @@ impl SharedObserver {
     }
 }
 
-/// The token service: waits for the history to say what it answers.
+/// The token service. It answers when the history says so.
 async fn issue(observer: SharedObserver, request: TokenRequest) -> Result<AccessToken, BoxError> {
     let (answer, answered) = oneshot::channel();
     let rejected = request.rejected.map(|token| token.expose().to_owned());
-    observer.lock().token_requested(rejected, answer);
+    observer.lock().attempt_started(rejected, answer);
     let in_progress = InProgress(Some(observer.clone()));
     let Ok(reply) = answered.await else {
         return std::future::pending().await;
     };
 
     in_progress.end();
-    let token = observer.lock().token_answered(reply);
+    let token = observer.lock().attempt_answered(reply);
     match reply {
         Reply::New(lifetime) | Reply::Same(lifetime) => {
             let token = AccessToken::new(token.unwrap_or_default())?;
@@ -509,12 +518,12 @@ async fn issue(observer: SharedObserver, request: TokenRequest) -> Result<Access
         Reply::RetryAfter(seconds) => {
             Err(Error::transient("too many requests", Some(Duration::from_secs(seconds))).into())
         }
-        // A panic that prints nothing.
+        // Unlike `panic!`, this prints nothing.
         Reply::Panic => resume_unwind(Box::new("the token service panics on purpose")),
     }
 }
 
-/// A token request that is told to the observer if it is given up.
+/// Tells the observer if the future of the token service is dropped before it answers.
 struct InProgress(Option<SharedObserver>);
 
 impl InProgress {
@@ -526,16 +535,16 @@ impl InProgress {
 impl Drop for InProgress {
     fn drop(&mut self) {
         if let Some(observer) = &self.0 {
-            observer.lock().token_request_dropped();
+            observer.lock().attempt_dropped();
         }
     }
 }
 
-/// The API: waits for the history to say what it answers.
+/// The API. It answers when the history says so.
 struct Api {
     observer: SharedObserver,
     gate: Gate,
-    left_uploads: LeftUploads,
+    remaining_uploads: RemainingUploads,
     is_ready: bool,
 }
 
@@ -544,7 +553,7 @@ impl Clone for Api {
         Self {
             observer: self.observer.clone(),
             gate: self.gate.clone(),
-            left_uploads: self.left_uploads.clone(),
+            remaining_uploads: self.remaining_uploads.clone(),
             is_ready: false,
         }
     }
@@ -576,14 +585,14 @@ where
             let mut observer = self.observer.lock();
             let was_ready = std::mem::take(&mut self.is_ready);
             observer.expect(was_ready, || {
-                format!("readiness: {id:?} is sent by a service that was not ready")
+                format!("readiness: {id:?} is sent through a service that was not ready")
             });
             observer.sent(id, token, answer);
             observer.calls[id.0].sends
         };
         let sending = Sending(Some((self.observer.clone(), id)));
         let mut upload = Upload::new(request.into_body(), id, send, self.observer.clone());
-        let left_uploads = self.left_uploads.clone();
+        let remaining_uploads = self.remaining_uploads.clone();
         Box::pin(async move {
             let answer = poll_fn(|cx| {
                 let _ = upload.poll(cx);
@@ -593,7 +602,7 @@ where
             sending.end(answer);
             if answer == Answer::RejectedEarly && !upload.has_ended() {
                 let uploading = Box::pin(poll_fn(move |cx| upload.poll(cx)));
-                left_uploads.borrow_mut().push((id, send, uploading));
+                remaining_uploads.borrow_mut().push((id, send, uploading));
             }
             match answer {
                 Answer::Accepted => Ok(Response::default()),
@@ -604,7 +613,7 @@ where
     }
 }
 
-/// A send that is told to the observer if it is given up.
+/// Tells the observer if the future of the API is dropped before it answers.
 struct Sending(Option<(SharedObserver, CallId)>);
 
 impl Sending {
@@ -623,7 +632,7 @@ impl Drop for Sending {
     }
 }
 
-/// Whether the API has room for another call.
+/// Whether the API is ready for another call.
 #[derive(Clone, Default)]
 struct Gate(Arc<Mutex<Closed>>);
 
