@@ -567,7 +567,8 @@ fn no_user_code_runs_under_a_lock_when_buffered_frames_are_dropped() {
     done.recv_timeout(Duration::from_secs(5)).expect("deadlock");
 }
 
-/// A token service with its own cache, which replaces a token only if a request names it as rejected.
+/// A token service with its own cache, which replaces a token only if a request names it as
+/// rejected.
 fn caching_service(
     requests: Arc<Mutex<Vec<Option<String>>>>,
 ) -> impl Service<TokenRequest, Response = AccessToken, Error = BoxError, Future: Send + 'static>

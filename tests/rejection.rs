@@ -108,7 +108,8 @@ async fn rejection_by_comparison_replays_with_a_newer_token_that_is_there() {
     let (_, answer_first) = api.next_request().await.unwrap();
     let (_, answer_second) = api.next_request().await.unwrap();
 
-    // The first rejection renews the token. The second one finds the newer token and fetches nothing.
+    // The first rejection renews the token. The second one finds the newer token and fetches
+    // nothing.
     answer_first.send_response(rejection());
     assert!(first.poll().is_pending());
     settle().await;

@@ -6,8 +6,8 @@ use proptest::{collection, prelude::*};
 
 use crate::{bodies::Policy, runtimes::RuntimeId};
 
-/// One step of a history. `Debug` prints it as Rust source, so that a failed history can be kept as a
-/// test. Indexes count pending calls and sends from the oldest, modulo their number.
+/// One step of a history. `Debug` prints it as Rust source, so that a failed history can be kept as
+/// a test. Indexes count pending calls and sends from the oldest, modulo their number.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Action {
     /// Makes a call with the default policy on the first runtime and polls it once.
@@ -92,7 +92,8 @@ impl Answer {
 
 /// Up to 400 steps, most of them ordinary.
 pub(crate) fn any_history() -> impl Strategy<Value = Vec<Action>> {
-    // Two numbers make a step. One strategy per kind of step would take longer than the test itself.
+    // Two numbers make a step. One strategy per kind of step would take longer than the test
+    // itself.
     let step = (0_u8..STEPS, 0_u16..1000);
     collection::vec(step, 1..400).prop_map(|steps| {
         let steps = steps.into_iter();

@@ -1,8 +1,8 @@
-//! Runs random histories of calls, replies, faults and clock changes, and checks every promise after
-//! every step.
+//! Runs random histories of calls, replies, faults and clock changes, and checks every promise
+//! after every step.
 //!
-//! `PROPTEST_CASES` sets the number of histories. A history that fails is shrunk and printed with its
-//! seed. Keep it as a test of its own, named after the correct behaviour.
+//! `PROPTEST_CASES` sets the number of histories. A history that fails is shrunk and printed with
+//! its seed. Keep it as a test of its own, named after the correct behaviour.
 
 mod action;
 mod bodies;
@@ -172,7 +172,8 @@ fn waiter_that_is_polled_late_uses_the_zero_lifetime_token_that_it_waited_for() 
     ]);
 }
 
-/// The refresh is lost because the process stands still. The next call uses the token that is there.
+/// The refresh is lost because the process stands still. The next call uses the token that is
+/// there.
 #[test]
 fn lost_refresh_is_not_restarted_at_once() {
     history(&[
@@ -249,7 +250,8 @@ fn replay_reports_that_four_token_requests_were_lost() {
     history(&steps);
 }
 
-/// The renewal fails, and a refresh brings the rejected token again, which nothing renews once more.
+/// The renewal fails, and a refresh brings the rejected token again, which nothing renews once
+/// more.
 #[test]
 fn waiters_for_a_renewal_get_a_token_that_is_issued_again() {
     let history = [

@@ -295,8 +295,8 @@ impl Observer {
     /// The API received a request.
     pub(crate) fn sent(&mut self, call: CallId, token: String, answer: oneshot::Sender<Answer>) {
         self.token_used(call, &token);
-        // A waiter that is polled late may send the token that it waited for and that had expired on
-        // arrival. That does not show that the newest token was used.
+        // A waiter that is polled late may send the token that it waited for and that had expired
+        // on arrival. That does not show that the newest token was used.
         let is_newest = self
             .newest
             .as_ref()
@@ -370,8 +370,8 @@ impl Observer {
         }
     }
 
-    /// A call whose request was rejected is pending. It waits for the renewal of its token if that is
-    /// the newest one, unless something else explains why it is pending:
+    /// A call whose request was rejected is pending. It waits for the renewal of its token if that
+    /// is the newest one, unless something else explains why it is pending:
     ///
     /// * It has the renewed token, and its service is not ready.
     /// * A token request has ended since the rejection. The token may serve again, and the call may
@@ -392,8 +392,8 @@ impl Observer {
         }
     }
 
-    /// A call has ended. A rejection of its second token during a refresh turns the refresh into the
-    /// renewal, except within the cool-down; which of the two happened is not visible.
+    /// A call has ended. A rejection of its second token during a refresh turns the refresh into
+    /// the renewal, except within the cool-down; which of the two happened is not visible.
     pub(crate) fn call_ended(&mut self, call: CallId, result: &CallResult) {
         self.caller_sees_what_happened(call, result);
         if let CallResult::Status(status, reason) = result {
@@ -441,8 +441,8 @@ impl Observer {
         })
     }
 
-    /// Whether a use of the newest token must start a refresh, whatever the jitter. A token that came
-    /// back unchanged is exempt, as is one whose last refresh failed or has just been lost.
+    /// Whether a use of the newest token must start a refresh, whatever the jitter. A token that
+    /// came back unchanged is exempt, as is one whose last refresh failed or has just been lost.
     fn newest_is_due_for_refresh(&self) -> bool {
         let now = self.now();
         let was_just_lost = self
@@ -458,7 +458,8 @@ impl Observer {
             })
     }
 
-    /// Whether the newest token was rejected in a call that is not replayed, and may be renewed now.
+    /// Whether the newest token was rejected in a call that is not replayed, and may be renewed
+    /// now.
     fn renewal_is_due(&self, call: CallId) -> bool {
         let seen = &self.calls[call.0];
         let newest = self.newest.as_ref().map(|newest| &newest.text);
@@ -514,8 +515,8 @@ impl Observer {
         self.tokens_obtained += 1;
         self.newest = Some(obtained);
         self.failure = None;
-        // A refresh that started before the rejection may bring the rejected token again. Its renewal
-        // is still due then.
+        // A refresh that started before the rejection may bring the rejected token again. Its
+        // renewal is still due then.
         if !is_unchanged || request.rejected.is_some() {
             self.renewal_is_over(&request);
         } else {
@@ -597,8 +598,8 @@ impl Observer {
 }
 
 impl TokenRequest {
-    /// Whether a failed attempt may or may not be the last one. The pause before the next attempt is
-    /// random, so whether it ends before the deadline is not visible.
+    /// Whether a failed attempt may or may not be the last one. The pause before the next attempt
+    /// is random, so whether it ends before the deadline is not visible.
     pub(crate) fn may_end_or_retry(&self, retry_after: Duration, now: Moment) -> bool {
         let deadline = self.started_at.monotonic + DEADLINE;
         let longest_pause = (FIRST_PAUSE * (1 << MOST_ATTEMPTS)).max(retry_after.mul_f64(1.5));

@@ -270,8 +270,8 @@ impl Observer {
             CallResult::Status(..) => seen.last_answer.is_some_and(Answer::is_rejection),
             CallResult::Token(token) => self.expiries.contains_key(token),
             CallResult::ApiError => seen.last_answer == Some(Answer::Failed),
-            // A call that was sent has an answer to return, unless the answer was dropped for a replay
-            // whose token was lost before the send.
+            // A call that was sent has an answer to return, unless the answer was dropped for a
+            // replay whose token was lost before the send.
             CallResult::TokenError => {
                 (seen.sends == 0 || self.has_lost_its_token(seen)) && self.failed_recently(call)
             }

@@ -41,8 +41,8 @@ pub(crate) enum Setup {
     Plain,
     /// The cache replaces its token even if no call uses it.
     KeptWarm,
-    /// One service makes every call, and looks at the cache once per millisecond. It does so only with
-    /// the system's wall clock, which the history cannot set and which hardly advances.
+    /// One service makes every call, and looks at the cache once per millisecond. It does so only
+    /// with the system's wall clock, which the history cannot set and which hardly advances.
     ReusedServices,
 }
 
