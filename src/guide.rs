@@ -1,51 +1,61 @@
-//! The guide, in short chapters; documentation only.
+//! The guide: one chapter per topic.
 //!
-//! | chapter | what it answers |
+//! | chapter | questions it answers |
 //! |---|---|
-//! | [Getting started](getting_started) | How do I set it up? Do my stacks share a token? What about websockets? |
-//! | [Testing your own stack](testing) | How do I test my client, without sockets and without waiting? |
-//! | [HTTP clients](clients) | What does my HTTP client need? Which layers go above, which below? |
-//! | [ReplayPolicy](replay) | How is a request sent a second time? Must it be? |
-//! | [When the API says 401](rejections) | What happens then? Why was it not mended? Why is there no storm? |
-//! | [Refresh and time](refresh) | When is a token refreshed? What if the machine was suspended? |
-//! | [Failures](failures) | What is retried? Who has to act? What do I log? |
-//! | [Observability](observability) | What does it tell of itself, in responses, traces and metrics? |
-//! | [Security](security) | Where can a secret get to, and where not? |
-//! | [Migrating](migrating) | How do I come from a cache of my own, from `oauth2`, from `AddAuthorizationLayer`? |
+//! | [Getting started](getting_started) | How do I set it up? How do services share a token? How do I use tokens outside HTTP requests? |
+//! | [Testing](testing) | How do I test my client without sockets and without waiting? |
+//! | [HTTP clients](clients) | What does my HTTP client need? In which order do I add layers? |
+//! | [Replay](replay) | How is a request sent a second time? How do I prevent that? |
+//! | [Rejected tokens](rejections) | What happens when the API answers 401? Why does my caller still get one? |
+//! | [Refresh and expiry](refresh) | When is a token refreshed? What happens after a machine was suspended? |
+//! | [Failures](failures) | What is retried? Which errors need action? What do I log? |
+//! | [Observability](observability) | What do responses, traces and metrics show? |
+//! | [Security](security) | What does the crate protect, and what are the limits? |
+//! | [Migrating](migrating) | How do I replace my own cache, `oauth2`, or `AddAuthorizationLayer`? |
 
-#[allow(unused_imports, reason = "the chapters link to what they speak of")]
-use crate::*;
+// The chapters are plain Markdown files, whose links lead to files and to docs.rs. In front of each stand
+// the definitions of `links.md`: the first definition of a link counts, so that rustdoc resolves and
+// checks it. `tests/guide.rs` compares both.
 
+#[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/getting-started.md")]
 pub mod getting_started {}
 
+#[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/testing.md")]
 pub mod testing {}
 
-// Its examples need the clients: `tests/clients` compiles them.
+// `tests/clients` compiles its examples, which need the clients.
 #[cfg(not(doctest))]
+#[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/clients.md")]
 pub mod clients {}
 
+#[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/replay.md")]
 pub mod replay {}
 
+#[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/rejections.md")]
 pub mod rejections {}
 
+#[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/refresh.md")]
 pub mod refresh {}
 
+#[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/failures.md")]
 pub mod failures {}
 
+#[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/observability.md")]
 pub mod observability {}
 
 #[doc = include_str!("../SECURITY.md")]
 pub mod security {}
 
-// Its examples need the crates that it comes from: `tests/clients` compiles them, too.
+// `tests/clients` compiles its examples, which need the crates that programs migrate from.
 #[cfg(not(doctest))]
+#[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/migrating.md")]
 pub mod migrating {}
