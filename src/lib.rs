@@ -1,140 +1,135 @@
-//! Tower middleware that gives every HTTP request of a client an OAuth 2.0 access token, obtained
-//! with the client-credentials grant ([RFC 6749 §4.4], "2-legged OAuth").
+//! A tower middleware that adds an OAuth 2.0 access token to every request of an HTTP client.
 //!
-//! [`ClientCredentialsLayer`] wraps any `tower::Service<http::Request<B>>`. It keeps one token,
-//! refreshes it ahead of time behind the requests that use it, asks the token endpoint once however
-//! many requests need the answer, and when the API answers 401 it renews the token and sends the
-//! request once more. It brings no HTTP client: both the client that it wraps and the service that
-//! it asks for tokens are yours.
+//! It gets tokens with the client-credentials grant ([RFC 6749 §4.4], "2-legged OAuth"), refreshes
+//! them in the background before they expire, and makes one token request no matter how many callers
+//! need the token. When the API rejects a token, it renews the token and sends the request again.
+//!
+//! The crate contains no HTTP client. You supply two tower services: the HTTP client to wrap, and the
+//! token service that tokens come from. [`TokenEndpoint`] turns any HTTP client into a token service.
 //!
 //! # Example
 //!
-//! ```
-//! # use bytes::Bytes;
-//! # use http::{Request, Response};
-//! # use http_body_util::Full;
-//! # use tower::service_fn;
-//! # use tower_client_credentials::BoxError;
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), BoxError> {
-//! # // Any HTTP client; this one plays LinkedIn.
-//! # let http = service_fn(|request: Request<Full<Bytes>>| async move {
-//! #     let answer = match request.uri().path() {
-//! #         "/oauth/v2/accessToken" => r#"{"access_token":"AQXdSP_W41","expires_in":"1800"}"#,
-//! #         _ => {
-//! #             assert_eq!(request.headers()["authorization"], "Bearer AQXdSP_W41");
-//! #             "hello"
-//! #         }
-//! #     };
-//! #     Ok::<_, BoxError>(Response::new(answer.to_owned()))
-//! # });
-//! # let (client_id, client_secret) = ("77tt5z", "WPL_AP1");
-//! # let request = Request::get("https://api.linkedin.com/rest/me").body(Full::default())?;
-//! use tower::{Service, ServiceBuilder, ServiceExt};
-//! use tower_client_credentials::{ClientAuth, ClientCredentialsLayer, TokenEndpoint};
-//!
-//! let tokens = TokenEndpoint::new(
-//!     http.clone(),
-//!     "https://www.linkedin.com/oauth/v2/accessToken",
-//!     ClientAuth::client_secret_post(client_id, client_secret),
-//! )?;
-//! let mut api = ServiceBuilder::new().layer(ClientCredentialsLayer::new(tokens)).service(http);
-//! let response = api.ready().await?.call(request).await?;
-//! # assert_eq!(response.body(), "hello");
-//! # Ok(())
-//! # }
+//! ```no_run
+#![doc = include_str!("../examples/readme.rs")]
 //! ```
 //!
-//! # The way of a request
+//! [`guide::getting_started`] lists its dependencies and shows the next steps.
+//!
+//! # How a request is handled
 //!
 //! ```text
-//!  Request<B> ─► ClientCredentials<S, R>::call
-//!                  │  token cached and fresh ── hit: no lock, no wait
-//!                  │        └─ miss: a flight (one tokio task, owned by nobody)
-//!                  │                    └─► token service: Service<TokenRequest, Response = AccessToken>
-//!                  │                          └─ TokenEndpoint: sends the form with your HTTP client, reads the reply
-//!                  │  replay policy R: body ─► body to send + what is kept for a second send
-//!                  ▼
-//!                S::call(Request<R::Body>) ─► Response<ResBody> ─► accepted ─► returned as it is
-//!                                                                └ rejected ─► renew ─► S::call once more
+//! Request<B>
+//!   │
+//!   ▼
+//! ClientCredentials::call
+//!   │   there is a usable token ──► no lock, no wait
+//!   │   otherwise               ──► wait for one token request, which all
+//!   │                               callers share; it runs in its own Tokio
+//!   │                               task and calls the token service, such
+//!   │                               as a TokenEndpoint
+//!   ▼
+//! add the Authorization header; let the replay policy keep the body
+//!   │
+//!   ▼
+//! your HTTP client ──► Response
+//!                        ├─ accepted: return it
+//!                        └─ rejected: renew the token and send once more
 //! ```
 //!
-//! # When to use it, and when not
+//! If the token is due for refresh, the request uses it, and a refresh starts in the background.
 //!
-//! It is for programs that call an API as themselves, at a server with the client-credentials grant, and
-//! over an HTTP client that is a tower service or can be made one.
+//! A request that already has an `Authorization` header is sent unchanged. A request over plain HTTP
+//! to another machine is sent without a token, unless you allow it.
 //!
-//! Use something else when
+//! A call with a fresh token has these costs:
 //!
-//! * your tokens belong to users: take the [`oauth2`] crate's other grants;
-//! * your token never changes: take tower-http's `AddAuthorizationLayer`;
-//! * you serve requests and have to check their tokens: this crate is for clients;
-//! * you make one call and end: a token request and a header need no cache.
+//! * It takes no lock and doesn't wait.
+//! * Each service remembers the token that it last used. At most once per millisecond, it checks the
+//!   cache for a newer one, which loads an atomic pointer and reads two clocks. If you clone the
+//!   service for each call, each clone may check once.
+//! * It allocates what its replay policy keeps. Apart from that, it allocates only if the added header
+//!   makes the request's `HeaderMap` grow.
 //!
-//! # Where it stands among other layers
+//! # When to use it
+//!
+//! Use this crate if your program calls an API on its own behalf, the authorization server supports
+//! the client-credentials grant, and your HTTP client is a tower service or can be adapted to one.
+//!
+//! Use something else if
+//!
+//! * your tokens belong to users: the [`oauth2`] crate supports other grants;
+//! * your token never changes: tower-http has `AddAuthorizationLayer`;
+//! * you want to check tokens on a server: this crate is for clients;
+//! * your program makes one call and exits: it doesn't need a cache.
+//!
+//! # Order of layers
 //!
 //! ```text
-//!  Buffer, Trace, Timeout                    above: they see one call, the wait for a token included
-//!  ClientCredentialsLayer
-//!  Retry, FollowRedirect, ConcurrencyLimit   below: they see each send, with its token
-//!  your HTTP client
+//! Buffer, Trace, Timeout                    above: see one call,
+//!                                           including the wait for a token
+//! ClientCredentialsLayer
+//! Retry, FollowRedirect, ConcurrencyLimit   below: see each send,
+//!                                           with its token
+//! your HTTP client
 //! ```
 //!
-//! A redirect follower above the layer can carry a token to another host. [`guide::clients`] says why, and
-//! what changes when the others go to the other side.
+//! Put a layer that follows redirects below: above, it can carry a token to another host.
+//! [`guide::clients`] explains this and the other layers.
 //!
 //! # Where to look
 //!
-//! The [`guide`] has a chapter for each of the larger questions. These are the items to begin with:
+//! The [`guide`] has one chapter per topic. These are the central items:
 //!
 //! | question | answer |
 //! |---|---|
 //! | Which options are there? | [`ClientCredentialsLayer`], [`TokenCacheBuilder`], [`TokenEndpoint`] |
-//! | How is a client authenticated? | [`ClientAuth`] |
+//! | How does the client authenticate? | [`ClientAuth`] |
 //! | How is a request sent a second time? | [`replay`] |
-//! | What happened to a call? Why was a 401 not followed by a second send? | [`TokenOutcome`] |
+//! | What happened to a call? Why wasn't it replayed? | [`TokenOutcome`] |
 //! | What can fail? | [`Error`] |
-//! | How do I use a token without the layer? | [`TokenCache`] |
+//! | How do I use tokens without the layer? | [`TokenCache`] |
 //!
 //! # Features
 //!
-//! None is on by default, and none changes what the crate does.
+//! No feature is enabled by default, and none changes how requests are handled.
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `tracing` | a span for each flight, and events, with the crate `tracing` |
-//! | `metrics` | counters, histograms and gauges, with the facade of the crate `metrics` |
+//! | `tracing` | a span for each token request, and events |
+//! | `metrics` | counters, histograms and gauges |
 //!
-//! Their names, levels, units and labels are in [`guide::observability`].
+//! [`guide::observability`] lists their names, levels, units and labels.
 //!
-//! # Words
+//! # Terms
 //!
-//! They mean the same everywhere in this crate:
+//! The documentation uses these terms, and those of [RFC 6749]:
 //!
-//! | word | meaning |
+//! | term | meaning |
 //! |---|---|
-//! | *fresh* | use the token |
-//! | *stale* | use the token; a refresh runs behind it |
-//! | *expired* | wait for another token |
-//! | *rejected* | the API refused the token |
-//! | *refresh* | any acquisition after the first |
-//! | *renewal* | a refresh that a rejection asked for |
-//! | *flight* | one acquisition and everybody who waits for it |
-//! | *waiter* | a call that waits for a flight |
+//! | *token service* | the tower service that supplies access tokens |
+//! | *token request* | one request for an access token, including its retries |
+//! | *fresh* | a token that can be used |
+//! | *due for refresh* | a token that can be used while its refresh runs in the background |
+//! | *expired* | a token that must not be used anymore |
+//! | *rejected* | a token that the API refused |
+//! | *refresh* | any token request after the first |
+//! | *renewal* | a refresh because of a rejection |
 //! | *replay* | the second send of a request |
-//! | *window* | the stale time before expiry |
-//! | *margin* | how long before its stated end a token counts as expired |
+//! | *refresh window* | the time before expiry in which a token is due for refresh |
+//! | *expiry margin* | how long before its stated end a token counts as expired |
+//! | *cool-down* | the time after a renewal in which rejections cause no other renewal |
 //!
 //! # Runtime
 //!
-//! Tokio, with timers enabled: a flight is a task. A token that is there already is given out
-//! anywhere. One cache can serve several runtimes, in turn or at once.
+//! Token requests run as Tokio tasks and need a runtime with timers enabled. A token that is already
+//! in the cache can be used without a runtime. One cache can serve several runtimes.
 //!
 //! # Not here
 //!
-//! Other grants, refresh tokens, the validation of tokens on servers, an HTTP client, TLS.
+//! Other grants, refresh tokens, token validation on servers, an HTTP client, TLS.
 //!
 //! [`oauth2`]: https://docs.rs/oauth2
+//! [RFC 6749]: https://www.rfc-editor.org/rfc/rfc6749
 //! [RFC 6749 §4.4]: https://www.rfc-editor.org/rfc/rfc6749#section-4.4
 
 #![warn(clippy::disallowed_methods)]
