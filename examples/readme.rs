@@ -1,3 +1,5 @@
+//! Prints the response of an API that requires an access token.
+
 use std::env;
 
 use bytes::Bytes;

@@ -13,9 +13,9 @@
 //! | [Security](security) | What does the crate protect, and what are the limits? |
 //! | [Migrating](migrating) | How do I replace my own cache, `oauth2`, or `AddAuthorizationLayer`? |
 
-// The chapters are plain Markdown files, whose links lead to files and to docs.rs. In front of each stand
-// the definitions of `links.md`: the first definition of a link counts, so that rustdoc resolves and
-// checks it. `tests/guide.rs` compares both.
+// The chapters are plain Markdown files: their links lead to files and to docs.rs. The definitions of
+// `links.md` come first, and the first definition of a link counts, so rustdoc resolves and checks
+// those. `tests/guide.rs` compares both.
 
 #[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/getting-started.md")]

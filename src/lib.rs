@@ -1,8 +1,8 @@
 //! A tower middleware that adds an OAuth 2.0 access token to every request of an HTTP client.
 //!
-//! It gets tokens with the client-credentials grant ([RFC 6749 §4.4], "2-legged OAuth"), refreshes
-//! them in the background before they expire, and makes one token request no matter how many callers
-//! need the token. When the API rejects a token, it renews the token and sends the request again.
+//! It gets tokens with the client-credentials grant ([RFC 6749 §4.4], "2-legged OAuth") and refreshes
+//! them in the background before they expire. It makes one token request no matter how many callers
+//! need the token. When the API rejects a token, it sends the request again with a new one.
 //!
 //! The crate contains no HTTP client. You supply two tower services: the HTTP client to wrap, and the
 //! token service that tokens come from. [`TokenEndpoint`] turns any HTTP client into a token service.
