@@ -5,8 +5,7 @@ use tower::{BoxError, Layer, Service};
 
 use crate::{
     AccessToken, ClientCredentials, Error, TokenCache, TokenRequest,
-    anchor::Anchor,
-    config::{Config, RejectedWhen},
+    call::{Options, RejectedWhen},
     origin::{Destinations, Origin},
     replay::{CloneBody, NoReplay},
 };
@@ -259,16 +258,13 @@ impl<S, R: Clone> Layer<S> for ClientCredentialsLayer<R> {
     type Service = ClientCredentials<S, R>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        let config = Config {
-            cache: self.cache.downgrade(),
-            replay: Arc::new(self.replay.clone()),
-            rejected_when: self.rejected_when.clone(),
-        };
-        let anchor = Anchor {
+        let options = Options {
             cache: self.cache.clone(),
             destinations: self.destinations.clone(),
+            policy: self.replay.clone(),
+            rejected_when: self.rejected_when.clone(),
         };
-        ClientCredentials::new(inner, anchor, config)
+        ClientCredentials::new(inner, options)
     }
 }
 

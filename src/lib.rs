@@ -137,32 +137,25 @@
 
 pub mod replay;
 
-mod anchor;
-mod authorization;
+mod call;
 mod clock;
-mod config;
-mod detour;
 mod drain;
 mod endpoint;
 mod error;
-mod future;
 mod host;
 mod layer;
-mod lease;
 mod origin;
 mod outcome;
+mod scheme;
 mod secret;
-mod send;
 mod service;
 mod telemetry;
 mod token;
-mod verdict;
-mod wait;
 
 pub use crate::{
+    call::ResponseFuture,
     endpoint::{ClientAuth, ClientSecret, TokenEndpoint, provider},
     error::Error,
-    future::ResponseFuture,
     layer::ClientCredentialsLayer,
     outcome::{NotReplayed, TokenOmitted, TokenOutcome},
     service::ClientCredentials,
@@ -174,8 +167,9 @@ pub use crate::{
 #[doc(hidden)]
 pub mod fuzzing {
     /// Whether a response rejects the token, by the default verdict.
-    pub fn is_rejection<B>(response: &http::Response<B>) -> bool {
-        crate::verdict::Verdict::of(response) == crate::verdict::Verdict::Rejected
+    pub fn is_rejection(response: &http::response::Parts) -> bool {
+        let token = crate::AccessToken::new("token").expect("the token can be sent");
+        token.scheme().verdict(response) == crate::scheme::Verdict::Rejected
     }
 }
 

@@ -78,7 +78,7 @@ impl TokenOutcome {
     /// The request is sent again, after a renewal or with a token that was there.
     pub(crate) fn note_replay(&mut self, token_renewed: bool) {
         self.replayed = true;
-        self.token_renewed = token_renewed;
+        self.token_renewed |= token_renewed;
     }
 
     pub(crate) fn without_token(reason: TokenOmitted) -> Self {
@@ -88,20 +88,16 @@ impl TokenOutcome {
         }
     }
 
-    /// Attaches the outcome to a rejection that the caller gets, and why it does.
-    pub(crate) fn explain<B>(
-        mut self: Box<Self>,
-        reason: NotReplayed,
-        response: Response<B>,
-    ) -> Response<B> {
+    /// Attaches the outcome to a rejection that the caller gets, with the reason.
+    pub(crate) fn explain<B>(mut self, reason: NotReplayed, response: Response<B>) -> Response<B> {
         self.not_replayed = Some(reason);
-        Self::attach(Some(self), response)
+        self.attach_to(response)
     }
 
-    /// Attaches the outcome, if it tells anything, to the response that the caller gets.
-    pub(crate) fn attach<B>(outcome: Option<Box<Self>>, mut response: Response<B>) -> Response<B> {
-        if let Some(outcome) = outcome.filter(|outcome| !outcome.is_plain()) {
-            response.extensions_mut().insert(*outcome);
+    /// Attaches the outcome to the response that the caller gets, if it has anything to report.
+    pub(crate) fn attach_to<B>(self, mut response: Response<B>) -> Response<B> {
+        if !self.is_plain() {
+            response.extensions_mut().insert(self);
         }
         response
     }

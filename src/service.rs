@@ -1,35 +1,29 @@
 use std::{
     fmt,
-    mem::ManuallyDrop,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use http::{Request, Response, header::AUTHORIZATION};
+use http::{Request, Response};
 use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::{
-    TokenCache, TokenOmitted,
-    anchor::Anchor,
-    authorization::Authorization,
-    config::Config,
-    future::ResponseFuture,
-    lease::Lease,
-    replay::{CloneBody, ReplayPolicy},
-    send::{NotKept, Unsent, WAITS},
-    token::{LastSeen, Seen},
+    Error, TokenCache, TokenOmitted,
+    call::{Job, Options, Replay, ResponseFuture},
+    error::Kind,
+    replay::{CloneBody, ReplayPolicy, SavedRequest},
+    scheme::Put,
+    token::LastSeen,
 };
 
-/// A service whose requests carry an access token; see the [crate docs](crate).
+/// A service that sends every request with an access token; see the [crate docs](crate).
 ///
-/// Made by [`ClientCredentialsLayer`](crate::ClientCredentialsLayer). Clones share the tokens.
+/// Created by [`ClientCredentialsLayer`](crate::ClientCredentialsLayer). Clones share their tokens.
 ///
-/// The inner service sends a request when it is ready, as with any middleware. A second send goes through a
-/// clone that is polled ready first. It is cloned from one that is kept for all calls, not from one for each
-/// call, and taken anew when a call looks at the cache: if the last look is a millisecond old, or another
-/// token is there. So a replay may not see what the inner service changed in itself since, and clones of this
-/// service may replay with each other's: state that has to be exact belongs behind an `Arc`.
+/// The service that was polled ready sends the request. A replay goes through a clone of the inner
+/// service that is taken when the call is made, and polled ready first, as with tower's `Retry`.
+/// With a policy that never replays, no clone is taken.
 ///
 /// # Examples
 ///
@@ -48,13 +42,13 @@ use crate::{
 /// use tower::{Layer, Service, ServiceExt};
 /// use tower_client_credentials::{ClientCredentials, ClientCredentialsLayer};
 ///
-/// // The type of a service can be named, here that of a function.
+/// // The service's type can be named.
 /// let mut api: ClientCredentials<_> = ClientCredentialsLayer::new(token_service).layer(http);
 ///
 /// let request = http::Request::get("https://api.example/people").body(String::new())?;
 /// let response = api.ready().await?.call(request).await?;
 ///
-/// // Its tokens serve elsewhere, too, and the inner service can be reached, and had back.
+/// // The tokens can be used elsewhere, and the inner service stays accessible.
 /// let token = api.cache().token().await?;
 /// assert_eq!(token.header_value(), "Bearer token-1");
 /// let (_seen, _changed) = (api.get_ref().clone(), api.get_mut());
@@ -66,56 +60,48 @@ use crate::{
 ///
 /// # Errors
 ///
-/// A call fails with an [`Error`](crate::Error) if no token can be had or put on the request, and
-/// else with the inner service's own error. A rejection that comes back carries an
-/// [`TokenOutcome`](crate::TokenOutcome) that says why it was not mended.
+/// A call fails with an [`Error`](crate::Error) if no token can be obtained or put on the request.
+/// Otherwise it fails with the inner service's own error. A rejection that comes back carries a
+/// [`TokenOutcome`](crate::TokenOutcome) that says why the request was not replayed.
 ///
 /// # Panics
 ///
-/// A call panics when that of the inner service does; further calls are served. With a policy that can keep
-/// nothing, such as [`NoReplay`](crate::replay::NoReplay), what the service shares with its calls is then not freed: its
-/// options, with what the policy and `rejected_when` hold, but neither the cache nor a token.
+/// A call panics if the inner service's `call` panics. Later calls are served.
 ///
 /// # Cancel safety
 ///
 /// See [`ResponseFuture`].
 pub struct ClientCredentials<S, R = CloneBody> {
     inner: S,
-    view: LastSeen,
-    lease: Lease<S, R>,
-    anchor: Arc<Anchor>,
+    last_seen: LastSeen,
+    options: Arc<Options<R>>,
 }
 
 impl<S, R> ClientCredentials<S, R> {
-    pub(crate) fn new(inner: S, anchor: Anchor, config: Config<R>) -> Self {
+    pub(crate) fn new(inner: S, options: Options<R>) -> Self {
         Self {
             inner,
-            view: LastSeen::new(),
-            lease: Lease::new(config),
-            anchor: Arc::new(anchor),
+            last_seen: LastSeen::nothing(),
+            options: Arc::new(options),
         }
     }
 
     /// The cache that the tokens come from.
     pub fn cache(&self) -> &TokenCache {
-        &self.anchor.cache
+        &self.options.cache
     }
 
-    /// The inner service.
+    /// Gets a reference to the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// The inner service; calls that are made from now on are replayed with what it becomes.
-    ///
-    /// Allocates, and the next call that may be replayed clones the inner service.
+    /// Gets a mutable reference to the inner service.
     pub fn get_mut(&mut self) -> &mut S {
-        // The next request that may be sent twice leaves a spare service in the new lease.
-        self.lease = self.lease.another();
         &mut self.inner
     }
 
-    /// Gives back the inner service.
+    /// Consumes this service and returns the inner service.
     pub fn into_inner(self) -> S {
         self.inner
     }
@@ -138,58 +124,28 @@ where
 
     #[inline]
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        if let Some(reason) = self.anchor.destinations.omission_reason(&request) {
+        let options = &self.options;
+        if let Some(reason) = options.destinations.omission_reason(&request) {
             return self.send_without_token(reason, request);
         }
-        match self.view.see(&self.anchor.cache) {
-            Seen::Before => {}
-            Seen::Now => self.lease.renew_spare(&self.inner),
-            Seen::Twice => self.take_a_lease(),
+        let Some(token) = self.last_seen.token(&options.cache) else {
+            return self.wait_for_token(request);
+        };
+        match token.token().scheme().put_on(&mut request) {
+            Put::Done => {}
+            Put::CallersOwn => return self.send_untouched(request),
+            Put::NoRoom => return ResponseFuture::failed(Error::new(Kind::TooManyHeaders)),
         }
-        let own_headers = request.headers().len();
-        match Authorization::put(request.headers_mut(), self.view.token()) {
-            // Said apart, because the compiler else moves, and drops, what is not kept.
-            Authorization::Ours(generation) if const { keeps_nothing::<R::Kept>() } => {
-                // Not dropped if the inner service panics: with anything to drop then, the compiler has its
-                // future, however large, written to one place and copied to another. What is lost is small,
-                // as a lease does not keep the cache.
-                let lease = ManuallyDrop::new(self.lease.clone());
-                ResponseFuture::calling(
-                    self.send_once(request),
-                    Some((generation, Err(NotKept::Body))),
-                    ManuallyDrop::into_inner(lease),
-                )
-            }
-            Authorization::Ours(generation) => {
-                let (head, body) = request.into_parts();
-                let (body, retained) =
-                    self.lease
-                        .split(&self.inner, &head, own_headers, body, &self.anchor);
-                let response = self.inner.call(Request::from_parts(head, body));
-                let sent = Some((generation, retained));
-                ResponseFuture::calling(response, sent, self.lease.clone())
-            }
-            Authorization::Callers => self.send_untouched(request),
-            Authorization::Missing => self.send_later(request),
-        }
+        let (head, body) = request.into_parts();
+        let (body, kept) = options.policy.split(body);
+        let replay = Replay::prepare(&self.inner, token, &head, kept);
+        let response = self.inner.call(Request::from_parts(head, body));
+        ResponseFuture::with_token(response, Arc::clone(token), Arc::clone(options), replay)
     }
-}
-
-/// Whether a policy whose `Kept` has no values, as that of `NoReplay`, can keep nothing.
-const fn keeps_nothing<K>() -> bool {
-    size_of::<Option<K>>() == 0
 }
 
 impl<S, R> ClientCredentials<S, R> {
-    /// A service that lasts has a lease and an anchor of its own, as its view has a text: clones that were
-    /// made since it took the last ones share those.
-    #[cold]
-    fn take_a_lease(&mut self) {
-        self.lease = self.lease.another();
-        self.anchor = Arc::new(self.anchor.another());
-    }
-
-    /// The request must not carry the token; one that brings its own `Authorization` needs none.
+    /// The request must not carry the token. One with a token of its own needs none.
     #[cold]
     fn send_without_token<B>(
         &mut self,
@@ -200,14 +156,14 @@ impl<S, R> ClientCredentials<S, R> {
         S: Service<Request<R::Body>>,
         R: ReplayPolicy<B>,
     {
-        if request.headers().contains_key(AUTHORIZATION) {
+        if self.options.cache.is_presented_in(request.headers()) {
             return self.send_untouched(request);
         }
         let response = self.send_once(request);
-        ResponseFuture::withheld(response, reason, self.lease.clone())
+        ResponseFuture::without_token(response, reason)
     }
 
-    /// The request brings its own `Authorization`.
+    /// The request carries a token of the caller's own.
     #[cold]
     fn send_untouched<B>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
     where
@@ -215,43 +171,42 @@ impl<S, R> ClientCredentials<S, R> {
         R: ReplayPolicy<B>,
     {
         let response = self.send_once(request);
-        ResponseFuture::calling(response, None, self.lease.clone())
+        ResponseFuture::untouched(response)
     }
 
-    /// Sends a request that will not be sent again, with the body that its policy makes of it.
-    #[inline]
+    /// Sends a request that will not be sent again, with the body that the policy makes of it.
     fn send_once<B>(&mut self, request: Request<B>) -> S::Future
     where
         S: Service<Request<R::Body>>,
         R: ReplayPolicy<B>,
     {
-        self.inner.call(self.lease.replay.sent_once(request))
+        let (head, body) = request.into_parts();
+        let (body, _) = self.options.policy.split(body);
+        self.inner.call(Request::from_parts(head, body))
     }
 
-    /// There is no token yet, or no room for it.
+    /// There is no token that may be used now.
     #[cold]
-    fn send_later<B>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
+    fn wait_for_token<B>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
     where
         S: Service<Request<R::Body>> + Clone,
         R: ReplayPolicy<B>,
     {
+        if self.options.cache.is_presented_in(request.headers()) {
+            return self.send_untouched(request);
+        }
         let (head, body) = request.into_parts();
-        let own_headers = head.headers.len();
-        let (body, retained) =
-            self.lease
-                .split(&self.inner, &head, own_headers, body, &self.anchor);
+        let (body, kept) = self.options.policy.split(body);
+        let saved = SavedRequest::new(&head, None, kept);
         // The readied service may hold the very permit that the token request needs, so it goes. Its
         // clones have to be polled ready, here and in the future.
         self.inner = self.inner.clone();
-        let unsent = Unsent {
-            inner: self.inner.clone(),
-            request: Request::from_parts(head, body),
-            retained,
-            anchor: Arc::clone(&self.anchor),
-            waits_left: WAITS,
-            outcome: Box::default(),
-        };
-        ResponseFuture::waiting(unsent, self.lease.clone())
+        ResponseFuture::waiting(Job::unsent(
+            Arc::clone(&self.options),
+            self.inner.clone(),
+            Request::from_parts(head, body),
+            saved,
+        ))
     }
 }
 
@@ -259,9 +214,8 @@ impl<S: Clone, R> Clone for ClientCredentials<S, R> {
     fn clone(&self) -> Self {
         Self {
             inner: self.inner.clone(),
-            view: self.view.clone(),
-            lease: self.lease.clone(),
-            anchor: Arc::clone(&self.anchor),
+            last_seen: self.last_seen.clone(),
+            options: Arc::clone(&self.options),
         }
     }
 }
@@ -270,55 +224,8 @@ impl<S: fmt::Debug, R: fmt::Debug> fmt::Debug for ClientCredentials<S, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientCredentials")
             .field("inner", &self.inner)
-            .field("cache", &self.anchor.cache)
-            .field("replay", &*self.lease.replay)
+            .field("cache", &self.options.cache)
+            .field("replay", &self.options.policy)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{convert::Infallible, time::Duration};
-
-    use tokio::time::advance;
-    use tower::{Layer, ServiceExt, service_fn};
-
-    use super::*;
-    use crate::{AccessToken, ClientCredentialsLayer, TokenRequest, token::CachedToken};
-
-    /// Threads that count references to the same thing slow each other down.
-    #[tokio::test(start_paused = true)]
-    async fn clones_that_last_share_nothing_that_calls_count() {
-        let cache = TokenCache::new(service_fn(|_: TokenRequest| async {
-            Ok::<_, BoxError>(AccessToken::new("token-1")?)
-        }));
-        cache.token().await.unwrap();
-        let http = service_fn(|_: Request<String>| async {
-            Ok::<_, Infallible>(Response::new(String::new()))
-        });
-        let mut first = ClientCredentialsLayer::with_cache(cache).layer(http);
-        let mut second = first.clone();
-        let inherited = first.lease.clone();
-
-        for lasts in [false, true] {
-            for service in [&mut first, &mut second] {
-                let called = service.ready().await.unwrap();
-                called.call(Request::default()).await.unwrap();
-            }
-            let pairs = [
-                (&first, &second.lease),
-                (&first, &inherited),
-                (&second, &inherited),
-            ];
-            for (service, lease) in pairs {
-                assert_eq!(service.lease.counts_apart_from(lease), lasts);
-            }
-            assert_eq!(!Arc::ptr_eq(&first.anchor, &second.anchor), lasts);
-            let [one, other] = [&first, &second].map(|service| service.view.token().unwrap());
-            let text = |held: &CachedToken| held.token().expose().as_ptr();
-            assert_eq!(text(one) != text(other), lasts);
-            advance(Duration::from_millis(1)).await;
-        }
-        assert!(!first.clone().lease.counts_apart_from(&first.lease));
     }
 }

@@ -138,19 +138,80 @@ async fn rest_of_the_request_is_unchanged() {
     assert_eq!(response.extensions().get(), Some(&Mark(7)));
 }
 
+/// A layer whose tokens go into `name`, after `prefix`.
+fn layer_with_header(name: &'static str, prefix: &'static str) -> ClientCredentialsLayer {
+    let name = HeaderName::from_static(name);
+    ClientCredentialsLayer::new(service_fn(move |_: TokenRequest| {
+        let name = name.clone();
+        async move { AccessToken::new("1000.abc")?.with_header(name, prefix) }
+    }))
+}
+
 #[tokio::test(start_paused = true)]
-async fn custom_prefix_replaces_bearer() {
-    let token_service = service_fn(|_: TokenRequest| async {
-        AccessToken::with_type("Zoho-oauthtoken", "1000.abc")
-    });
-    let service = ClientCredentialsLayer::new(token_service).layer(mirror());
+async fn token_is_sent_in_the_header_that_it_names() {
+    for (name, prefix, sent) in [
+        (
+            "authorization",
+            "Zoho-oauthtoken",
+            "Zoho-oauthtoken 1000.abc",
+        ),
+        ("x-amz-access-token", "", "1000.abc"),
+        ("x-token", "Bearer", "Bearer 1000.abc"),
+    ] {
+        let service = layer_with_header(name, prefix).layer(mirror());
 
-    let response = service.oneshot(request()).await.unwrap();
+        for _ in 0..2 {
+            let response = service.clone().oneshot(request()).await.unwrap();
 
-    assert_eq!(
-        response.headers()[AUTHORIZATION],
-        "Zoho-oauthtoken 1000.abc"
-    );
+            assert_eq!(response.headers()[name], sent);
+            assert!(response.headers()[name].is_sensitive());
+            assert_eq!(response.headers().len(), 1);
+        }
+    }
+}
+
+/// Walmart's API wants a token in one header and the client's Basic credentials in another.
+#[tokio::test(start_paused = true)]
+async fn a_callers_own_authorization_header_is_left_alone_if_the_token_has_another_header() {
+    let layer = layer_with_header("wm_sec.access_token", "");
+    layer.cache().token().await.unwrap();
+    let service = layer.layer(mirror());
+    let mut request = request();
+    let own = "Basic b3du".parse().unwrap();
+    request.headers_mut().insert(AUTHORIZATION, own);
+
+    let response = service.oneshot(request).await.unwrap();
+
+    assert_eq!(response.headers()[AUTHORIZATION], "Basic b3du");
+    assert_eq!(response.headers()["wm_sec.access_token"], "1000.abc");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callers_own_token_header_wins_before_and_after_the_first_token() {
+    let service = layer_with_header("x-token", "").layer(mirror());
+
+    for _ in 0..2 {
+        let mut request = request();
+        let own = "own".parse().unwrap();
+        request.headers_mut().insert("x-token", own);
+        let response = service.clone().oneshot(request).await.unwrap();
+
+        assert_eq!(response.headers()["x-token"], "own");
+        assert_eq!(response.headers().len(), 1);
+    }
+}
+
+#[test]
+fn token_header_that_frames_the_message_is_refused() {
+    for name in ["host", "content-length", "transfer-encoding"] {
+        let token = AccessToken::new("token-1").unwrap();
+        let error = token.with_header(HeaderName::from_static(name), "");
+
+        let error = error.unwrap_err();
+        assert!(error.is_configuration());
+        let message = format!("token header must not be {name}, which frames the message");
+        assert_eq!(error.to_string(), message);
+    }
 }
 
 #[tokio::test(start_paused = true)]

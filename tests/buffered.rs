@@ -107,7 +107,7 @@ fn restore<B>(kept: Option<KeptFrames<B>>) -> Option<ReplayBody<B>>
 where
     B: Body<Error: Into<BoxError>>,
 {
-    Buffered::new(LIMIT).restore(kept?)
+    Buffered::new(LIMIT).restore(&mut kept?)
 }
 
 /// Reads what is there, to the end unless the body has to be waited for.
@@ -465,7 +465,7 @@ fn map_puts_the_body_into_another_type() {
     let (mut first, kept) = policy.split(script([data("ab"), data("cd")]));
     assert_eq!(read(&mut first).0, "abcd");
 
-    let mut second = policy.restore(kept.unwrap()).unwrap();
+    let mut second = policy.restore(&mut kept.unwrap()).unwrap();
     assert_eq!(read(&mut second).0, "abcd");
 }
 
@@ -643,7 +643,7 @@ proptest! {
             first = None;
         }
 
-        let Some(mut second) = kept.and_then(|kept| buffered.restore(kept)) else {
+        let Some(mut second) = kept.and_then(|mut kept| buffered.restore(&mut kept)) else {
             // Given up for one reason alone: more was read than may be remembered, or the body
             // said itself that it would be. One frame is read ahead.
             let read = sent.max(first_frame);

@@ -282,7 +282,7 @@ fn empty_frame_is_forwarded_and_not_buffered() {
         .map(|_| next(&mut body).unwrap().into_data().unwrap().len())
         .collect();
     assert_eq!(sizes, [4, 0, 4]);
-    let mut again = Buffered::new(1024).restore(kept.unwrap()).unwrap();
+    let mut again = Buffered::new(1024).restore(&mut kept.unwrap()).unwrap();
     let sizes: Vec<_> = (0..2)
         .map(|_| next(&mut again).unwrap().into_data().unwrap().len())
         .collect();
@@ -293,7 +293,7 @@ fn empty_frame_is_forwarded_and_not_buffered() {
 fn first_body_reports_no_size_after_the_replay_takes_over() {
     let (body, kept) = Buffered::new(1024).split(Frames(0));
     assert_eq!(body.size_hint().exact(), Some(8));
-    let again = Buffered::new(1024).restore(kept.unwrap()).unwrap();
+    let again = Buffered::new(1024).restore(&mut kept.unwrap()).unwrap();
     assert_eq!(again.size_hint().exact(), Some(8));
     assert_eq!(body.size_hint().exact(), None);
     assert!(!body.is_end_stream());
@@ -340,7 +340,7 @@ fn replay_has_an_exact_size_while_the_first_upload_polls_the_source() {
     let _ = replay_size.set(Box::new(move || {
         let mut again = again.lock().unwrap();
         if again.is_none() {
-            *again = Buffered::new(1024).restore(kept.lock().unwrap().take().unwrap());
+            *again = Buffered::new(1024).restore(&mut kept.lock().unwrap().take().unwrap());
         }
         again.as_ref().unwrap().size_hint().exact()
     }));

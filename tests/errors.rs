@@ -375,7 +375,7 @@ async fn messages_name_the_party_the_fact_and_what_to_do() {
     let expected = [
         (
             "unsendable token",
-            "access token holds a character that a header cannot carry",
+            "access token contains a character that a header cannot carry",
         ),
         (
             "plain http",

@@ -176,7 +176,7 @@ async fn custom_policy_reports_its_own_reasons() {
             let is_kept = body.len() < 10;
             (body, is_kept.then_some(()))
         }
-        fn restore(&self, (): ()) -> Option<String> {
+        fn restore(&self, _: &mut ()) -> Option<String> {
             None
         }
         fn not_kept(&self) -> NotReplayed {

@@ -105,8 +105,8 @@ impl ReplayPolicy<&'static str> for Shouting {
         (body.to_uppercase(), None)
     }
 
-    fn restore(&self, kept: Infallible) -> Option<String> {
-        match kept {}
+    fn restore(&self, kept: &mut Infallible) -> Option<String> {
+        match *kept {}
     }
 }
 

@@ -13,7 +13,7 @@ const CLONE_BODY: f64 = 1.0;
 
 /// A service looks at the cache when its view is a millisecond old, so how many calls do depends on
 /// the machine. They are not counted; the row of calls that all look has them.
-const WITHOUT_LOOKS: [&str; 2] = ["--toggle-collect=*View*look*", "--collect-atstart=yes"];
+const WITHOUT_LOOKS: [&str; 2] = ["--toggle-collect=*LastSeen*look*", "--collect-atstart=yes"];
 
 /// The programs whose calls are counted.
 const HOT_LOOP: &str = env!("CARGO_BIN_EXE_hot_loop");

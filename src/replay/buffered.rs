@@ -81,9 +81,9 @@ where
         }
     }
 
-    fn restore(&self, kept: KeptFrames<B>) -> Option<ReplayBody<B>> {
-        match kept.0 {
-            Kept::Whole(whole) => Some(ReplayBody::whole(whole)),
+    fn restore(&self, kept: &mut KeptFrames<B>) -> Option<ReplayBody<B>> {
+        match &kept.0 {
+            Kept::Whole(whole) => Some(ReplayBody::whole(whole.clone())),
             Kept::Frames(memory) => memory.replay().map(ReplayBody::recorded),
         }
     }
@@ -133,7 +133,7 @@ where
         ((self.into_body)(body), kept)
     }
 
-    fn restore(&self, kept: KeptFrames<B>) -> Option<T> {
+    fn restore(&self, kept: &mut KeptFrames<B>) -> Option<T> {
         self.buffered.restore(kept).map(&self.into_body)
     }
 

@@ -67,8 +67,8 @@ impl<B: Body + Clone> ReplayPolicy<B> for CloneBody {
         (body, Some(kept))
     }
 
-    fn restore(&self, kept: Kept<B>) -> Option<B> {
-        kept.into_body()
+    fn restore(&self, kept: &mut Kept<B>) -> Option<B> {
+        kept.unchanged().cloned()
     }
 
     fn not_restored(&self) -> NotReplayed {
@@ -123,8 +123,8 @@ where
         (body, kept)
     }
 
-    fn restore(&self, kept: Kept<B>) -> Option<B> {
-        kept.into_body()
+    fn restore(&self, kept: &mut Kept<B>) -> Option<B> {
+        kept.unchanged().and_then(&self.0)
     }
 
     fn not_restored(&self) -> NotReplayed {
@@ -157,12 +157,12 @@ impl<B: Body> Kept<B> {
         }
     }
 
-    fn into_body(self) -> Option<B> {
+    fn unchanged(&self) -> Option<&B> {
         let size = self.body.size_hint();
         let is_unchanged = size.lower() == self.size.lower()
             && size.upper() == self.size.upper()
             && self.body.is_end_stream() == self.is_end_stream;
         // A copy that changed while the first body was sent shares its source with it.
-        is_unchanged.then_some(self.body)
+        is_unchanged.then_some(&self.body)
     }
 }

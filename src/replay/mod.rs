@@ -13,11 +13,11 @@ mod clone;
 mod interleavings;
 mod no_replay;
 mod replay_body;
-
-use http::Request;
+mod saved_request;
 
 use crate::NotReplayed;
 
+pub(crate) use self::saved_request::{NotSaved, SavedRequest};
 pub use self::{
     buffered::{Buffered, KeptFrames, Map},
     clone::{CloneBody, CloneWith, Kept},
@@ -51,8 +51,8 @@ pub use self::{
 ///         (body, Some(path))
 ///     }
 ///
-///     fn restore(&self, path: Self::Kept) -> Option<Upload> {
-///         path.exists().then_some(Upload { path })
+///     fn restore(&self, path: &mut Self::Kept) -> Option<Upload> {
+///         path.exists().then_some(Upload { path: path.clone() })
 ///     }
 /// }
 /// ```
@@ -77,17 +77,7 @@ pub trait ReplayPolicy<B> {
     /// Called when the API rejected the token: makes the body of the second send.
     ///
     /// `None` means that it cannot be made; the caller then gets the response to the first send.
-    fn restore(&self, kept: Self::Kept) -> Option<Self::Body>;
-
-    /// What [`split`](Self::split) makes of a request of which nothing is kept. Not for others to
-    /// implement: [`NoReplay`] does without taking the request apart, which copies it piece by piece.
-    #[doc(hidden)]
-    #[inline]
-    fn sent_once(&self, request: Request<B>) -> Request<Self::Body> {
-        let (head, body) = request.into_parts();
-        let (body, _kept) = self.split(body);
-        Request::from_parts(head, body)
-    }
+    fn restore(&self, kept: &mut Self::Kept) -> Option<Self::Body>;
 
     /// Called when the API rejected the token and [`split`](Self::split) had kept nothing: the reason
     /// that the caller is given. By default [`NotReplayed::BodyNotKept`].

@@ -1,7 +1,5 @@
 use std::convert::Infallible;
 
-use http::Request;
-
 use super::ReplayPolicy;
 
 /// Sends every request once, whatever body it has; also the extension that opts one request out.
@@ -43,12 +41,7 @@ impl<B> ReplayPolicy<B> for NoReplay {
         (body, None)
     }
 
-    #[inline]
-    fn sent_once(&self, request: Request<B>) -> Request<B> {
-        request
-    }
-
-    fn restore(&self, kept: Infallible) -> Option<B> {
-        match kept {}
+    fn restore(&self, kept: &mut Infallible) -> Option<B> {
+        match *kept {}
     }
 }

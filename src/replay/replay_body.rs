@@ -383,7 +383,7 @@ impl<B: Body> Drop for Loan<'_, B> {
 
 impl<B: Body> Memory<B> {
     /// Takes the turn over; `None` if the body cannot be read from its start any more.
-    pub(super) fn replay(self) -> Option<Recording<B>> {
+    pub(super) fn replay(&self) -> Option<Recording<B>> {
         let waiting = {
             let mut tape = lock(&self.tape);
             if tape.keep == Keep::Nothing || matches!(tape.end, End::Failed(_)) {

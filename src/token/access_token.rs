@@ -1,15 +1,20 @@
-use std::{fmt, ops::Range, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 
-use crate::{Error, secret::wiped_on_drop};
+use crate::{
+    Error,
+    scheme::{Scheme, TokenHeader},
+};
 
-/// An access token, as a token service answers with it.
+/// An access token, as returned by a token service.
 ///
-/// Holds the ready-made value of the `Authorization` header, marked sensitive, so that nothing has
-/// to be formatted for a request. Cloning copies no text, and the text is wiped when its last clone is
-/// dropped; an HTTP client copies it when it writes the request. `Debug` shows neither the token nor the
-/// header, and of the scope only whether there is one.
+/// Holds the ready-made value of the header that carries the token, marked sensitive, so that no
+/// request has to format it. Cloning copies no text. The text is wiped when its last clone is
+/// dropped; HTTP clients make a copy when they write the request.
+///
+/// `Debug` shows neither the token nor the header value. Of the scope, `Debug` only shows whether
+/// there is one.
 ///
 /// # Examples
 ///
@@ -19,64 +24,73 @@ use crate::{Error, secret::wiped_on_drop};
 ///
 /// let token = AccessToken::new("AQXdSP_W41...")?.with_lifetime(Duration::from_secs(1800));
 ///
-/// assert_eq!(token.token_type(), "Bearer");
+/// assert_eq!(token.header_name(), "authorization");
 /// assert_eq!(token.header_value(), "Bearer AQXdSP_W41...");
 /// assert!(!format!("{token:?}").contains("AQXdSP"));
 /// # Ok::<(), tower_client_credentials::Error>(())
 /// ```
 #[derive(Clone)]
 pub struct AccessToken {
-    // "Bearer AQXd...": the token type, one space, the token.
-    header_value: HeaderValue,
-    token_type_len: usize,
+    scheme: Scheme,
     lifetime: Option<Duration>,
     scope: Option<Arc<str>>,
 }
 
 impl AccessToken {
-    /// Makes a Bearer token (RFC 6750) of the text that a server issued.
+    /// Creates a Bearer token (RFC 6750) from the text that a server issued.
     ///
     /// # Errors
     ///
-    /// Fails if `token` is empty or holds anything but visible ASCII characters: such a text cannot
-    /// be sent in a header. A line break at its end usually comes from the file it was read from.
+    /// Fails if `token` is empty or contains anything but visible ASCII characters, because such
+    /// text can't be sent in a header. A trailing line break usually comes from the file that the
+    /// token was read from.
     pub fn new(token: impl AsRef<str>) -> Result<Self, Error> {
-        Self::with_type("Bearer", token)
-    }
-
-    /// Makes a token of another type: `token_type` is what stands before it in the `Authorization`
-    /// header.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use tower_client_credentials::AccessToken;
-    ///
-    /// let token = AccessToken::with_type("GenieKey", "eb243592-faa2")?;
-    /// assert_eq!(token.header_value(), "GenieKey eb243592-faa2");
-    /// # Ok::<(), tower_client_credentials::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// Fails as [`new`](Self::new) does, for either text.
-    pub fn with_type(token_type: impl AsRef<str>, token: impl AsRef<str>) -> Result<Self, Error> {
-        let (token_type, token) = (token_type.as_ref(), token.as_ref());
-        sendable("token type", token_type)?;
-        sendable("access token", token)?;
-
         Ok(Self {
-            header_value: header_value(token_type, token),
-            token_type_len: token_type.len(),
+            scheme: Scheme::Header(TokenHeader::bearer(token.as_ref())?),
             lifetime: None,
             scope: None,
         })
     }
 
-    /// Sets how long the token lives, counted from when it was asked for.
+    /// Sets the header that carries the token, and the word in front of the token.
     ///
-    /// With a lifetime of zero it serves the calls that waited for it and is then gone. Without this,
-    /// the cache assumes [a lifetime](crate::TokenCacheBuilder::default_lifetime).
+    /// By default, a token is sent as `Authorization: Bearer {token}`. One space separates `prefix`
+    /// from the token. With an empty `prefix`, the value is the token alone.
+    ///
+    /// The token brings its header along, so the layer needs no option for it. Requests that already
+    /// have this header are sent untouched; their other headers, `Authorization` included, are left
+    /// alone. Before the first token arrives, the layer can't know the header: requests that have an
+    /// `Authorization` header of their own are then sent untouched.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use http::{HeaderName, header::AUTHORIZATION};
+    /// use tower_client_credentials::AccessToken;
+    ///
+    /// let token = AccessToken::new("eb243592-faa2")?.with_header(AUTHORIZATION, "GenieKey")?;
+    /// assert_eq!(token.header_value(), "GenieKey eb243592-faa2");
+    ///
+    /// let name = HeaderName::from_static("x-amz-access-token");
+    /// let token = AccessToken::new("Atza|IQEBLjAsAhRmHjNgHpi0U-Dme37rR6CuUpSR")?.with_header(name, "")?;
+    /// assert_eq!(token.header_value(), "Atza|IQEBLjAsAhRmHjNgHpi0U-Dme37rR6CuUpSR");
+    /// # Ok::<(), tower_client_credentials::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Fails if `prefix` contains anything but visible ASCII characters, or if `name` is a header
+    /// that frames the message, such as `Host` or `Content-Length`.
+    pub fn with_header(mut self, name: HeaderName, prefix: impl AsRef<str>) -> Result<Self, Error> {
+        let header = self.scheme.token_header().renamed(name, prefix.as_ref())?;
+        self.scheme = Scheme::Header(header);
+        Ok(self)
+    }
+
+    /// Sets how long the token lives, counted from the moment it was requested.
+    ///
+    /// A token with a lifetime of zero serves the calls that waited for it and no others. Without a
+    /// lifetime, the cache assumes a [default](crate::TokenCacheBuilder::default_lifetime).
     #[must_use]
     pub fn with_lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = Some(lifetime);
@@ -100,84 +114,56 @@ impl AccessToken {
         self
     }
 
-    /// The same, with a text of its own.
-    pub(super) fn copied(&self) -> Self {
-        Self {
-            header_value: header_value(self.token_type(), self.expose()),
-            ..self.clone()
-        }
-    }
-
     /// The token itself. It is a secret: whoever has it can use it.
     pub fn expose(&self) -> &str {
-        self.text(self.token_type_len + 1..self.header_value.len())
+        self.scheme.token_header().token()
     }
 
-    /// The token type, as it stands in the header: `Bearer` unless another was given.
-    pub fn token_type(&self) -> &str {
-        self.text(0..self.token_type_len)
+    /// The name of the header that carries the token: `authorization` unless another one was set.
+    pub fn header_name(&self) -> &HeaderName {
+        self.scheme.token_header().name()
     }
 
-    /// The value of the `Authorization` header, marked sensitive.
+    /// The value of the header that carries the token, marked sensitive.
     pub fn header_value(&self) -> &HeaderValue {
-        &self.header_value
+        self.scheme.token_header().value()
     }
 
-    /// How long the server said that the token lives, if it said so.
+    /// The lifetime that the server stated, if it stated one.
     pub fn lifetime(&self) -> Option<Duration> {
         self.lifetime
     }
 
-    /// The scope that the server said it granted, if it said so: the text as it came, mostly
-    /// separated by spaces; an array is joined with them.
+    /// The scope that the server granted, if it named one.
+    ///
+    /// The text is the server's own: usually scopes separated by spaces. A reply that lists scopes
+    /// in an array is joined with spaces.
     pub fn scope(&self) -> Option<&str> {
         self.scope.as_deref()
     }
 
-    /// Whether both would be sent as the same header.
-    pub(crate) fn is_same(&self, other: &Self) -> bool {
-        self.header_value == other.header_value
+    pub(crate) fn scheme(&self) -> &Scheme {
+        &self.scheme
     }
 
-    fn text(&self, range: Range<usize>) -> &str {
-        std::str::from_utf8(&self.header_value.as_bytes()[range])
-            .expect("a token is made of ASCII characters only")
+    #[cfg(test)]
+    pub(crate) fn with_scheme(self, scheme: Scheme) -> Self {
+        Self { scheme, ..self }
+    }
+
+    /// Whether both tokens would be sent as the same header.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        self.scheme.token_header() == other.scheme.token_header()
     }
 }
 
 impl fmt::Debug for AccessToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AccessToken")
-            .field("token_type", &self.token_type())
+            .field("header", self.header_name())
+            .field("prefix", &self.scheme.token_header().prefix())
             .field("lifetime", &self.lifetime)
             .field("has_scope", &self.scope.is_some())
             .finish_non_exhaustive()
-    }
-}
-
-/// The value of the `Authorization` header; both texts are sendable.
-fn header_value(token_type: &str, token: &str) -> HeaderValue {
-    let text = wiped_on_drop([token_type, " ", token].concat());
-    let mut header_value = HeaderValue::from_maybe_shared(text)
-        .expect("visible ASCII characters and a space are a valid header value");
-    header_value.set_sensitive(true);
-    header_value
-}
-
-/// Refuses a text that a header cannot carry as one word.
-fn sendable(what: &'static str, text: &str) -> Result<(), Error> {
-    if text.is_empty() {
-        return Err(Error::unsendable(what, "is empty"));
-    }
-    match text.bytes().position(|byte| !byte.is_ascii_graphic()) {
-        None => Ok(()),
-        Some(at) if text[at..].trim().is_empty() => Err(Error::unsendable(
-            what,
-            "ends with white space or a line break; trim what was read from a file",
-        )),
-        Some(_) => Err(Error::unsendable(
-            what,
-            "holds a character that a header cannot carry",
-        )),
     }
 }

@@ -14,6 +14,7 @@ use std::{
 #[cfg(not(all(test, interleavings)))]
 use arc_swap::ArcSwapOption;
 use futures_util::future::select;
+use http::{HeaderMap, header::AUTHORIZATION};
 #[cfg(all(test, interleavings))]
 use loom::sync::{
     Mutex, MutexGuard,
@@ -100,17 +101,6 @@ pub(crate) struct Acquired {
 #[derive(Clone)]
 pub struct TokenCache {
     shared: Arc<Shared>,
-}
-
-/// A handle that does not keep the cache, which is gone with the last other one.
-#[derive(Clone)]
-pub(crate) struct WeakTokenCache(Weak<Shared>);
-
-impl WeakTokenCache {
-    pub(crate) fn upgrade(&self) -> Option<TokenCache> {
-        let shared = self.0.upgrade()?;
-        Some(TokenCache { shared })
-    }
 }
 
 struct Shared {
@@ -246,9 +236,15 @@ impl TokenCache {
         }
     }
 
-    /// A handle that does not keep the cache.
-    pub(crate) fn downgrade(&self) -> WeakTokenCache {
-        WeakTokenCache(Arc::downgrade(&self.shared))
+    /// Whether a request already has the header that a token of this cache would go into.
+    ///
+    /// Before the first token that is `Authorization`.
+    pub(crate) fn is_presented_in(&self, headers: &HeaderMap) -> bool {
+        let last = self.shared.lock().last_token();
+        match last {
+            Some(token) => token.token().scheme().is_on(headers),
+            None => headers.contains_key(AUTHORIZATION),
+        }
     }
 
     /// How often another token, or none, became current.
@@ -515,6 +511,10 @@ impl FlightTask {
         request: TokenRequest,
         mut telemetry: telemetry::Flight,
     ) {
+        // The last handle may have gone since the task was spawned.
+        if self.cache.strong_count() == 0 {
+            return;
+        }
         let Some(completer) = &self.completer else {
             return;
         };

@@ -43,14 +43,6 @@ impl CachedToken {
         &self.token
     }
 
-    /// The same, with a text of its own.
-    pub(super) fn copied(&self) -> Self {
-        Self {
-            token: self.token.copied(),
-            ..self.clone()
-        }
-    }
-
     /// What to name when the API rejects the token.
     pub(crate) fn generation(&self) -> Generation {
         self.generation
@@ -217,6 +209,11 @@ impl Entry {
         self.held
             .as_ref()
             .filter(|_| self.standing == Standing::InUse)
+    }
+
+    /// The token that came last, whatever has become of it.
+    pub(super) fn last_token(&self) -> Option<Arc<CachedToken>> {
+        self.held.clone()
     }
 
     /// A call needs a token and the snapshot had none, or the one that the API `rejected`.

@@ -20,7 +20,7 @@ pub use self::{
     parameters::TokenParameters, request::TokenRequest,
 };
 pub(crate) use self::{
-    cache::{Acquired, Acquiring, WeakTokenCache},
-    entry::{CachedToken, Generation},
-    last_seen::{LastSeen, Seen},
+    cache::{Acquired, Acquiring},
+    entry::CachedToken,
+    last_seen::LastSeen,
 };

@@ -1,0 +1,141 @@
+//! What is saved of a request until its response is there.
+
+use http::{
+    Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version, request,
+};
+
+use super::{NoReplay, ReplayPolicy};
+use crate::{NotReplayed, scheme::Scheme};
+
+/// A request as it can be sent again: its head without the token, and what the policy kept of its
+/// body.
+///
+/// Nothing is looked up in the headers, so a list holds them: one allocation, and less room in the
+/// response future than a `HeaderMap`.
+pub(crate) struct SavedRequest<K> {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    headers: Vec<Header>,
+    extensions: Extensions,
+    kept: K,
+}
+
+struct Header {
+    name: HeaderName,
+    value: HeaderValue,
+}
+
+/// Why a request can't be sent again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum NotSaved {
+    /// The policy kept nothing of the body.
+    Body,
+    /// The request carries [`NoReplay`].
+    OptedOut,
+    /// The request is a replay.
+    Replayed,
+}
+
+impl<K> SavedRequest<K> {
+    /// Saves a request if its policy kept something of its body. The request carries a token of
+    /// this scheme, or none yet.
+    #[inline]
+    pub(crate) fn new(
+        head: &request::Parts,
+        scheme: Option<&Scheme>,
+        kept: Option<K>,
+    ) -> Result<Self, NotSaved> {
+        match kept {
+            None => Err(NotSaved::Body),
+            Some(_) if head.extensions.get::<NoReplay>().is_some() => Err(NotSaved::OptedOut),
+            Some(kept) => Ok(Self {
+                method: head.method.clone(),
+                uri: head.uri.clone(),
+                version: head.version,
+                headers: without_token(&head.headers, scheme),
+                extensions: head.extensions.clone(),
+                kept,
+            }),
+        }
+    }
+
+    /// Makes the request again, or says why that is impossible.
+    pub(crate) fn restore<B, R>(&mut self, policy: &R) -> Result<Request<R::Body>, NotReplayed>
+    where
+        R: ReplayPolicy<B, Kept = K>,
+    {
+        let Some(body) = policy.restore(&mut self.kept) else {
+            return Err(policy.not_restored());
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.version_mut() = self.version;
+        *request.headers_mut() = map(&self.headers);
+        *request.extensions_mut() = self.extensions.clone();
+        Ok(request)
+    }
+}
+
+fn without_token(headers: &HeaderMap, scheme: Option<&Scheme>) -> Vec<Header> {
+    // A request with a token has one header or more that are not the caller's.
+    let own = headers.len() - usize::from(scheme.is_some());
+    if own == 0 {
+        return Vec::new();
+    }
+    let mut list = Vec::with_capacity(own);
+    for (name, value) in headers {
+        if !scheme.is_some_and(|scheme| scheme.owns(name)) {
+            let (name, value) = (name.clone(), value.clone());
+            list.push(Header { name, value });
+        }
+    }
+    list
+}
+
+fn map(list: &[Header]) -> HeaderMap {
+    // Collected, a list with more values than a map may have names would panic in http before 1.5.
+    let mut headers = HeaderMap::try_with_capacity(list.len()).unwrap_or_default();
+    for Header { name, value } in list {
+        headers.append(name.clone(), value.clone());
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AccessToken, scheme::Put};
+
+    fn request(own: usize) -> Request<()> {
+        let mut request = Request::new(());
+        for number in 0..own {
+            request.headers_mut().append("x-own", number.into());
+        }
+        request
+    }
+
+    #[test]
+    fn token_is_not_saved() {
+        let token = AccessToken::new("token-1").unwrap();
+        for own in [0, 1, 4] {
+            let mut sent = request(own);
+            assert_eq!(token.scheme().put_on(&mut sent), Put::Done);
+
+            let head = sent.into_parts().0;
+            let saved = SavedRequest::new(&head, Some(token.scheme()), Some(()));
+
+            let headers = saved.map(|saved| saved.headers).unwrap();
+            assert_eq!(headers.len(), own);
+            assert_eq!(map(&headers), *request(own).headers());
+        }
+    }
+
+    #[test]
+    fn saved_request_may_have_more_values_than_a_map_may_have_names() {
+        let request = request(40_000);
+        let list = without_token(request.headers(), None);
+        assert_eq!(map(&list), *request.headers());
+    }
+}

@@ -1,0 +1,160 @@
+//! How an access token is presented to an API.
+//!
+//! A scheme is a value that an access token carries. It writes the token's headers, knows which
+//! headers are its own, and reads what a response says about the token. A scheme neither sends nor
+//! waits.
+
+mod challenge;
+mod header;
+
+use http::{HeaderMap, HeaderName, Request, Response, response};
+
+pub(crate) use self::header::TokenHeader;
+
+/// How a token is presented. One variant per way of writing it and of reading a response.
+#[derive(Clone)]
+pub(crate) enum Scheme {
+    /// The token is the value of one header.
+    Header(TokenHeader),
+    /// A stand-in for schemes whose API asks for a proof first.
+    #[cfg(test)]
+    Challenged(tests::Challenged),
+}
+
+/// What a response says about the token that its request carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The token was accepted, or another token would not help.
+    Accepted,
+    /// The token was rejected. Another one may be accepted.
+    Rejected,
+    /// The token is good, but the request has to be sent again with what the response brought.
+    SendAgain,
+}
+
+/// What became of a token that was to be put on a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub(crate) enum Put {
+    /// The request carries the token.
+    Done,
+    /// The request has such a header already, which is the caller's own. It is unchanged.
+    CallersOwn,
+    /// The request holds as many headers as it can.
+    NoRoom,
+}
+
+impl Scheme {
+    /// The header that carries the token.
+    pub(crate) fn token_header(&self) -> &TokenHeader {
+        match self {
+            Self::Header(header) => header,
+            #[cfg(test)]
+            Self::Challenged(challenged) => &challenged.header,
+        }
+    }
+
+    /// Whether the request already has a header that this scheme would write.
+    #[inline]
+    pub(crate) fn is_on(&self, headers: &HeaderMap) -> bool {
+        match self {
+            Self::Header(header) => header.is_on(headers),
+            #[cfg(test)]
+            Self::Challenged(challenged) => challenged.header.is_on(headers),
+        }
+    }
+
+    /// Puts the token on a request, unless that has a header of the scheme already.
+    #[inline]
+    pub(crate) fn put_on<B>(&self, request: &mut Request<B>) -> Put {
+        match self {
+            Self::Header(header) => header.put_on(request.headers_mut()),
+            #[cfg(test)]
+            Self::Challenged(challenged) => challenged.put_on(request.headers_mut()),
+        }
+    }
+
+    /// Whether the scheme writes this header.
+    #[inline]
+    pub(crate) fn owns(&self, name: &HeaderName) -> bool {
+        match self {
+            Self::Header(header) => header.name() == name,
+            #[cfg(test)]
+            Self::Challenged(challenged) => {
+                challenged.header.name() == name || name == tests::PROOF
+            }
+        }
+    }
+
+    /// Whether the API may ask for the request again with the same token.
+    pub(crate) fn may_challenge(&self) -> bool {
+        match self {
+            Self::Header(_) => false,
+            #[cfg(test)]
+            Self::Challenged(_) => true,
+        }
+    }
+
+    /// Whether a response may say something about the token. Decides at a glance for most responses.
+    #[inline]
+    pub(crate) fn must_read<B>(&self, response: &Response<B>) -> bool {
+        match self {
+            Self::Header(_) => challenge::must_read(response.status()),
+            #[cfg(test)]
+            Self::Challenged(_) => true,
+        }
+    }
+
+    /// Reads what a response says about the token.
+    pub(crate) fn verdict(&self, response: &response::Parts) -> Verdict {
+        match self {
+            Self::Header(header) => header.verdict(response),
+            #[cfg(test)]
+            Self::Challenged(challenged) => challenged.verdict(response),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use http::{HeaderValue, StatusCode};
+
+    use super::*;
+
+    pub(super) const PROOF: HeaderName = HeaderName::from_static("proof");
+    const NONCE: HeaderName = HeaderName::from_static("nonce");
+
+    /// A Bearer token that goes with a proof, which the API wants to contain its latest nonce.
+    #[derive(Clone)]
+    pub(crate) struct Challenged {
+        pub(super) header: TokenHeader,
+        nonce: Arc<Mutex<Option<HeaderValue>>>,
+    }
+
+    impl Challenged {
+        pub(crate) fn new(header: TokenHeader) -> Self {
+            let nonce = Arc::default();
+            Self { header, nonce }
+        }
+
+        pub(super) fn put_on(&self, headers: &mut HeaderMap) -> Put {
+            let nonce = self.nonce.lock().unwrap().clone();
+            headers.insert(PROOF, nonce.unwrap_or(HeaderValue::from_static("none")));
+            self.header.put_on(headers)
+        }
+
+        pub(super) fn verdict(&self, response: &response::Parts) -> Verdict {
+            let Some(nonce) = response.headers.get(NONCE) else {
+                return self.header.verdict(response);
+            };
+            let last = self.nonce.lock().unwrap().replace(nonce.clone());
+            if response.status == StatusCode::UNAUTHORIZED && last.as_ref() != Some(nonce) {
+                Verdict::SendAgain
+            } else {
+                self.header.verdict(response)
+            }
+        }
+    }
+}
