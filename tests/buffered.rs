@@ -134,7 +134,7 @@ fn next<B: Body + Unpin>(body: &mut B) -> Option<NextFrame<B>> {
 }
 
 fn is_taken_over<B: Body<Error = BoxError> + Unpin>(body: &mut B) -> bool {
-    matches!(next(body), Some(Some(Err(error))) if error.to_string().contains("a second send"))
+    matches!(next(body), Some(Some(Err(error))) if error.to_string().contains("is being sent again"))
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn first_upload_that_waits_is_woken_and_told_to_end() {
     let mut second = restore(kept).unwrap();
 
     assert!(waiting.is_woken());
-    assert!(waiting.await_error().contains("a second send"));
+    assert!(waiting.await_error().contains("is being sent again"));
     assert_eq!(read(&mut second).0, "abcd");
 }
 

@@ -1,28 +1,39 @@
-use std::fmt;
+use std::{
+    fmt,
+    task::{Context, Waker},
+};
 
 use http_body::Body;
 use tower::BoxError;
 
 use super::{
     ReplayPolicy,
-    replay_body::{Memory, ReplayBody, Start, Whole},
+    buffer::{BufferedReader, KeptBuffer},
+    framing::Framing,
+    in_memory::InMemory,
+    replay_body::ReplayBody,
+    source::{Source, SourcePoll},
 };
 use crate::NotReplayed;
 
-/// Remembers the frames of a body while they are sent, trailers too, up to a limit of bytes: for
-/// every streaming body.
+/// Keeps the frames of a body, trailers included, while they are sent: for every streaming body.
 ///
-/// A body with more than `limit` bytes is sent all the same; only its replay is given up, and what
-/// was remembered is freed. Nothing is copied where the body's data are [`Bytes`](bytes::Bytes): what
-/// is remembered shares its memory with what is sent. Each frame costs some tens of bytes beside its
-/// data.
+/// Up to `limit` bytes of data are kept for each request until its response arrives. When more is
+/// sent, the frames are freed and the upload continues, but the request can't be sent again. Data
+/// that is already [`Bytes`](bytes::Bytes) isn't copied: what is kept shares its memory with what
+/// is sent. Each frame adds some tens of bytes to its data.
 ///
-/// A 401 often comes before the whole body was sent. The replay then sends what was remembered and
-/// goes on with the rest, and the first body ends with an error, so that the HTTP client gives the
-/// first upload up.
+/// An API often answers 401 before it has read the whole body. The replay then sends the frames
+/// that were kept and continues with the rest of the original body. The first body ends with an
+/// error, so that the HTTP client stops the first upload.
 ///
-/// The inner service gets a [`ReplayBody`]; [`map`](Self::map) puts it back into the client's own
-/// body type. The first frame of a body may be asked for as soon as the service is called.
+/// The inner service gets a [`ReplayBody`]. [`map`](Self::map) converts it for a client with a body
+/// type of its own.
+///
+/// The original body is polled once before the inner service is called, to find out whether it is
+/// complete in memory. A panic in that poll is one of [`ClientCredentials`]'s `call`.
+///
+/// [`ClientCredentials`]: crate::ClientCredentials
 ///
 /// # Examples
 ///
@@ -31,31 +42,46 @@ use crate::NotReplayed;
 /// use http_body_util::{BodyExt, combinators::BoxBody};
 /// use tower_client_credentials::{BoxError, replay::{Buffered, ReplayBody}};
 ///
-/// // For a client that takes any body, such as hyper-util's:
+/// // For a client that accepts any body type, such as hyper-util's:
 /// let policy = Buffered::new(64 * 1024);
 ///
-/// // For a client with a body type of its own, here a boxed one:
+/// // For a client with its own body type, here a boxed body:
 /// type ClientBody = BoxBody<Bytes, BoxError>;
 /// let policy = Buffered::new(64 * 1024).map(|body: ReplayBody<ClientBody>| body.boxed());
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Buffered {
     limit: usize,
 }
 
 impl Buffered {
-    /// Remembers up to `limit` bytes of each body.
+    /// Creates a policy that keeps up to `limit` bytes of each body.
     pub fn new(limit: usize) -> Self {
         Self { limit }
     }
 
-    /// Makes the client's own body type out of each [`ReplayBody`], such as with
+    /// Converts each [`ReplayBody`] into the HTTP client's own body type, for example with
     /// `reqwest::Body::wrap` or `tonic::body::Body::new`.
     pub fn map<F>(self, into_body: F) -> Map<F> {
         Map {
             buffered: self,
             into_body,
         }
+    }
+
+    fn split_in_memory<B>(self, body: InMemory) -> (ReplayBody<B>, Option<KeptFrames<B>>) {
+        let kept = (body.len() <= self.limit).then(|| Kept::InMemory(body.clone()));
+        (ReplayBody::in_memory(body), kept.map(KeptFrames))
+    }
+
+    fn split_streaming<B>(
+        self,
+        first_poll: SourcePoll<B>,
+        framing: Framing,
+    ) -> (ReplayBody<B>, Option<KeptFrames<B>>) {
+        let reader = BufferedReader::new(first_poll, framing, self.limit);
+        let kept = reader.keep().map(Kept::Buffer);
+        (ReplayBody::buffered(reader), kept.map(KeptFrames))
     }
 }
 
@@ -67,24 +93,27 @@ where
     type Kept = KeptFrames<B>;
 
     fn split(&self, body: B) -> (ReplayBody<B>, Option<KeptFrames<B>>) {
-        match Start::of(body, self.limit) {
-            Start::TooLong(body) => (ReplayBody::plain(body), None),
-            Start::Whole(whole) => {
-                let kept = (whole.len() <= self.limit).then(|| Kept::Whole(whole.clone()));
-                (ReplayBody::whole(whole), kept.map(KeptFrames))
-            }
-            Start::Streaming(recording) => {
-                let memory = recording.memory();
-                let kept = memory.map(|memory| KeptFrames(Kept::Frames(memory)));
-                (ReplayBody::recorded(recording), kept)
-            }
+        if body.is_end_stream() {
+            return self.split_in_memory(InMemory::empty());
+        }
+        if body.size_hint().lower() > self.limit as u64 {
+            return (ReplayBody::unbuffered(body), None);
+        }
+        let framing = Framing::of(&body);
+        // A body in memory returns all of its data at once. A body that returns nothing yet is
+        // polled again with the waker of the task that sends it.
+        let mut cx = Context::from_waker(Waker::noop());
+        let first_poll = SourcePoll::new(Box::pin(body), &mut cx);
+        match first_poll.source {
+            Source::Ended => self.split_in_memory(InMemory::new(first_poll.frame, framing)),
+            Source::Open { .. } | Source::Failed(_) => self.split_streaming(first_poll, framing),
         }
     }
 
-    fn restore(&self, kept: &mut KeptFrames<B>) -> Option<ReplayBody<B>> {
-        match &kept.0 {
-            Kept::Whole(whole) => Some(ReplayBody::whole(whole.clone())),
-            Kept::Frames(memory) => memory.replay().map(ReplayBody::recorded),
+    fn restore(&self, mut kept: KeptFrames<B>) -> Option<ReplayBody<B>> {
+        match &mut kept.0 {
+            Kept::InMemory(body) => Some(ReplayBody::in_memory(body.clone())),
+            Kept::Buffer(buffer) => buffer.new_reader().map(ReplayBody::buffered),
         }
     }
 
@@ -97,23 +126,27 @@ where
     }
 }
 
-/// What [`Buffered`] keeps of a body: its frames so far, and the rest of it.
-pub struct KeptFrames<B: Body>(Kept<B>);
+/// What [`Buffered`] keeps for a replay: the frames read so far, and access to the rest of the body.
+///
+/// Dropping it frees the frames that have been sent, and no more are kept from then on.
+pub struct KeptFrames<B>(Kept<B>);
 
-enum Kept<B: Body> {
-    Whole(Whole),
-    Frames(Memory<B>),
+enum Kept<B> {
+    /// The body is complete in memory.
+    InMemory(InMemory),
+    /// The body streams; its frames are kept while they are read.
+    Buffer(KeptBuffer<B>),
 }
 
-impl<B: Body> fmt::Debug for KeptFrames<B> {
+impl<B> fmt::Debug for KeptFrames<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("KeptFrames").finish_non_exhaustive()
     }
 }
 
-/// [`Buffered`], with a function that puts each body into the client's own body type.
+/// [`Buffered`] with a function that converts each body into the HTTP client's own type.
 ///
-/// Made by [`Buffered::map`].
+/// Created by [`Buffered::map`].
 #[derive(Clone, Copy)]
 pub struct Map<F> {
     buffered: Buffered,
@@ -133,7 +166,7 @@ where
         ((self.into_body)(body), kept)
     }
 
-    fn restore(&self, kept: &mut KeptFrames<B>) -> Option<T> {
+    fn restore(&self, kept: KeptFrames<B>) -> Option<T> {
         self.buffered.restore(kept).map(&self.into_body)
     }
 

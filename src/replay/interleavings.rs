@@ -26,10 +26,7 @@ use loom::{
 };
 use tower::BoxError;
 
-use super::{
-    ReplayBody,
-    replay_body::{Memory, Start},
-};
+use super::{Buffered, KeptFrames, ReplayBody, ReplayPolicy};
 
 /// A body whose frames come when somebody brings them.
 struct Delivered {
@@ -86,18 +83,15 @@ fn deliver(belt: &Mutex<Belt>) {
 }
 
 /// An upload and its memory; frames come from a thread of their own.
-fn start() -> (ReplayBody<Delivered>, Memory<Delivered>) {
+fn start() -> (ReplayBody<Delivered>, KeptFrames<Delivered>) {
     let belt = Arc::new(Mutex::new(Belt::default()));
     let body = Delivered {
         belt: Arc::clone(&belt),
         to_come: FRAMES,
     };
-    let Start::Streaming(recording) = Start::of(body, 1024) else {
-        unreachable!("nothing has been delivered yet");
-    };
-    let memory = recording.memory().expect("nothing was forgotten");
+    let (upload, kept) = Buffered::new(1024).split(body);
     thread::spawn(move || deliver(&belt));
-    (ReplayBody::recorded(recording), memory)
+    (upload, kept.expect("no frame has been delivered yet"))
 }
 
 /// How many frames there were before the end.
@@ -123,12 +117,14 @@ fn in_every_interleaving(check: impl Fn() + Sync + Send + 'static) {
 #[test]
 fn replay_that_takes_over_loses_neither_a_frame_nor_a_wake_up() {
     in_every_interleaving(|| {
-        let (upload, memory) = start();
+        let (upload, kept) = start();
         let upload = thread::spawn(move || read(upload));
 
-        let replay = memory.replay().expect("all of it is remembered");
+        let replay = Buffered::new(1024)
+            .restore(kept)
+            .expect("all of it is remembered");
 
-        assert_eq!(read(ReplayBody::recorded(replay)).ok(), Some(FRAMES));
+        assert_eq!(read(replay).ok(), Some(FRAMES));
         // It was complete, or it is told that it is over; it does not hang.
         let upload = upload.join().expect("the upload does not panic");
         assert!(upload.is_err() || upload.is_ok_and(|frames| frames == FRAMES));
@@ -138,10 +134,10 @@ fn replay_that_takes_over_loses_neither_a_frame_nor_a_wake_up() {
 #[test]
 fn upload_goes_on_when_the_verdict_forgets_what_was_sent() {
     in_every_interleaving(|| {
-        let (upload, memory) = start();
+        let (upload, kept) = start();
         let upload = thread::spawn(move || read(upload));
 
-        drop(memory);
+        drop(kept);
 
         let upload = upload.join().expect("the upload does not panic");
         assert_eq!(upload.ok(), Some(FRAMES));
@@ -151,7 +147,7 @@ fn upload_goes_on_when_the_verdict_forgets_what_was_sent() {
 #[test]
 fn replay_goes_on_when_the_upload_is_dropped_at_any_point() {
     in_every_interleaving(|| {
-        let (upload, memory) = start();
+        let (upload, kept) = start();
         let upload = thread::spawn(move || {
             let mut upload = Box::pin(upload);
             let _ = upload
@@ -159,9 +155,11 @@ fn replay_goes_on_when_the_upload_is_dropped_at_any_point() {
                 .poll_frame(&mut Context::from_waker(Waker::noop()));
         });
 
-        let replay = memory.replay().expect("all of it is remembered");
+        let replay = Buffered::new(1024)
+            .restore(kept)
+            .expect("all of it is remembered");
 
-        assert_eq!(read(ReplayBody::recorded(replay)).ok(), Some(FRAMES));
+        assert_eq!(read(replay).ok(), Some(FRAMES));
         upload.join().expect("the upload does not panic");
     });
 }

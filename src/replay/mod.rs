@@ -7,17 +7,22 @@
 //! | [`Buffered`] | every streaming body | its frames, up to a limit |
 //! | [`NoReplay`] | all | nothing: a rejected request is not sent again |
 
+mod buffer;
 mod buffered;
 mod clone;
+mod frame;
+mod framing;
+mod in_memory;
 #[cfg(all(test, interleavings))]
 mod interleavings;
 mod no_replay;
 mod replay_body;
-mod saved_request;
+mod source;
+
+use http::Request;
 
 use crate::NotReplayed;
 
-pub(crate) use self::saved_request::{NotSaved, SavedRequest};
 pub use self::{
     buffered::{Buffered, KeptFrames, Map},
     clone::{CloneBody, CloneWith, Kept},
@@ -51,8 +56,8 @@ pub use self::{
 ///         (body, Some(path))
 ///     }
 ///
-///     fn restore(&self, path: &mut Self::Kept) -> Option<Upload> {
-///         path.exists().then_some(Upload { path: path.clone() })
+///     fn restore(&self, path: Self::Kept) -> Option<Upload> {
+///         path.exists().then_some(Upload { path })
 ///     }
 /// }
 /// ```
@@ -77,7 +82,17 @@ pub trait ReplayPolicy<B> {
     /// Called when the API rejected the token: makes the body of the second send.
     ///
     /// `None` means that it cannot be made; the caller then gets the response to the first send.
-    fn restore(&self, kept: &mut Self::Kept) -> Option<Self::Body>;
+    fn restore(&self, kept: Self::Kept) -> Option<Self::Body>;
+
+    /// What [`split`](Self::split) makes of a request of which nothing is kept. Not for others to
+    /// implement: [`NoReplay`] does without taking the request apart, which copies it piece by piece.
+    #[doc(hidden)]
+    #[inline]
+    fn sent_once(&self, request: Request<B>) -> Request<Self::Body> {
+        let (head, body) = request.into_parts();
+        let (body, _kept) = self.split(body);
+        Request::from_parts(head, body)
+    }
 
     /// Called when the API rejected the token and [`split`](Self::split) had kept nothing: the reason
     /// that the caller is given. By default [`NotReplayed::BodyNotKept`].
