@@ -1,5 +1,5 @@
-//! Streaming bodies: what is remembered while they are sent, and the second send that goes on with
-//! the rest.
+//! Streaming bodies: the frames that `Buffered` keeps while they are sent, and the replays that
+//! continue with the rest.
 
 use std::{
     collections::VecDeque,
@@ -20,13 +20,13 @@ use tower_client_credentials::{
     replay::{Buffered, KeptFrames, ReplayBody, ReplayPolicy},
 };
 
-/// A body that does what it is told, step by step.
+/// A body that follows a script.
 #[derive(Debug, Default)]
 struct Script {
     steps: VecDeque<Step>,
-    /// Whether it says how much is left, and that it has ended.
+    /// Whether it reports its exact size and its end.
     is_sized: bool,
-    /// Where it leaves the waker of its last poll.
+    /// The waker of the last poll.
     waker: Arc<Mutex<Option<Waker>>>,
 }
 
@@ -110,7 +110,7 @@ where
     Buffered::new(LIMIT).restore(&mut kept?)
 }
 
-/// Reads what is there, to the end unless the body has to be waited for.
+/// Reads to the end, or until the body is pending.
 fn read<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> (Bytes, Option<HeaderMap>) {
     let mut read = Vec::new();
     let mut trailers = None;
@@ -133,12 +133,12 @@ fn next<B: Body + Unpin>(body: &mut B) -> Option<NextFrame<B>> {
     body.frame().now_or_never()
 }
 
-fn is_taken_over<B: Body<Error = BoxError> + Unpin>(body: &mut B) -> bool {
+fn is_superseded<B: Body<Error = BoxError> + Unpin>(body: &mut B) -> bool {
     matches!(next(body), Some(Some(Err(error))) if error.to_string().contains("is being sent again"))
 }
 
 #[test]
-fn what_was_sent_is_sent_again() {
+fn replay_sends_the_same_frames_and_trailers() {
     let (mut first, kept) = split(script([data("ab"), data("cd"), Step::Trailers(trailers())]));
     assert_eq!(read(&mut first), ("abcd".into(), Some(trailers())));
 
@@ -146,9 +146,9 @@ fn what_was_sent_is_sent_again() {
     assert_eq!(read(&mut second), ("abcd".into(), Some(trailers())));
 }
 
-/// A well-known proxy duplicated the first chunk here.
+/// The replay layer of a well-known proxy once duplicated the first chunk here.
 #[test]
-fn rejection_before_the_first_frame_was_polled_duplicates_nothing() {
+fn rejection_before_the_first_poll_duplicates_no_frame() {
     for is_sized in [false, true] {
         let body = Script {
             is_sized,
@@ -158,25 +158,25 @@ fn rejection_before_the_first_frame_was_polled_duplicates_nothing() {
 
         let mut second = restore(kept).unwrap();
 
-        assert!(is_taken_over(&mut first));
+        assert!(is_superseded(&mut first));
         assert_eq!(read(&mut second).0, "abcd");
     }
 }
 
 #[test]
-fn second_send_goes_on_with_what_the_first_has_not_sent() {
+fn replay_continues_where_the_first_send_stopped() {
     let (mut first, kept) = split(script([data("ab"), data("cd"), data("ef")]));
     next(&mut first);
     next(&mut first);
 
     let mut second = restore(kept).unwrap();
 
-    assert!(is_taken_over(&mut first));
+    assert!(is_superseded(&mut first));
     assert_eq!(read(&mut second).0, "abcdef");
 }
 
 #[test]
-fn first_body_may_be_dropped_before_or_after() {
+fn first_body_can_be_dropped_before_or_after_the_replay_starts() {
     for is_dropped_first in [true, false] {
         let (mut first, kept) = split(script([data("ab"), data("cd")]));
         next(&mut first);
@@ -193,19 +193,18 @@ fn first_body_may_be_dropped_before_or_after() {
 }
 
 #[test]
-fn second_body_may_be_dropped_at_any_time() {
+fn first_body_stays_superseded_when_the_replay_is_dropped() {
     let (mut first, kept) = split(script([data("ab"), data("cd")]));
     let mut second = restore(kept).unwrap();
     next(&mut second);
 
     drop(second);
 
-    assert!(is_taken_over(&mut first));
+    assert!(is_superseded(&mut first));
 }
 
-/// The first upload waits for its source in the background when the replay starts.
 #[test]
-fn first_upload_that_waits_is_woken_and_told_to_end() {
+fn waiting_first_body_is_woken_with_an_error_when_a_replay_starts() {
     let (mut first, kept) = split(script([data("ab"), Step::Pending, data("cd")]));
     next(&mut first);
     let mut waiting = tokio_test::task::spawn(first.frame());
@@ -214,19 +213,19 @@ fn first_upload_that_waits_is_woken_and_told_to_end() {
     let mut second = restore(kept).unwrap();
 
     assert!(waiting.is_woken());
-    assert!(waiting.await_error().contains("is being sent again"));
+    assert!(waiting.expect_error().contains("is being sent again"));
     assert_eq!(read(&mut second).0, "abcd");
 }
 
-trait AwaitError {
-    fn await_error(&mut self) -> String;
+trait ExpectError {
+    fn expect_error(&mut self) -> String;
 }
 
-impl<F, T> AwaitError for tokio_test::task::Spawn<F>
+impl<F, T> ExpectError for tokio_test::task::Spawn<F>
 where
     F: Future<Output = Option<Result<T, BoxError>>>,
 {
-    fn await_error(&mut self) -> String {
+    fn expect_error(&mut self) -> String {
         match self.poll() {
             Poll::Ready(Some(Err(error))) => error.to_string(),
             _ => panic!("the body does not fail"),
@@ -234,50 +233,77 @@ where
     }
 }
 
-/// On two threads: the first upload is inside the source's poll when the replay takes over.
-#[test]
-fn replay_waits_for_the_first_upload_to_come_out_of_the_source() {
-    struct Slow {
-        entered: mpsc::Sender<()>,
-        leave: mpsc::Receiver<()>,
-        polls: usize,
-    }
-    impl Body for Slow {
-        type Data = Bytes;
-        type Error = BoxError;
-        fn poll_frame(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-            self.polls += 1;
-            if self.polls == 2 {
-                self.entered.send(()).unwrap();
-                self.leave.recv().unwrap();
+/// A body whose second poll blocks until the test decides how it returns.
+struct Blocking {
+    entered: mpsc::Sender<()>,
+    exit: mpsc::Receiver<Exit>,
+    polls: usize,
+}
+
+enum Exit {
+    Frame,
+    Panic,
+}
+
+impl Body for Blocking {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.polls += 1;
+        if self.polls == 2 {
+            self.entered.send(()).unwrap();
+            if let Exit::Panic = self.exit.recv().unwrap() {
+                panic!("the body panics on purpose");
             }
-            let frame = (self.polls <= 3).then(|| Ok(Frame::data(Bytes::from("x"))));
-            Poll::Ready(frame)
         }
+        let frame = (self.polls <= 3).then(|| Ok(Frame::data(Bytes::from("x"))));
+        Poll::Ready(frame)
     }
+}
+
+/// A first body that another thread reads, and whose source is being polled.
+struct BlockedUpload {
+    /// Returns whether the second read says that the body was superseded.
+    thread: std::thread::JoinHandle<bool>,
+    exit: mpsc::Sender<Exit>,
+    kept: KeptFrames<Blocking>,
+}
+
+fn blocked_upload() -> BlockedUpload {
     let (entered, is_entered) = mpsc::channel();
-    let (may_leave, leave) = mpsc::channel();
-    let (mut first, kept) = split(Slow {
+    let (exit_sender, exit) = mpsc::channel();
+    let (mut first, kept) = split(Blocking {
         entered,
-        leave,
+        exit,
         polls: 0,
     });
-    let uploading = std::thread::spawn(move || {
+    let thread = std::thread::spawn(move || {
         next(&mut first);
-        is_taken_over(&mut first)
+        is_superseded(&mut first)
     });
     is_entered.recv().unwrap();
+    BlockedUpload {
+        thread,
+        exit: exit_sender,
+        kept: kept.unwrap(),
+    }
+}
 
-    let mut second = restore(kept).unwrap();
+#[test]
+fn replay_waits_while_the_first_body_polls_the_source() {
+    let upload = blocked_upload();
+
+    let mut second = restore(Some(upload.kept)).unwrap();
     next(&mut second);
     let mut waiting = tokio_test::task::spawn(second.collect());
     assert!(waiting.poll().is_pending());
-    may_leave.send(()).unwrap();
+    upload.exit.send(Exit::Frame).unwrap();
 
-    assert!(uploading.join().unwrap());
+    assert!(upload.thread.join().unwrap());
     assert!(waiting.is_woken());
     let Poll::Ready(Ok(rest)) = waiting.poll() else {
         panic!("the replay hangs")
@@ -286,7 +312,47 @@ fn replay_waits_for_the_first_upload_to_come_out_of_the_source() {
 }
 
 #[test]
-fn error_half_way_reaches_the_first_send_and_there_is_no_second() {
+fn second_replay_waits_while_the_first_body_polls_the_source() {
+    let mut upload = blocked_upload();
+    let policy = Buffered::new(LIMIT);
+    let mut second = policy.restore(&mut upload.kept).unwrap();
+    next(&mut second);
+    let mut superseded = tokio_test::task::spawn(second.frame());
+    assert!(superseded.poll().is_pending());
+
+    let mut third = policy.restore(&mut upload.kept).unwrap();
+    assert!(superseded.is_woken());
+    assert!(superseded.expect_error().contains("is being sent again"));
+    next(&mut third);
+    let mut waiting = tokio_test::task::spawn(third.collect());
+    assert!(waiting.poll().is_pending());
+    upload.exit.send(Exit::Frame).unwrap();
+
+    assert!(upload.thread.join().unwrap());
+    assert!(waiting.is_woken());
+    let Poll::Ready(Ok(rest)) = waiting.poll() else {
+        panic!("the second replay hangs")
+    };
+    assert_eq!(rest.to_bytes(), "xx");
+}
+
+#[test]
+fn replay_that_waits_for_a_panicking_source_is_woken_with_an_error() {
+    let upload = blocked_upload();
+    let mut second = restore(Some(upload.kept)).unwrap();
+    next(&mut second);
+    let mut waiting = tokio_test::task::spawn(second.frame());
+    assert!(waiting.poll().is_pending());
+
+    upload.exit.send(Exit::Panic).unwrap();
+
+    assert!(upload.thread.join().is_err());
+    assert!(waiting.is_woken());
+    assert!(waiting.expect_error().contains("panicked"));
+}
+
+#[test]
+fn error_reaches_the_first_body_and_prevents_a_replay() {
     let (mut first, kept) = split(script([data("ab"), Step::Error]));
     next(&mut first);
     let Some(Some(Err(error))) = next(&mut first) else {
@@ -298,7 +364,7 @@ fn error_half_way_reaches_the_first_send_and_there_is_no_second() {
 }
 
 #[test]
-fn error_of_the_rest_reaches_the_second_send() {
+fn error_in_the_rest_reaches_the_replay() {
     let (mut first, kept) = split(script([data("ab"), data("cd"), Step::Error]));
     next(&mut first);
 
@@ -312,7 +378,7 @@ fn error_of_the_rest_reaches_the_second_send() {
 }
 
 #[test]
-fn error_at_the_very_start_is_not_lost() {
+fn error_at_the_start_is_not_lost() {
     let (mut first, kept) = split(script([Step::Error]));
 
     assert!(matches!(next(&mut first), Some(Some(Err(_)))));
@@ -320,7 +386,7 @@ fn error_at_the_very_start_is_not_lost() {
 }
 
 #[test]
-fn panic_of_the_body_leaves_nobody_waiting() {
+fn panicking_source_fails_the_body_and_prevents_a_replay() {
     let (mut first, kept) = split(script([data("ab"), Step::Panic]));
     next(&mut first);
     let panicked =
@@ -332,7 +398,7 @@ fn panic_of_the_body_leaves_nobody_waiting() {
 }
 
 #[test]
-fn trailers_alone_are_sent_again() {
+fn body_of_trailers_alone_is_replayed() {
     let (mut first, kept) = split(script([Step::Trailers(trailers())]));
     assert_eq!(read(&mut first), (Bytes::new(), Some(trailers())));
 
@@ -343,7 +409,7 @@ fn trailers_alone_are_sent_again() {
 
 /// HTTP/1.1 drops the trailers of a body whose length is known.
 #[test]
-fn body_with_trailers_gets_no_exact_size_from_being_remembered() {
+fn buffering_gives_a_body_with_trailers_no_exact_size() {
     let bodies = [
         vec![Step::Trailers(trailers())],
         vec![data("ab"), Step::Trailers(trailers())],
@@ -363,7 +429,7 @@ fn body_with_trailers_gets_no_exact_size_from_being_remembered() {
 }
 
 #[test]
-fn empty_bodies_are_sent_again() {
+fn empty_bodies_are_replayed() {
     let (mut first, kept) = split(Empty::<Bytes>::new());
     assert!(first.is_end_stream());
     assert_eq!(first.size_hint().exact(), Some(0));
@@ -375,7 +441,7 @@ fn empty_bodies_are_sent_again() {
 }
 
 #[test]
-fn limit_costs_the_replay_alone_and_is_exact_to_the_byte() {
+fn body_of_one_byte_over_the_limit_is_sent_but_not_replayed() {
     let chunk = Bytes::from(vec![1; LIMIT / 2]);
     for (more, can_replay) in [(0, true), (1, false)] {
         for is_sized in [false, true] {
@@ -397,21 +463,30 @@ fn limit_costs_the_replay_alone_and_is_exact_to_the_byte() {
 }
 
 #[test]
-fn limit_that_is_reached_later_costs_nothing_before() {
+fn body_in_memory_of_exactly_the_limit_is_replayed() {
+    let (mut first, kept) = split(Full::new(Bytes::from(vec![1; LIMIT])));
+    assert_eq!(read(&mut first).0.len(), LIMIT);
+
+    let mut second = restore(kept).unwrap();
+    assert_eq!(read(&mut second).0.len(), LIMIT);
+}
+
+#[test]
+fn limit_does_not_count_what_the_first_body_has_not_read() {
     let (mut first, kept) = split(script([
         Step::Data(Bytes::from(vec![1; LIMIT])),
         Step::Data(Bytes::from(vec![2; LIMIT])),
     ]));
     next(&mut first);
 
-    // The rest is over the limit, but it has not been sent yet, so nothing of it has to be kept.
+    // The rest exceeds the limit, but none of it has been sent, so none has to be kept.
     let mut second = restore(kept).unwrap();
 
     assert_eq!(read(&mut second).0.len(), 2 * LIMIT);
 }
 
 #[test]
-fn body_that_says_it_is_too_long_is_passed_through() {
+fn body_that_reports_a_size_over_the_limit_is_passed_through() {
     let (mut first, kept) = split(Full::new(Bytes::from(vec![1; LIMIT + 1])));
 
     assert!(kept.is_none());
@@ -421,7 +496,7 @@ fn body_that_says_it_is_too_long_is_passed_through() {
 }
 
 #[test]
-fn nothing_is_copied() {
+fn data_is_not_copied() {
     let chunk = Bytes::from(vec![7; 100]);
     let at = chunk.as_ptr();
     for steps in [
@@ -448,19 +523,115 @@ fn nothing_is_copied() {
 }
 
 #[test]
-fn what_was_sent_is_freed_once_the_request_was_accepted() {
+fn sent_frames_are_freed_when_the_kept_frames_are_dropped() {
     let chunk = Bytes::from(vec![7; 100]);
     let (mut first, kept) = split(script([Step::Data(chunk.clone()), data("more")]));
     next(&mut first);
 
     drop(kept);
 
-    assert!(chunk.is_unique(), "the tape still holds the first chunk");
+    assert!(chunk.is_unique(), "the buffer still holds the first chunk");
     assert_eq!(read(&mut first).0, "more");
 }
 
 #[test]
-fn map_puts_the_body_into_another_type() {
+fn second_replay_continues_where_the_first_replay_stopped() {
+    let steps = [
+        data("ab"),
+        data("cd"),
+        data("ef"),
+        Step::Trailers(trailers()),
+    ];
+    let (mut first, kept) = split(script(steps));
+    let mut kept = kept.unwrap();
+    next(&mut first);
+    let mut second = Buffered::new(LIMIT).restore(&mut kept).unwrap();
+    next(&mut second);
+    next(&mut second);
+
+    let mut third = Buffered::new(LIMIT).restore(&mut kept).unwrap();
+
+    assert!(is_superseded(&mut first));
+    assert!(is_superseded(&mut second));
+    assert_eq!(second.size_hint().exact(), None);
+    assert_eq!(read(&mut third), ("abcdef".into(), Some(trailers())));
+    assert!(third.is_end_stream());
+}
+
+#[test]
+fn second_replay_sends_what_the_first_replay_sent_to_its_end() {
+    let (first, kept) = split(script([data("ab"), data("cd"), Step::Trailers(trailers())]));
+    let mut kept = kept.unwrap();
+    drop(first);
+
+    for _ in 0..2 {
+        let mut replay = Buffered::new(LIMIT).restore(&mut kept).unwrap();
+        assert_eq!(read(&mut replay), ("abcd".into(), Some(trailers())));
+    }
+}
+
+#[test]
+fn body_in_memory_can_be_replayed_twice() {
+    let (mut first, kept) = split(Full::new(Bytes::from("abcd")));
+    let mut kept = kept.unwrap();
+    assert_eq!(read(&mut first).0, "abcd");
+
+    for _ in 0..2 {
+        let mut replay = Buffered::new(LIMIT).restore(&mut kept).unwrap();
+        assert_eq!(replay.size_hint().exact(), Some(4));
+        assert_eq!(read(&mut replay).0, "abcd");
+    }
+}
+
+#[test]
+fn replay_that_exceeds_the_limit_is_sent_but_not_replayed() {
+    let (mut first, kept) = split(script([
+        Step::Data(Bytes::from(vec![1; LIMIT])),
+        Step::Data(Bytes::from(vec![2; LIMIT])),
+    ]));
+    let mut kept = kept.unwrap();
+    next(&mut first);
+
+    let mut second = Buffered::new(LIMIT).restore(&mut kept).unwrap();
+
+    assert_eq!(read(&mut second).0.len(), 2 * LIMIT);
+    assert!(Buffered::new(LIMIT).restore(&mut kept).is_none());
+}
+
+#[test]
+fn replay_that_failed_is_not_replayed() {
+    let (first, kept) = split(script([data("ab"), Step::Error]));
+    let mut kept = kept.unwrap();
+    drop(first);
+
+    let mut second = Buffered::new(LIMIT).restore(&mut kept).unwrap();
+    next(&mut second);
+
+    assert!(matches!(next(&mut second), Some(Some(Err(_)))));
+    assert!(Buffered::new(LIMIT).restore(&mut kept).is_none());
+}
+
+#[test]
+fn frames_of_a_replay_are_freed_when_the_kept_frames_are_dropped() {
+    let [one, two] = [1, 2].map(|byte| Bytes::from(vec![byte; 100]));
+    let (_first, kept) = split(script([Step::Data(one.clone()), Step::Data(two.clone())]));
+    let mut kept = kept.unwrap();
+    let mut second = Buffered::new(LIMIT).restore(&mut kept).unwrap();
+    drop(next(&mut second));
+    assert!(
+        !one.is_unique(),
+        "a second replay would lack the first chunk"
+    );
+
+    drop(kept);
+
+    assert!(one.is_unique(), "the buffer still holds the first chunk");
+    drop(next(&mut second));
+    assert!(two.is_unique(), "the buffer still holds the second chunk");
+}
+
+#[test]
+fn map_converts_the_body_of_every_send() {
     let policy = Buffered::new(LIMIT).map(|body: ReplayBody<Script>| body.boxed_unsync());
     let (mut first, kept) = policy.split(script([data("ab"), data("cd")]));
     assert_eq!(read(&mut first).0, "abcd");
@@ -483,26 +654,26 @@ fn body_needs_neither_sync_nor_unpin() {
 }
 
 #[test]
-fn limit_counts_nothing_that_only_the_replay_sends() {
+fn replay_can_be_buffered_again_by_another_layer() {
     let half = || Step::Data(Bytes::from(vec![1; LIMIT / 2]));
     let (mut first, kept) = split(script([half(), half(), half(), half()]));
     next(&mut first);
     let second = restore(kept).unwrap();
 
-    // Another layer around the client remembers on its own account.
+    // Another layer, below the first, keeps frames up to a limit of its own.
     let (mut second, kept) = split(second);
     next(&mut second);
     next(&mut second);
     let mut third = restore(kept).unwrap();
 
     assert_eq!(read(&mut third).0.len(), 2 * LIMIT);
-    assert!(is_taken_over(&mut second));
+    assert!(is_superseded(&mut second));
 }
 
-/// The source and the wakers ask the first body for its size; with the lock held, the thread would
-/// stop.
+/// The source and the wakers ask the first body for its size, which would deadlock if the lock were
+/// held.
 #[test]
-fn no_lock_is_held_while_a_body_is_polled_or_its_waker_is_woken() {
+fn no_user_code_runs_under_the_lock_of_a_replay_buffer() {
     let (done, finished) = mpsc::channel();
     std::thread::spawn(move || {
         reenter();
@@ -511,12 +682,12 @@ fn no_lock_is_held_while_a_body_is_polled_or_its_waker_is_woken() {
 
     finished
         .recv_timeout(std::time::Duration::from_secs(20))
-        .expect("the tape waits for its own lock");
+        .expect("user code ran under the lock of the buffer");
 }
 
 type Shared = Arc<Mutex<Option<ReplayBody<Asking>>>>;
 
-/// A body that asks the replay for its size whenever it is polled.
+/// A body that asks another body for its size whenever it is polled.
 struct Asking {
     replay: Shared,
     frames: usize,
@@ -552,9 +723,15 @@ impl std::task::Wake for AskingWaker {
     }
 }
 
-/// Takes the lock of the tape, by way of a body that reads it.
+impl Drop for AskingWaker {
+    fn drop(&mut self) {
+        ask(&self.replay);
+    }
+}
+
+/// Takes the lock of the buffer, through a body that reads it.
 fn ask(body: &Shared) {
-    // Whoever holds this one is the test itself, between two steps.
+    // Only the test itself locks this mutex, between two steps.
     if let Ok(body) = body.try_lock() {
         if let Some(body) = &*body {
             let _ = (body.size_hint(), body.is_end_stream());
@@ -582,10 +759,25 @@ fn reenter() {
     let _ = Pin::new(&mut waiting).poll_frame(&mut cx);
     assert!(Pin::new(&mut waiting).poll_frame(&mut cx).is_pending());
     *first.lock().unwrap() = Some(waiting);
-    let second = restore(kept).unwrap();
+    let mut second = restore(kept).unwrap();
 
     assert!(waker.is_woken.load(std::sync::atomic::Ordering::SeqCst));
-    drop(second);
+
+    // The replay waits, and its next poll drops the waker of the one before.
+    let replaced = Arc::new(AskingWaker {
+        replay: first.clone(),
+        is_woken: Default::default(),
+    });
+    let is_dropped = Arc::downgrade(&replaced);
+    let task = Waker::from(replaced);
+    let mut cx = Context::from_waker(&task);
+    let _ = Pin::new(&mut second).poll_frame(&mut cx);
+    assert!(Pin::new(&mut second).poll_frame(&mut cx).is_pending());
+    drop(task);
+    assert!(is_dropped.strong_count() > 0);
+    assert!(next(&mut second).is_none());
+
+    assert!(is_dropped.strong_count() == 0);
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -606,8 +798,8 @@ fn all_data(steps: &VecDeque<Step>) -> Bytes {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2000, ..ProptestConfig::default() })]
 
-    /// Any frames and trailers, any limit, any point at which the 401 arrives, any order of polls
-    /// and drops: the replay is the original body, or there is none.
+    /// For any frames and trailers, any limit, any time of the rejection, and any order of polls
+    /// and drops.
     #[test]
     fn replay_is_the_original_body_or_there_is_none(
         mut steps in proptest::collection::vec(any_step(), 0..12),
@@ -643,24 +835,102 @@ proptest! {
             first = None;
         }
 
-        let Some(mut second) = kept.and_then(|mut kept| buffered.restore(&mut kept)) else {
-            // Given up for one reason alone: more was read than may be remembered, or the body
-            // said itself that it would be. One frame is read ahead.
+        let Some(second) = kept.and_then(|mut kept| buffered.restore(&mut kept)) else {
+            // The only reason: the frames that were read, or the size that the body reports, exceed
+            // the limit. One frame is read ahead.
             let read = sent.max(first_frame);
             prop_assert!(read > limit || (is_sized && whole.len() > limit));
             return Ok(());
         };
+        let original = Original { data: whole, has_trailers, is_sized };
+        original.check_replay(second, polls_of_first_between, first)?;
+    }
+
+    /// For any frames and trailers, any limit, and any number of polls of the first body and of the
+    /// first replay.
+    #[test]
+    fn second_replay_is_the_original_body_or_there_is_none(
+        mut steps in proptest::collection::vec(any_step(), 0..12),
+        has_trailers in any::<bool>(),
+        is_sized in any::<bool>(),
+        limit in 0_usize..1500,
+        polls_of_first in 0_usize..20,
+        polls_of_second in 0_usize..20,
+        polls_of_second_between in proptest::collection::vec(any::<bool>(), 0..20),
+    ) {
+        if has_trailers {
+            steps.push(Step::Trailers(trailers()));
+        }
+        let body = Script { is_sized, ..script(steps) };
+        let original = Original { data: all_data(&body.steps), has_trailers, is_sized };
+        let mut read = match body.steps.front() {
+            Some(Step::Data(data)) => data.len(),
+            _ => 0,
+        };
+        let buffered = Buffered::new(limit);
+        let (mut first, kept) = buffered.split(body);
+        let Some(mut kept) = kept else {
+            prop_assert!(read > limit || (is_sized && original.data.len() > limit));
+            return Ok(());
+        };
+
+        read = read.max(poll_times(polls_of_first, &mut first));
+        let Some(mut second) = buffered.restore(&mut kept) else {
+            prop_assert!(read > limit);
+            return Ok(());
+        };
+        read = read.max(poll_times(polls_of_second, &mut second));
+        let Some(third) = buffered.restore(&mut kept) else {
+            prop_assert!(read > limit);
+            return Ok(());
+        };
+
+        original.check_replay(third, polls_of_second_between, Some(second))?;
+    }
+}
+
+/// Polls the given number of times, and returns the number of bytes read.
+fn poll_times(polls: usize, body: &mut ReplayBody<Script>) -> usize {
+    let frames = (0..polls).filter_map(|_| next(body)??.ok());
+    frames
+        .map(|frame| frame.data_ref().map_or(0, Buf::remaining))
+        .sum()
+}
+
+/// What a replay has to send.
+struct Original {
+    data: Bytes,
+    has_trailers: bool,
+    is_sized: bool,
+}
+
+impl Original {
+    /// Reads a replay to its end, and polls the superseded body in between.
+    fn check_replay(
+        self,
+        mut replay: ReplayBody<Script>,
+        polls_of_superseded: Vec<bool>,
+        mut superseded: Option<ReplayBody<Script>>,
+    ) -> Result<(), TestCaseError> {
+        let Self {
+            data: whole,
+            has_trailers,
+            is_sized,
+        } = self;
+        let mut polls_of_superseded = polls_of_superseded.into_iter();
         let mut replayed = Vec::new();
         let mut replayed_trailers = None;
-        let mut polls_of_first = polls_of_first_between.into_iter();
         loop {
-            prop_assert!(!is_sized || second.size_hint().exact() == Some((whole.len() - replayed.len()) as u64));
-            if let (Some(true), Some(first)) = (polls_of_first.next(), &mut first) {
-                // Whatever it gets, an error or a part of a body in memory, the replay loses nothing.
-                let _ = next(first);
+            prop_assert!(
+                !is_sized
+                    || replay.size_hint().exact() == Some((whole.len() - replayed.len()) as u64)
+            );
+            if let (Some(true), Some(superseded)) = (polls_of_superseded.next(), &mut superseded) {
+                // It gets an error, or reads a body in memory. The replay loses nothing either way.
+                let _ = next(superseded);
             }
-            let is_end = second.is_end_stream();
-            match next(&mut second) {
+            let is_end = replay.is_end_stream();
+            match next(&mut replay) {
                 Some(Some(Ok(frame))) => {
                     prop_assert!(!is_end);
                     match frame.into_data() {
@@ -676,14 +946,16 @@ proptest! {
 
         prop_assert_eq!(replayed, whole);
         prop_assert_eq!(replayed_trailers, has_trailers.then(trailers));
-        prop_assert!(second.is_end_stream());
+        prop_assert!(replay.is_end_stream());
+        Ok(())
     }
 }
 
-/// What an API saw of one request: its body and trailers, if it read them to the end.
+/// The body and trailers of each request that reached an API, or `None` if it read only a part.
 type Seen = Arc<Mutex<Vec<Option<(Bytes, Option<HeaderMap>)>>>>;
 
-/// An API that polls the first body so often before it answers 401, and reads the second one whole.
+/// An API that polls the first body `polls_before` times and answers 401, then reads the second
+/// body to its end.
 fn rejecting_api(
     polls_before: usize,
     seen: Seen,
@@ -708,7 +980,7 @@ fn rejecting_api(
     })
 }
 
-/// Reads to the end; a script is never pending twice for the same reason.
+/// Reads to the end. A script makes progress with each poll.
 fn read_whole(body: &mut ReplayBody<Script>) -> (Bytes, Option<HeaderMap>) {
     let (mut data, mut trailers) = (Vec::new(), None);
     loop {
@@ -726,8 +998,6 @@ fn read_whole(body: &mut ReplayBody<Script>) -> (Bytes, Option<HeaderMap>) {
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 500, ..ProptestConfig::default() })]
 
-    /// Through the layer: the API that gets the replay sees the original body, or the caller gets the
-    /// rejection, with the reason.
     #[test]
     fn api_sees_the_original_body_or_the_caller_sees_the_reason(
         mut steps in proptest::collection::vec(any_step(), 0..12),

@@ -1,4 +1,4 @@
-//! The second send is the first one again, or there is none and a reason.
+//! What a replay repeats, and the reason when there is none.
 
 mod support;
 
@@ -14,21 +14,21 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION,
 };
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
 use support::{Issuer, rejection};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
     ClientCredentialsLayer, NotReplayed, TokenCache, TokenOutcome,
-    replay::{CloneBody, CloneWith, ReplayPolicy},
+    replay::{Buffered, CloneBody, CloneWith, ReplayPolicy},
 };
 
 #[derive(Clone, Debug, PartialEq)]
 struct Mark(u32);
 
-/// What an API saw of a request.
+/// The requests that reached an API.
 type Seen = Arc<Mutex<Vec<(http::request::Parts, Bytes)>>>;
 
-/// An API that reads each request to its end and accepts "token-2" only.
+/// An API that reads each request body to its end and accepts only "token-2".
 fn reading_api<B>(
     seen: Seen,
 ) -> impl Service<Request<B>, Response = Response<String>, Error = BoxError> + Clone
@@ -51,7 +51,8 @@ where
     })
 }
 
-/// Sends one request whose first token is refused; returns the response and what the API saw.
+/// Sends a request whose first token is rejected. Returns the response and the requests that
+/// reached the API.
 async fn send<R, B>(policy: R, body: B) -> (Response<String>, Vec<(http::request::Parts, Bytes)>)
 where
     R: ReplayPolicy<B> + Clone,
@@ -74,7 +75,7 @@ where
 }
 
 #[tokio::test(start_paused = true)]
-async fn replay_is_the_first_send_again_but_for_the_token() {
+async fn replay_repeats_the_first_send_with_another_token() {
     let (response, seen) = send(CloneBody, Full::new(Bytes::from("name=Ada"))).await;
 
     assert_eq!(response.status(), StatusCode::OK);
@@ -93,11 +94,11 @@ async fn replay_is_the_first_send_again_but_for_the_token() {
     assert!(second.headers[AUTHORIZATION].is_sensitive());
 }
 
-/// A policy of which nothing can be kept, and that sends another type of body than it is given.
+/// A policy that never keeps a body, and sends a body of another type than it gets.
 #[derive(Clone)]
-struct Shouting;
+struct UpperCase;
 
-impl ReplayPolicy<&'static str> for Shouting {
+impl ReplayPolicy<&'static str> for UpperCase {
     type Body = String;
     type Kept = Infallible;
 
@@ -110,9 +111,8 @@ impl ReplayPolicy<&'static str> for Shouting {
     }
 }
 
-/// As with `NoReplay`, and what it makes of the body is sent.
 #[tokio::test(start_paused = true)]
-async fn policy_of_ones_own_that_can_keep_nothing_makes_the_body() {
+async fn custom_policy_that_keeps_nothing_can_change_the_body() {
     for is_warm in [false, true] {
         let cache = Issuer::new().cache();
         if is_warm {
@@ -120,7 +120,7 @@ async fn policy_of_ones_own_that_can_keep_nothing_makes_the_body() {
         }
         let seen = Seen::default();
         let service = ClientCredentialsLayer::with_cache(cache)
-            .replay(Shouting)
+            .replay(UpperCase)
             .layer(reading_api(seen.clone()));
 
         let response = service.oneshot(Request::new("name=ada")).await.unwrap();
@@ -147,9 +147,9 @@ fn listed(headers: &HeaderMap) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Whether the first send had to wait for a token or found one.
+/// With and without a wait for the first token.
 #[tokio::test(start_paused = true)]
-async fn replay_has_the_headers_of_the_first_send_however_many() {
+async fn replay_repeats_all_headers_however_many() {
     for (is_warm, count) in (0..8).flat_map(|count| [(false, count), (true, count)]) {
         let cache = TokenCache::new(Issuer::new().service());
         if is_warm {
@@ -160,7 +160,7 @@ async fn replay_has_the_headers_of_the_first_send_however_many() {
         let mut request = Request::new(Empty::<Bytes>::new());
         *request.uri_mut() = "https://api.example/items".parse().unwrap();
         for n in 0..count {
-            // Two values for each name, as far as they go.
+            // Two values for each name, or one for the last.
             let name: HeaderName = format!("x-{}", n / 2).parse().unwrap();
             request.headers_mut().append(name, n.into());
         }
@@ -187,13 +187,13 @@ async fn empty_bodies_are_replayed() {
     assert_eq!(seen.len(), 2);
 }
 
-/// A body that is not `Clone`; some of it cannot be copied at all, like kube's and reqwest's.
-struct Own {
+/// A body that isn't `Clone`. Streams can't be copied at all, as with kube and reqwest.
+struct ClientBody {
     data: Option<Bytes>,
     is_stream: bool,
 }
 
-impl Own {
+impl ClientBody {
     fn try_clone(&self) -> Option<Self> {
         let copy = Self {
             data: self.data.clone(),
@@ -203,7 +203,7 @@ impl Own {
     }
 }
 
-impl Body for Own {
+impl Body for ClientBody {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -216,13 +216,13 @@ impl Body for Own {
 }
 
 #[tokio::test(start_paused = true)]
-async fn clone_with_copies_by_the_bodys_own_function() {
-    let body = Own {
+async fn clone_with_replays_what_its_function_copies() {
+    let body = ClientBody {
         data: Some("name=Ada".into()),
         is_stream: false,
     };
 
-    let (response, seen) = send(CloneWith(Own::try_clone), body).await;
+    let (response, seen) = send(CloneWith(ClientBody::try_clone), body).await;
 
     assert_eq!(response.status(), StatusCode::OK);
     assert!(seen.iter().all(|(_, body)| body == "name=Ada"));
@@ -230,13 +230,13 @@ async fn clone_with_copies_by_the_bodys_own_function() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn body_that_cannot_be_copied_is_sent_once_and_whole() {
-    let body = Own {
+async fn body_that_cannot_be_copied_is_sent_once() {
+    let body = ClientBody {
         data: Some("name=Ada".into()),
         is_stream: true,
     };
 
-    let (response, seen) = send(CloneWith(Own::try_clone), body).await;
+    let (response, seen) = send(CloneWith(ClientBody::try_clone), body).await;
 
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(response.body(), rejection().body());
@@ -251,7 +251,7 @@ async fn body_that_cannot_be_copied_is_sent_once_and_whole() {
     assert_eq!(seen[0].1, "name=Ada");
 }
 
-/// A body whose clones read from the same place, like octocrab's.
+/// A body whose clones share a source, as with octocrab. It reports the size of what is left.
 #[derive(Clone)]
 struct Shallow(Arc<Mutex<Option<Bytes>>>);
 
@@ -279,7 +279,7 @@ impl Body for Shallow {
 }
 
 #[tokio::test(start_paused = true)]
-async fn shallow_clone_is_not_sent() {
+async fn clone_that_shares_its_source_is_not_replayed() {
     let body = Shallow(Arc::new(Mutex::new(Some("name=Ada".into()))));
 
     let (response, seen) = send(CloneBody, body).await;
@@ -296,7 +296,119 @@ async fn shallow_clone_is_not_sent() {
     assert_eq!(seen[0].1, "name=Ada");
 }
 
-/// A response body that counts how much of it is read, and has no end.
+/// As [`Shallow`], but it reports only whether it has ended.
+#[derive(Clone)]
+struct ShallowStream(Shallow);
+
+impl Body for ShallowStream {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.0).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.0.lock().unwrap().is_none()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn clone_that_reports_another_end_than_before_is_not_replayed() {
+    let shallow = Shallow(Arc::new(Mutex::new(Some("name=Ada".into()))));
+
+    let (response, seen) = send(CloneBody, ShallowStream(shallow)).await;
+
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert!(matches!(
+        response
+            .extensions()
+            .get::<TokenOutcome>()
+            .and_then(TokenOutcome::not_replayed),
+        Some(NotReplayed::BodyShared)
+    ));
+    assert_eq!(seen.len(), 1);
+}
+
+/// Reads a body to its end.
+async fn read<B: Body<Data = Bytes, Error: std::fmt::Debug>>(body: B) -> Bytes {
+    body.collect().await.unwrap().to_bytes()
+}
+
+#[tokio::test]
+async fn cloned_body_can_be_replayed_twice() {
+    let (first, kept) = CloneBody.split(Full::new(Bytes::from("name=Ada")));
+    assert_eq!(read(first).await, "name=Ada");
+    let mut kept = kept.unwrap();
+
+    for _ in 0..2 {
+        let replay = CloneBody.restore(&mut kept).unwrap();
+        assert_eq!(read(replay).await, "name=Ada");
+    }
+}
+
+#[tokio::test]
+async fn copied_body_can_be_replayed_twice() {
+    let policy = CloneWith(ClientBody::try_clone);
+    let (first, kept) = policy.split(ClientBody {
+        data: Some("name=Ada".into()),
+        is_stream: false,
+    });
+    assert_eq!(read(first).await, "name=Ada");
+    let mut kept = kept.unwrap();
+
+    for _ in 0..2 {
+        let replay = policy.restore(&mut kept).unwrap();
+        assert_eq!(read(replay).await, "name=Ada");
+    }
+}
+
+/// The first replay, sent before the first body was read, empties the source of the kept clone.
+#[tokio::test]
+async fn clone_that_shares_its_source_with_the_first_replay_is_not_replayed_again() {
+    let body = Shallow(Arc::new(Mutex::new(Some("name=Ada".into()))));
+    let (_first, kept) = CloneBody.split(body);
+    let mut kept = kept.unwrap();
+
+    let replay = CloneBody.restore(&mut kept).unwrap();
+    assert_eq!(read(replay).await, "name=Ada");
+
+    assert!(CloneBody.restore(&mut kept).is_none());
+}
+
+/// A body whose `Debug` shows its data.
+type Shown = Full<Bytes>;
+
+#[test]
+fn debug_of_what_is_kept_shows_no_body() {
+    let body = Shown::new(Bytes::from("BODY-MARK"));
+    assert!(format!("{body:?}").contains("BODY-MARK"));
+    let longer = StreamBody::new(futures_util::stream::iter(
+        ["BODY-MARK", "BODY-MARK"].map(|data| Ok::<_, BoxError>(Frame::data(Bytes::from(data)))),
+    ));
+
+    let kept = [
+        format!("{:#?}", CloneBody.split(body.clone()).1.unwrap()),
+        format!(
+            "{:#?}",
+            CloneWith(|body: &Shown| Some(body.clone()))
+                .split(body.clone())
+                .1
+                .unwrap()
+        ),
+        format!("{:#?}", Buffered::new(1024).split(body).1.unwrap()),
+        format!("{:#?}", Buffered::new(1024).split(longer).1.unwrap()),
+    ];
+
+    for shown in kept {
+        assert!(!shown.contains("BODY-MARK"), "{shown}");
+    }
+}
+
+/// A response body without an end, which counts the bytes that are read.
 struct Endless(Arc<Mutex<usize>>);
 
 impl Body for Endless {
@@ -331,10 +443,10 @@ async fn rejection_is_read_up_to_64_kib_before_it_is_dropped() {
     assert_eq!(*read.lock().unwrap(), 64 * 1024);
 }
 
-/// A response body whose frames another task hands over one by one, as HTTP clients do.
-struct HandedOver(tokio::sync::mpsc::Receiver<Bytes>);
+/// A response body whose frames another task sends one by one, as HTTP clients do.
+struct Received(tokio::sync::mpsc::Receiver<Bytes>);
 
-impl Body for HandedOver {
+impl Body for Received {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -348,42 +460,42 @@ impl Body for HandedOver {
     }
 }
 
-/// An API that refuses "token-1" with the body that it is given, and accepts all others.
-fn api_refusing_with(
-    refusal: HandedOver,
-) -> impl Service<Request<String>, Response = Response<HandedOver>, Error = BoxError> + Clone {
-    let refusal = Arc::new(Mutex::new(Some(refusal)));
+/// An API that rejects "token-1" with the given body, and accepts all other tokens.
+fn api_rejecting_with(
+    body: Received,
+) -> impl Service<Request<String>, Response = Response<Received>, Error = BoxError> + Clone {
+    let body = Arc::new(Mutex::new(Some(body)));
     service_fn(move |request: Request<String>| {
-        let mut response = Response::new(HandedOver(tokio::sync::mpsc::channel(1).1));
+        let mut response = Response::new(Received(tokio::sync::mpsc::channel(1).1));
         if request.headers()[AUTHORIZATION] == "Bearer token-1" {
             *response.status_mut() = StatusCode::UNAUTHORIZED;
-            *response.body_mut() = refusal.lock().unwrap().take().unwrap();
+            *response.body_mut() = body.lock().unwrap().take().unwrap();
         }
         async move { Ok::<_, BoxError>(response) }
     })
 }
 
 #[tokio::test(start_paused = true)]
-async fn rejection_is_read_to_its_end_while_another_task_hands_it_over() {
-    let (frames, refusal) = tokio::sync::mpsc::channel(1);
-    let handing_over = tokio::spawn(async move {
+async fn rejection_is_read_to_its_end_while_another_task_sends_it() {
+    let (frames, body) = tokio::sync::mpsc::channel(1);
+    let sending = tokio::spawn(async move {
         for _ in 0..5 {
             frames.send(Bytes::from("frame")).await.unwrap();
         }
     });
-    let api = api_refusing_with(HandedOver(refusal));
+    let api = api_rejecting_with(Received(body));
     let service = ClientCredentialsLayer::new(Issuer::new().service()).layer(api);
 
     let response = service.oneshot(support::request()).await.unwrap();
 
     assert_eq!(response.status(), StatusCode::OK);
-    handing_over.await.expect("the body was dropped half-read");
+    sending.await.expect("the body was dropped half-read");
 }
 
 #[tokio::test(start_paused = true)]
-async fn rejection_that_does_not_end_keeps_nobody_waiting() {
-    let (_frames, refusal) = tokio::sync::mpsc::channel(1);
-    let api = api_refusing_with(HandedOver(refusal));
+async fn rejection_without_an_end_does_not_delay_the_replay() {
+    let (_frames, body) = tokio::sync::mpsc::channel(1);
+    let api = api_rejecting_with(Received(body));
     let service = ClientCredentialsLayer::new(Issuer::new().service()).layer(api);
 
     let response = service.oneshot(support::request()).await.unwrap();

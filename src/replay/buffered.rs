@@ -110,7 +110,7 @@ where
         }
     }
 
-    fn restore(&self, mut kept: KeptFrames<B>) -> Option<ReplayBody<B>> {
+    fn restore(&self, kept: &mut KeptFrames<B>) -> Option<ReplayBody<B>> {
         match &mut kept.0 {
             Kept::InMemory(body) => Some(ReplayBody::in_memory(body.clone())),
             Kept::Buffer(buffer) => buffer.new_reader().map(ReplayBody::buffered),
@@ -166,7 +166,7 @@ where
         ((self.into_body)(body), kept)
     }
 
-    fn restore(&self, kept: KeptFrames<B>) -> Option<T> {
+    fn restore(&self, kept: &mut KeptFrames<B>) -> Option<T> {
         self.buffered.restore(kept).map(&self.into_body)
     }
 

@@ -6,16 +6,16 @@ use super::ReplayPolicy;
 use crate::NotReplayed;
 
 /// Keeps a clone of the body: for `Full<Bytes>`, `Empty`, `String` and every other body whose clone
-/// is a second body.
+/// is an independent copy.
 ///
-/// Some bodies are `Clone` but share what they read from, so that the clone is empty once the first
-/// was sent. A clone that no longer reports the size and the end that the body reported before the
-/// first send is not sent; one that reports no size at all cannot be told from a second body, so use
-/// another policy for it.
+/// The clones of some bodies share the source that they read from, so that one is empty once the
+/// other has been sent. The replay is given up if the clone no longer reports the size and the end
+/// that it reported before the first send. A clone that never reports a size can't be checked this
+/// way: use another policy for such bodies.
 ///
-/// With a body that is not `Clone`, the service is none, and the compiler says so in the words "its
-/// trait bounds were not satisfied" where a method is called, and names the alternatives where a
-/// `Service` is asked for:
+/// If the body isn't `Clone`, the layer's service doesn't implement `Service`. The compiler names
+/// the alternatives where a `Service` is required. Where a method is called, it only says that the
+/// method's "trait bounds were not satisfied".
 ///
 /// ```compile_fail,E0277
 /// use http::{Request, Response};
@@ -53,10 +53,10 @@ use crate::NotReplayed;
 /// let (_body, kept) = CloneBody.split(Full::new(Bytes::from("name=Ada")));
 /// assert!(kept.is_some());
 /// ```
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct CloneBody;
 
-// Without this, a body that is not `Clone` is reported as just that, without the alternatives.
+// Without this, the compiler reports only that the body isn't `Clone`, and no alternatives.
 #[diagnostic::do_not_recommend]
 impl<B: Body + Clone> ReplayPolicy<B> for CloneBody {
     type Body = B;
@@ -68,7 +68,7 @@ impl<B: Body + Clone> ReplayPolicy<B> for CloneBody {
     }
 
     fn restore(&self, kept: &mut Kept<B>) -> Option<B> {
-        kept.unchanged().cloned()
+        kept.unchanged_copy().cloned()
     }
 
     fn not_restored(&self) -> NotReplayed {
@@ -76,21 +76,23 @@ impl<B: Body + Clone> ReplayPolicy<B> for CloneBody {
     }
 }
 
-/// Keeps what a function makes of the body: for bodies with a copying function of their own, such
-/// as kube's `Body::try_clone`.
+/// Keeps a copy that a function makes: for bodies with their own copying function, such as kube's
+/// `Body::try_clone`.
 ///
-/// `None` means that this body cannot be copied: the request is sent once. As with [`CloneBody`], a
-/// copy that no longer reports the size and the end that it reported at first is not sent.
+/// The function is called before the first send, and again before each replay with the copy that
+/// it made. If it returns `None`, the body can't be copied, and the request isn't sent again. As
+/// with [`CloneBody`], the replay is given up if the copy no longer reports the size and the end
+/// that it reported before the first send.
 ///
 /// # Examples
 ///
 /// ```
-/// # use http_body_util::{Either, Empty, Full};
-/// # use bytes::Bytes;
+/// use bytes::Bytes;
 /// use tower_client_credentials::replay::CloneWith;
 ///
-/// /// A client's own body: either complete in memory, or a stream that cannot be copied.
-/// # struct Stream;
+/// struct Stream;
+///
+/// /// A client's own body: either complete in memory, or a stream that can't be copied.
 /// enum Body {
 ///     Complete(Bytes),
 ///     Streaming(Stream),
@@ -124,7 +126,7 @@ where
     }
 
     fn restore(&self, kept: &mut Kept<B>) -> Option<B> {
-        kept.unchanged().and_then(&self.0)
+        kept.unchanged_copy().and_then(&self.0)
     }
 
     fn not_restored(&self) -> NotReplayed {
@@ -140,10 +142,12 @@ impl<F> fmt::Debug for CloneWith<F> {
     }
 }
 
-/// A copy of a body, with what it reported before the first send.
-#[derive(Debug)]
+/// What [`CloneBody`] and [`CloneWith`] keep: a copy of the body, and the size and the end that it
+/// reported before the first send.
+///
+/// The copy itself is never sent; each replay gets a copy of it. `Debug` doesn't show it.
 pub struct Kept<B> {
-    body: B,
+    copy: B,
     size: SizeHint,
     is_end_stream: bool,
 }
@@ -153,16 +157,25 @@ impl<B: Body> Kept<B> {
         Self {
             size: copy.size_hint(),
             is_end_stream: copy.is_end_stream(),
-            body: copy,
+            copy,
         }
     }
 
-    fn unchanged(&self) -> Option<&B> {
-        let size = self.body.size_hint();
+    /// A copy that has changed shares its source with a body that was sent.
+    fn unchanged_copy(&self) -> Option<&B> {
+        let size = self.copy.size_hint();
         let is_unchanged = size.lower() == self.size.lower()
             && size.upper() == self.size.upper()
-            && self.body.is_end_stream() == self.is_end_stream;
-        // A copy that changed while the first body was sent shares its source with it.
-        is_unchanged.then_some(&self.body)
+            && self.copy.is_end_stream() == self.is_end_stream;
+        is_unchanged.then_some(&self.copy)
+    }
+}
+
+impl<B> fmt::Debug for Kept<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kept")
+            .field("size", &self.size)
+            .field("is_end_stream", &self.is_end_stream)
+            .finish_non_exhaustive()
     }
 }

@@ -1,13 +1,12 @@
-//! Every way in which an upload, its replay and the source of both can come in between each other.
+//! Model checks of a buffer's readers, its kept handle and its source, in every interleaving.
 //!
 //! ```text
 //! RUSTFLAGS="--cfg interleavings" CARGO_TARGET_DIR=target/interleavings cargo test --lib interleavings
 //! ```
 //!
-//! The tape is the only place of the crate where a lock and wakers are put together by hand: flights
-//! tell their waiters through `tokio::sync::watch`, which has loom tests of its own, and the token
-//! cache's entry has no wakers. What the cache does by hand is to publish what the entry decided;
-//! `token/interleavings.rs` has that.
+//! The buffer is the only code of the crate that combines a lock and wakers by hand. Token requests
+//! notify their waiters with `tokio::sync::watch`, which has loom tests of its own. The snapshot of
+//! the token cache is checked in `token/interleavings.rs`.
 
 use std::{
     convert::Infallible,
@@ -28,14 +27,14 @@ use tower::BoxError;
 
 use super::{Buffered, KeptFrames, ReplayBody, ReplayPolicy};
 
-/// A body whose frames come when somebody brings them.
+/// A body whose frames another thread delivers.
 struct Delivered {
-    belt: Arc<Mutex<Belt>>,
-    to_come: usize,
+    queue: Arc<Mutex<Queue>>,
+    frames_left: usize,
 }
 
 #[derive(Default)]
-struct Belt {
+struct Queue {
     frames: usize,
     waiting: Option<Waker>,
 }
@@ -50,51 +49,62 @@ impl Body for Delivered {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.to_come == 0 {
+        if self.frames_left == 0 {
             return Poll::Ready(None);
         }
-        let is_there = {
-            let mut belt = self.belt.lock().expect("nothing panics with this lock");
-            let is_there = belt.frames > 0;
-            if is_there {
-                belt.frames -= 1;
-            } else {
-                belt.waiting = Some(cx.waker().clone());
-            }
-            is_there
-        };
-        if !is_there {
+        if !self.queue.lock().expect(UNPOISONED).take_frame(cx) {
             return Poll::Pending;
         }
-        self.to_come -= 1;
+        self.frames_left -= 1;
         Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b"frame")))))
     }
 }
 
-fn deliver(belt: &Mutex<Belt>) {
+const UNPOISONED: &str = "nothing panics while it holds this lock";
+
+impl Queue {
+    /// Takes a frame if there is one, and leaves a waker if not.
+    fn take_frame(&mut self, cx: &Context<'_>) -> bool {
+        let has_frame = self.frames > 0;
+        if has_frame {
+            self.frames -= 1;
+        } else {
+            self.waiting = Some(cx.waker().clone());
+        }
+        has_frame
+    }
+}
+
+fn deliver(queue: &Mutex<Queue>) {
     for _ in 0..FRAMES {
         let waiting = {
-            let mut belt = belt.lock().expect("nothing panics with this lock");
-            belt.frames += 1;
-            belt.waiting.take()
+            let mut queue = queue.lock().expect(UNPOISONED);
+            queue.frames += 1;
+            queue.waiting.take()
         };
         waiting.into_iter().for_each(Waker::wake);
     }
 }
 
-/// An upload and its memory; frames come from a thread of their own.
+/// Splits a body whose frames are delivered from now on.
 fn start() -> (ReplayBody<Delivered>, KeptFrames<Delivered>) {
-    let belt = Arc::new(Mutex::new(Belt::default()));
+    let queue = Arc::new(Mutex::new(Queue::default()));
     let body = Delivered {
-        belt: Arc::clone(&belt),
-        to_come: FRAMES,
+        queue: Arc::clone(&queue),
+        frames_left: FRAMES,
     };
     let (upload, kept) = Buffered::new(1024).split(body);
-    thread::spawn(move || deliver(&belt));
-    (upload, kept.expect("no frame has been delivered yet"))
+    thread::spawn(move || deliver(&queue));
+    (upload, kept.expect("nothing has exceeded the limit"))
 }
 
-/// How many frames there were before the end.
+fn restore(kept: &mut KeptFrames<Delivered>) -> ReplayBody<Delivered> {
+    Buffered::new(1024)
+        .restore(kept)
+        .expect("all frames are kept")
+}
+
+/// Reads to the end, and returns the number of frames.
 fn read(body: ReplayBody<Delivered>) -> Result<usize, BoxError> {
     let mut body = Box::pin(body);
     block_on(async move {
@@ -106,48 +116,93 @@ fn read(body: ReplayBody<Delivered>) -> Result<usize, BoxError> {
     })
 }
 
-/// In each interleaving, unless it takes more preemptions than have ever been seen to matter. Loom
-/// finds a wake-up that is lost: no thread can go on then.
-fn in_every_interleaving(check: impl Fn() + Sync + Send + 'static) {
+/// Reads on a thread of its own.
+struct Reading(thread::JoinHandle<Result<usize, BoxError>>);
+
+impl Reading {
+    fn start(body: ReplayBody<Delivered>) -> Self {
+        Self(thread::spawn(move || read(body)))
+    }
+
+    fn join(self) -> Result<usize, BoxError> {
+        self.0.join().expect("no reader panics")
+    }
+
+    /// A superseded reader either read everything in time or got an error. It doesn't hang.
+    fn assert_superseded(self) {
+        let frames = self.join();
+        assert!(frames.is_err() || frames.is_ok_and(|frames| frames == FRAMES));
+    }
+}
+
+/// Checks all interleavings with at most `bound` preemptions. Loom also fails if no thread can
+/// continue, which is how it detects a lost wake-up.
+fn with_preemptions(bound: usize, check: impl Fn() + Sync + Send + 'static) {
     let mut builder = Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = Some(bound);
     builder.check(check);
 }
 
 #[test]
-fn replay_that_takes_over_loses_neither_a_frame_nor_a_wake_up() {
-    in_every_interleaving(|| {
-        let (upload, kept) = start();
-        let upload = thread::spawn(move || read(upload));
+fn replay_loses_no_frame_and_no_wake_up_while_the_first_send_reads() {
+    with_preemptions(3, || {
+        let (upload, mut kept) = start();
+        let upload = Reading::start(upload);
 
-        let replay = Buffered::new(1024)
-            .restore(kept)
-            .expect("all of it is remembered");
+        let replay = restore(&mut kept);
+        drop(kept);
 
         assert_eq!(read(replay).ok(), Some(FRAMES));
-        // It was complete, or it is told that it is over; it does not hang.
-        let upload = upload.join().expect("the upload does not panic");
-        assert!(upload.is_err() || upload.is_ok_and(|frames| frames == FRAMES));
+        upload.assert_superseded();
     });
 }
 
 #[test]
-fn upload_goes_on_when_the_verdict_forgets_what_was_sent() {
-    in_every_interleaving(|| {
+fn second_replay_loses_no_frame_and_no_wake_up_while_the_first_replay_reads() {
+    with_preemptions(3, || {
+        let (upload, mut kept) = start();
+        drop(upload);
+        let first_replay = Reading::start(restore(&mut kept));
+
+        let second_replay = restore(&mut kept);
+        drop(kept);
+
+        assert_eq!(read(second_replay).ok(), Some(FRAMES));
+        first_replay.assert_superseded();
+    });
+}
+
+#[test]
+fn second_replay_loses_no_frame_and_no_wake_up_while_all_earlier_sends_read() {
+    with_preemptions(2, || {
+        let (upload, mut kept) = start();
+        let upload = Reading::start(upload);
+        let first_replay = Reading::start(restore(&mut kept));
+
+        let second_replay = restore(&mut kept);
+
+        assert_eq!(read(second_replay).ok(), Some(FRAMES));
+        upload.assert_superseded();
+        first_replay.assert_superseded();
+    });
+}
+
+#[test]
+fn upload_continues_when_the_kept_frames_are_dropped() {
+    with_preemptions(3, || {
         let (upload, kept) = start();
-        let upload = thread::spawn(move || read(upload));
+        let upload = Reading::start(upload);
 
         drop(kept);
 
-        let upload = upload.join().expect("the upload does not panic");
-        assert_eq!(upload.ok(), Some(FRAMES));
+        assert_eq!(upload.join().ok(), Some(FRAMES));
     });
 }
 
 #[test]
-fn replay_goes_on_when_the_upload_is_dropped_at_any_point() {
-    in_every_interleaving(|| {
-        let (upload, kept) = start();
+fn replay_continues_when_the_first_send_is_dropped_at_any_point() {
+    with_preemptions(3, || {
+        let (upload, mut kept) = start();
         let upload = thread::spawn(move || {
             let mut upload = Box::pin(upload);
             let _ = upload
@@ -155,9 +210,8 @@ fn replay_goes_on_when_the_upload_is_dropped_at_any_point() {
                 .poll_frame(&mut Context::from_waker(Waker::noop()));
         });
 
-        let replay = Buffered::new(1024)
-            .restore(kept)
-            .expect("all of it is remembered");
+        let replay = restore(&mut kept);
+        drop(kept);
 
         assert_eq!(read(replay).ok(), Some(FRAMES));
         upload.join().expect("the upload does not panic");

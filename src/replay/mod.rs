@@ -1,11 +1,13 @@
-//! What is kept of a request, so that it can be sent a second time.
+//! Replay policies: how a request body is sent again after the API rejected the token.
 //!
-//! | policy | for | keeps |
+//! | policy | for | what is kept |
 //! |---|---|---|
-//! | [`CloneBody`] (default) | bodies whose clone is a second body: `Full<Bytes>`, `Empty`, `String` | a clone |
-//! | [`CloneWith`] | bodies with a copying function of their own, such as kube's `Body::try_clone` | what the function returns |
-//! | [`Buffered`] | every streaming body | its frames, up to a limit |
-//! | [`NoReplay`] | all | nothing: a rejected request is not sent again |
+//! | [`CloneBody`] (default) | bodies whose clone is an independent copy: `Full<Bytes>`, `Empty`, `String` | a clone |
+//! | [`CloneWith`] | bodies with their own copying function, such as kube's `Body::try_clone` | the copy that the function returns |
+//! | [`Buffered`] | all other bodies, such as streams | the frames, up to a limit |
+//! | [`NoReplay`] | requests that must not be sent twice | nothing |
+//!
+//! Implement [`ReplayPolicy`] for bodies that can be made again in some other way.
 
 mod buffer;
 mod buffered;
@@ -17,12 +19,12 @@ mod in_memory;
 mod interleavings;
 mod no_replay;
 mod replay_body;
+mod saved_request;
 mod source;
-
-use http::Request;
 
 use crate::NotReplayed;
 
+pub(crate) use self::saved_request::{NotSaved, SavedRequest};
 pub use self::{
     buffered::{Buffered, KeptFrames, Map},
     clone::{CloneBody, CloneWith, Kept},
@@ -30,78 +32,99 @@ pub use self::{
     replay_body::ReplayBody,
 };
 
-/// Decides how the body of a request can be sent a second time.
+/// Decides what is kept of a request body, and makes the body of a replay from it.
 ///
-/// Implement it for a body of your own that none of the policies fits.
+/// Set a policy with [`ClientCredentialsLayer::replay`]. To wrap a service, the layer needs a policy
+/// that is [`Clone`].
+///
+/// The policy is called on the task that makes the call: [`split`](Self::split) before the request
+/// is sent, [`restore`](Self::restore) before each replay. Neither may block. A panic in one of them
+/// is a panic of that call and leaves other calls alone. The kept value is dropped when the call is
+/// over or its future is dropped.
+///
+/// [`ClientCredentialsLayer::replay`]: crate::ClientCredentialsLayer::replay
 ///
 /// # Examples
 ///
-/// ```
-/// use tower_client_credentials::replay::ReplayPolicy;
+/// A body that reads a file can be made again from the path:
 ///
-/// /// Bodies are read from a file: its name is all that has to be kept.
-/// struct Upload {
-///     path: std::path::PathBuf,
-///     // ...
+/// ```
+/// # use tower_client_credentials::{AccessToken, TokenRequest};
+/// # let token_service = tower::service_fn(|_: TokenRequest| async { AccessToken::new("token-1") });
+/// # let http = tower::service_fn(|_: http::Request<FileBody>| async {
+/// #     Ok::<_, tower::BoxError>(http::Response::new(String::new()))
+/// # });
+/// # fn is_service<S: tower::Service<http::Request<FileBody>>>(_: S) {}
+/// use std::{fs::File, path::PathBuf};
+///
+/// use tower::Layer;
+/// use tower_client_credentials::{ClientCredentialsLayer, replay::ReplayPolicy};
+///
+/// struct FileBody {
+///     path: PathBuf,
+///     file: File,
 /// }
 ///
+/// #[derive(Clone)]
 /// struct Reopen;
 ///
-/// impl ReplayPolicy<Upload> for Reopen {
-///     type Body = Upload;
-///     type Kept = std::path::PathBuf;
+/// impl ReplayPolicy<FileBody> for Reopen {
+///     type Body = FileBody;
+///     type Kept = PathBuf;
 ///
-///     fn split(&self, body: Upload) -> (Upload, Option<Self::Kept>) {
+///     fn split(&self, body: FileBody) -> (FileBody, Option<PathBuf>) {
 ///         let path = body.path.clone();
 ///         (body, Some(path))
 ///     }
 ///
-///     fn restore(&self, path: Self::Kept) -> Option<Upload> {
-///         path.exists().then_some(Upload { path })
+///     fn restore(&self, path: &mut PathBuf) -> Option<FileBody> {
+///         let file = File::open(&path).ok()?;
+///         let path = path.clone();
+///         Some(FileBody { path, file })
 ///     }
 /// }
+///
+/// let layer = ClientCredentialsLayer::new(token_service).replay(Reopen);
+/// let api = layer.layer(http);
+/// # is_service(api);
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot send a request body of type `{B}` a second time",
-    note = "`CloneBody`, the default, needs a body that is `Clone`",
-    note = "use `.replay(CloneWith(f))` if the body has a copying function of its own",
-    note = "use `.replay(Buffered::new(limit))` to remember what is sent of any other body",
-    note = "use `.no_replay()` to send every request once"
+    note = "`CloneBody`, the default, requires a body that implements `Clone`",
+    note = "use `.replay(CloneWith(f))` if the body has its own copying function",
+    note = "use `.replay(Buffered::new(limit))` for any other body, such as a stream",
+    note = "use `.no_replay()` to send each request only once"
 )]
 pub trait ReplayPolicy<B> {
-    /// What the inner service gets.
+    /// The request body that the inner service gets.
     type Body;
-    /// What is kept until the response is there.
+    /// What is kept of a request body until the call is over.
     type Kept;
 
-    /// Called before the first send: returns the body to send, and what is kept of it.
+    /// Splits a body into the one to send and what is kept for a replay.
     ///
-    /// `None` means that this body cannot be sent again; the first send goes ahead all the same.
+    /// Called once for each request, before the first send. Return `None` if this body can't be sent
+    /// again: the request is still sent, and a rejected token is still renewed for later requests.
     fn split(&self, body: B) -> (Self::Body, Option<Self::Kept>);
 
-    /// Called when the API rejected the token: makes the body of the second send.
+    /// Makes the body of a replay.
     ///
-    /// `None` means that it cannot be made; the caller then gets the response to the first send.
-    fn restore(&self, kept: Self::Kept) -> Option<Self::Body>;
+    /// Called before each replay, at most twice for a request. Leave in `kept` what a second replay
+    /// needs. Return `None` if the body can't be sent again: the caller then gets the response that
+    /// the API has sent.
+    fn restore(&self, kept: &mut Self::Kept) -> Option<Self::Body>;
 
-    /// What [`split`](Self::split) makes of a request of which nothing is kept. Not for others to
-    /// implement: [`NoReplay`] does without taking the request apart, which copies it piece by piece.
-    #[doc(hidden)]
-    #[inline]
-    fn sent_once(&self, request: Request<B>) -> Request<Self::Body> {
-        let (head, body) = request.into_parts();
-        let (body, _kept) = self.split(body);
-        Request::from_parts(head, body)
-    }
-
-    /// Called when the API rejected the token and [`split`](Self::split) had kept nothing: the reason
-    /// that the caller is given. By default [`NotReplayed::BodyNotKept`].
+    /// Returns the reason to report when [`split`](Self::split) kept nothing.
+    ///
+    /// Called when the API rejected the token of such a request. Returns
+    /// [`NotReplayed::BodyNotKept`] by default.
     fn not_kept(&self) -> NotReplayed {
         NotReplayed::BodyNotKept
     }
 
-    /// Called when [`restore`](Self::restore) made no body: the reason that the caller is given. By
-    /// default [`NotReplayed::BodyNotRestored`].
+    /// Returns the reason to report when [`restore`](Self::restore) made no body.
+    ///
+    /// Returns [`NotReplayed::BodyNotRestored`] by default.
     fn not_restored(&self) -> NotReplayed {
         NotReplayed::BodyNotRestored
     }

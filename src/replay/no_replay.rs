@@ -2,27 +2,29 @@ use std::convert::Infallible;
 
 use super::ReplayPolicy;
 
-/// Sends every request once, whatever body it has; also the extension that opts one request out.
+/// Sends each request only once, whatever its body.
+///
+/// It is both a policy and a request extension. As a policy, set with [`no_replay`], it applies to
+/// all requests of a service. As an extension it applies to a single request, whatever the policy.
 ///
 /// A rejected token is still renewed for the requests that follow.
 ///
+/// [`no_replay`]: crate::ClientCredentialsLayer::no_replay
+///
 /// # Examples
 ///
-/// As the policy of a layer:
+/// As a policy:
 ///
 /// ```
 /// # use tower_client_credentials::{AccessToken, TokenRequest};
-/// # use tower::{BoxError, service_fn};
-/// # let token_service = service_fn(|_: TokenRequest| async {
-/// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
-/// # });
-/// use tower_client_credentials::{ClientCredentialsLayer, replay::NoReplay};
+/// # let token_service = tower::service_fn(|_: TokenRequest| async { AccessToken::new("token-1") });
+/// use tower_client_credentials::ClientCredentialsLayer;
 ///
-/// let layer = ClientCredentialsLayer::new(token_service).replay(NoReplay);
+/// let layer = ClientCredentialsLayer::new(token_service).no_replay();
 /// # drop(layer);
 /// ```
 ///
-/// As an extension of one request, whatever the policy of its layer:
+/// As the extension of one request:
 ///
 /// ```
 /// use tower_client_credentials::replay::NoReplay;
@@ -30,13 +32,14 @@ use super::ReplayPolicy;
 /// let mut request = http::Request::new(());
 /// request.extensions_mut().insert(NoReplay);
 /// ```
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct NoReplay;
 
 impl<B> ReplayPolicy<B> for NoReplay {
     type Body = B;
     type Kept = Infallible;
 
+    #[inline]
     fn split(&self, body: B) -> (B, Option<Infallible>) {
         (body, None)
     }
