@@ -572,7 +572,7 @@ where
     /// A wait for a token has ended.
     fn token_acquired<F, Res>(&mut self, acquired: Acquired) -> Result<Stage<F, Res>, Error> {
         self.outcome.note_wait(acquired.waited);
-        match acquired.landed {
+        match acquired.result {
             Ok(token) => Ok(Stage::Readying { token }),
             Err(error) => Err(error.after(self.outcome.waited())),
         }
@@ -718,7 +718,7 @@ where
         rejection: Response<ResBody>,
     ) -> FollowUp<Response<ResBody>, Stage<F, Response<ResBody>>> {
         self.outcome.note_wait(renewal.waited);
-        match renewal.landed {
+        match renewal.result {
             Ok(token) => {
                 let renewed = renewal.waited.is_some();
                 self.outcome.note_replay(renewed);

@@ -5,7 +5,7 @@ use tower::{BoxError, Service};
 use super::{
     AccessToken, TokenCache, TokenParameters, TokenRequest,
     schedule::Backoff,
-    settings::{Settings, Warmth},
+    settings::{RefreshMode, Settings},
 };
 use crate::clock::Clock;
 
@@ -163,7 +163,7 @@ impl TokenCacheBuilder {
     /// # }
     /// ```
     pub fn keep_warm(mut self) -> Self {
-        self.settings.warmth = Warmth::Always;
+        self.settings.refresh_mode = RefreshMode::KeepWarm;
         self
     }
 

@@ -34,7 +34,7 @@ use super::{
     entry::{CachedToken, Entry, FlightResult, Generation, Join, NewFlight},
     flight::{Completer, SharedTokenService},
     schedule::Freshness,
-    settings::{Settings, Warmth},
+    settings::{RefreshMode, Settings},
 };
 use crate::{
     Error,
@@ -44,7 +44,7 @@ use crate::{
 };
 
 /// How often one waiter starts anew after a flight that it started was lost.
-const RELAUNCHES: u32 = 3;
+const MAX_RESTARTS: u32 = 3;
 
 /// How often one waiter looks for another flight after one was lost that somebody else had started.
 ///
@@ -53,21 +53,21 @@ const LOST_BY_OTHERS: u32 = 1000;
 
 /// How long a token that is kept warm is left alone, at least: one that ends at once would otherwise
 /// be asked for without a pause.
-const SHORTEST_WARMTH: Duration = Duration::from_secs(1);
+const SHORTEST_KEEP_WARM_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often both clocks are looked at while a token is kept warm.
-const LOOK_AFTER: Duration = Duration::from_secs(60);
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often one waiter waits again because the token that landed had expired, or been rejected, by
 /// the time that it was polled.
-const MISSES: u32 = 10;
+const MAX_MISSES: u32 = 10;
 
 /// A future that waits for a token; boxed because only a miss needs one.
 pub(crate) type Acquiring = Pin<Box<dyn Future<Output = Acquired> + Send>>;
 
 /// A token or an error, and how long it took if it had to be waited for.
 pub(crate) struct Acquired {
-    pub(crate) landed: FlightResult,
+    pub(crate) result: FlightResult,
     pub(crate) waited: Option<Duration>,
 }
 
@@ -175,7 +175,7 @@ impl TokenCache {
         if let Some(held) = self.current(&self.shared.now()) {
             return Ok(held.token().clone());
         }
-        let held = self.clone().acquire(None).await.landed?;
+        let held = self.clone().acquire(None).await.result?;
         Ok(held.token().clone())
     }
 
@@ -267,7 +267,7 @@ impl TokenCache {
     /// A token to send now, in place of one that was granted a while ago to a call that waited for it.
     pub(crate) fn still_usable(&self, granted: &Arc<CachedToken>) -> Option<Arc<CachedToken>> {
         self.current(&self.shared.now()).or_else(|| {
-            let may_serve = self.shared.lock().may_still_serve(granted);
+            let may_serve = self.shared.lock().may_serve_waiter(granted);
             may_serve.then(|| Arc::clone(granted))
         })
     }
@@ -288,7 +288,7 @@ impl TokenCache {
             return;
         };
         if let Join::Start(new_flight) = self.shared.join(None) {
-            self.shared.launch(new_flight, &runtime);
+            self.shared.spawn_flight(new_flight, &runtime);
         }
     }
 
@@ -296,13 +296,13 @@ impl TokenCache {
     pub(crate) fn acquire(self, rejected: Option<Generation>) -> Acquiring {
         Box::pin(async move {
             let mut since = None;
-            let landed = self.wait_for_token(rejected, &mut since).await;
+            let result = self.wait_for_token(rejected, &mut since).await;
             let waited = since.map(|(since, waiter): (Instant, telemetry::Waiter)| {
                 let waited = Clock::monotonic().duration_since(since);
-                waiter.end(waited, landed.as_ref());
+                waiter.end(waited, result.as_ref());
                 waited
             });
-            Acquired { landed, waited }
+            Acquired { result, waited }
         })
     }
 
@@ -313,10 +313,10 @@ impl TokenCache {
         since: &mut Option<(Instant, telemetry::Waiter)>,
     ) -> FlightResult {
         let Some(runtime) = runtime_with_timers() else {
-            return self.without_runtime(rejected, Kind::NoRuntime);
+            return self.fall_back(rejected, Kind::NoRuntime);
         };
         let (mut lost, mut lost_by_others, mut missed) = (0, 0, 0);
-        while lost <= RELAUNCHES && lost_by_others <= LOST_BY_OTHERS && missed <= MISSES {
+        while lost <= MAX_RESTARTS && lost_by_others <= LOST_BY_OTHERS && missed <= MAX_MISSES {
             let mut times_lost = &mut lost_by_others;
             let flight = match self.shared.join(rejected) {
                 Join::Token(held) => return Ok(held),
@@ -328,20 +328,20 @@ impl TokenCache {
                 Join::Wait(flight) => flight,
                 Join::Start(new_flight) => {
                     let flight = new_flight.flight.clone();
-                    self.shared.launch(new_flight, &runtime);
+                    self.shared.spawn_flight(new_flight, &runtime);
                     times_lost = &mut lost;
                     flight
                 }
             };
             since.get_or_insert_with(|| (Clock::monotonic(), telemetry::Waiter::begin()));
-            match flight.landed().await {
+            match flight.result().await {
                 Some(Ok(landed)) => {
                     // This waiter may be polled long after the landing: what landed may have
                     // expired by now, or been rejected.
                     if let Some(held) = self.unexpired(rejected) {
                         return Ok(held);
                     }
-                    if self.shared.lock().may_still_serve(&landed) {
+                    if self.shared.lock().may_serve_waiter(&landed) {
                         return Ok(landed);
                     }
                     missed += 1;
@@ -351,12 +351,12 @@ impl TokenCache {
                 None => *times_lost += 1,
             }
         }
-        let reason = if missed > MISSES {
+        let reason = if missed > MAX_MISSES {
             Kind::Expired
         } else {
             Kind::RuntimeLost
         };
-        self.without_runtime(rejected, reason)
+        self.fall_back(rejected, reason)
     }
 
     /// One transition, without what the cache does around it.
@@ -384,13 +384,13 @@ impl TokenCache {
     fn unexpired(&self, rejected: Option<Generation>) -> Option<Arc<CachedToken>> {
         let held = self.shared.snapshot.load_full()?;
         held.may_serve(rejected, &self.shared.now())
-            .then(|| held.for_anyone())
+            .then(|| held.for_later_calls())
     }
 
     /// Nothing can be asked: a rejected token that has not expired is better than none.
-    fn without_runtime(&self, rejected: Option<Generation>, reason: Kind) -> FlightResult {
+    fn fall_back(&self, rejected: Option<Generation>, reason: Kind) -> FlightResult {
         let now = self.shared.now();
-        self.shared.update(|entry| entry.reinstate(&now));
+        self.shared.update(|entry| entry.make_available(&now));
         self.unexpired(rejected).ok_or_else(|| Error::new(reason))
     }
 }
@@ -460,23 +460,23 @@ impl Shared {
     fn refresh_in_background(self: &Arc<Self>) {
         let now = self.now();
         let Some(runtime) = runtime_with_timers() else {
-            self.update(|entry| entry.relaunch_later(&now));
+            self.update(|entry| entry.retry_refresh_later(&now));
             return;
         };
         if let Some(new_flight) = self.update(|entry| entry.refresh(&now, &self.settings)) {
-            self.launch(new_flight, &runtime);
+            self.spawn_flight(new_flight, &runtime);
         }
     }
 
-    fn warm_up(self: &Arc<Self>, landed: Generation, now: &Moment, runtime: &Handle) {
-        let new_flight = self.update(|entry| entry.warm_up(landed, now, &self.settings));
+    fn keep_warm_refresh(self: &Arc<Self>, landed: Generation, now: &Moment, runtime: &Handle) {
+        let new_flight = self.update(|entry| entry.keep_warm_refresh(landed, now, &self.settings));
         if let Some(new_flight) = new_flight {
-            self.launch(new_flight, runtime);
+            self.spawn_flight(new_flight, runtime);
         }
     }
 
     /// Starts a flight. Not under the lock: a runtime that is shutting down drops the task at once.
-    fn launch(self: &Arc<Self>, new_flight: NewFlight, runtime: &Handle) {
+    fn spawn_flight(self: &Arc<Self>, new_flight: NewFlight, runtime: &Handle) {
         let mut request = TokenRequest::new(self.settings.parameters.clone());
         request.rejected = new_flight.rejected;
         let task = FlightTask {
@@ -520,7 +520,7 @@ impl FlightTask {
         };
         #[cfg(feature = "tracing")]
         let span = telemetry.span();
-        let acquisition = settings.limits.acquire(
+        let acquisition = settings.limits.request_token(
             &token_service,
             &request,
             self.deadline,
@@ -529,7 +529,7 @@ impl FlightTask {
         );
         #[cfg(feature = "tracing")]
         let acquisition = tracing::Instrument::instrument(acquisition, span);
-        let Some(result) = completer.fly(acquisition).await else {
+        let Some(result) = completer.run(acquisition).await else {
             return;
         };
         let Some(cache) = self.cache.upgrade() else {
@@ -537,17 +537,17 @@ impl FlightTask {
         };
 
         let now = cache.now();
-        let (landed, leftovers) =
-            cache.update(|entry| entry.land(self.generation, result, &now, &cache.settings));
-        drop(leftovers);
+        let (landed, to_drop) =
+            cache.update(|entry| entry.complete(self.generation, result, &now, &cache.settings));
+        drop(to_drop);
         // Without an outcome, it is dropped: waiters notice that the flight was lost.
         if let (Some(landed), Some(completer)) = (landed, self.completer.take()) {
             let token = landed.as_ref().map(|held| held.expires_at());
             telemetry.landed(token, completer.waiters());
-            completer.land(landed);
+            completer.complete(landed);
         }
 
-        if settings.warmth == Warmth::Always {
+        if settings.refresh_mode == RefreshMode::KeepWarm {
             drop(cache);
             self.keep_warm(now).await;
         }
@@ -558,22 +558,22 @@ impl FlightTask {
         let Some(mut handles) = self.cache.upgrade().map(|cache| cache.handles.subscribe()) else {
             return;
         };
-        let earliest = landed_at.after(SHORTEST_WARMTH).monotonic;
+        let earliest = landed_at.after(SHORTEST_KEEP_WARM_PAUSE).monotonic;
         loop {
             let (Some(cache), Some(runtime)) = (self.cache.upgrade(), runtime_with_timers()) else {
                 return;
             };
             let now = cache.now();
-            let Some(due) = cache.lock().warm_up_at(self.generation, &now) else {
+            let Some(due) = cache.lock().keep_warm_refresh_at(self.generation, &now) else {
                 return;
             };
             let due = due.max(earliest);
             if now.monotonic >= due {
-                return cache.warm_up(self.generation, &now, &runtime);
+                return cache.keep_warm_refresh(self.generation, &now, &runtime);
             }
             drop(cache);
             // Timers stand still while a machine is suspended, and do not see the wall clock jump.
-            let look_at = due.min(now.after(LOOK_AFTER).monotonic);
+            let look_at = due.min(now.after(CLOCK_CHECK_INTERVAL).monotonic);
             select(pin!(sleep_until(look_at)), pin!(handles.changed())).await;
         }
     }
@@ -584,8 +584,8 @@ impl Drop for FlightTask {
     fn drop(&mut self) {
         if let (Some(_lost), Some(cache)) = (&self.completer, self.cache.upgrade()) {
             let now = cache.now();
-            let leftovers = cache.update(|entry| entry.lose(self.generation, &now));
-            drop(leftovers);
+            let to_drop = cache.update(|entry| entry.flight_lost(self.generation, &now));
+            drop(to_drop);
         }
     }
 }

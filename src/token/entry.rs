@@ -17,7 +17,7 @@ use super::{
 use crate::{Error, clock::Moment, telemetry::Cause};
 
 /// How long a stale token is used before a refresh that was lost is started again.
-const RELAUNCH_AFTER: Duration = Duration::from_secs(1);
+const LOST_REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
 /// What all waiters of a flight are told.
 pub(crate) type FlightResult = Result<Arc<CachedToken>, Error>;
@@ -28,10 +28,10 @@ pub(crate) struct CachedToken {
     token: AccessToken,
     generation: Generation,
     /// The flight that brought the token first; those since then were refreshes that brought it again.
-    first_issue: Generation,
+    first_generation: Generation,
     schedule: Schedule,
     /// The token's time was over when it came: it serves those who waited for it, no others.
-    ended_on_landing: bool,
+    expired_on_arrival: bool,
 }
 
 /// Counts flights; a token has the number of the flight that brought it.
@@ -62,25 +62,25 @@ impl CachedToken {
 
     /// Whether the token may go to a call whose last token was of generation `rejected`.
     pub(super) fn may_serve(&self, rejected: Option<Generation>, now: &Moment) -> bool {
-        let is_rejected = rejected.is_some_and(|rejected| self.was_issued_by(rejected));
+        let is_rejected = rejected.is_some_and(|rejected| self.came_with(rejected));
         !is_rejected && self.freshness(now) != Freshness::Expired
     }
 
     /// Whether this flight brought the token, the first time or again.
-    fn was_issued_by(&self, flight: Generation) -> bool {
-        (self.first_issue..=self.generation).contains(&flight)
+    fn came_with(&self, flight: Generation) -> bool {
+        (self.first_generation..=self.generation).contains(&flight)
     }
 
     /// The token as it is given to one who did not wait for its landing.
     ///
     /// One that had ended on landing only gets here when a clock was set back: it then may be used, but
     /// not past its end.
-    pub(super) fn for_anyone(self: &Arc<Self>) -> Arc<Self> {
-        if !self.ended_on_landing {
+    pub(super) fn for_later_calls(self: &Arc<Self>) -> Arc<Self> {
+        if !self.expired_on_arrival {
             return Arc::clone(self);
         }
         Arc::new(Self {
-            ended_on_landing: false,
+            expired_on_arrival: false,
             ..Self::clone(self)
         })
     }
@@ -131,7 +131,7 @@ pub(super) struct NewFlight {
 /// What a transition leaves behind, to be dropped without the lock.
 #[must_use = "to be dropped after unlocking"]
 #[derive(Default)]
-pub(super) struct Leftovers {
+pub(super) struct DropAfterUnlock {
     _flight: Option<Flight<FlightResult>>,
     _failure: Option<Failure>,
 }
@@ -166,15 +166,15 @@ pub enum Rejection {
 #[derive(Default)]
 pub(super) struct Entry {
     held: Option<Arc<CachedToken>>,
-    standing: Standing,
-    flight: Option<Underway>,
+    availability: Availability,
+    flight: Option<ActiveFlight>,
     last_flight: Generation,
     renewed_at: Option<Instant>,
     failure: Option<Failure>,
 }
 
 /// A flight that has not landed.
-struct Underway {
+struct ActiveFlight {
     generation: Generation,
     flight: Flight<FlightResult>,
     purpose: Purpose,
@@ -189,9 +189,9 @@ enum Purpose {
 
 /// What the API thinks of the token that is held.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Standing {
+enum Availability {
     #[default]
-    InUse,
+    Available,
     /// Rejected: nobody is given the token until its renewal has landed.
     Withheld,
 }
@@ -208,7 +208,7 @@ impl Entry {
     pub(super) fn current(&self) -> Option<&Arc<CachedToken>> {
         self.held
             .as_ref()
-            .filter(|_| self.standing == Standing::InUse)
+            .filter(|_| self.availability == Availability::Available)
     }
 
     /// The token that came last, whatever has become of it.
@@ -225,7 +225,7 @@ impl Entry {
     ) -> Join {
         // Looked at again under the lock: a flight may have landed in between.
         if let Some(held) = self.current().filter(|held| held.may_serve(rejected, now)) {
-            return Join::Token(held.for_anyone());
+            return Join::Token(held.for_later_calls());
         }
         // A token that may be used is there, so it is the rejected one: it is in use again, as nobody
         // could renew it. The rejection counts as if it came now.
@@ -238,17 +238,17 @@ impl Entry {
                 Rejection::Replaced => {}
             }
         }
-        if let Some(flight) = self.flight_under_way(now) {
+        if let Some(flight) = self.active_flight(now) {
             return Join::Wait(flight.clone());
         }
-        if let Some(error) = self.failing(now) {
+        if let Some(error) = self.recent_failure(now) {
             return Join::Failing(error);
         }
         let cause = match self.held {
             None => Cause::First,
             Some(_) => Cause::Expired,
         };
-        Join::Start(self.start(cause, now, settings))
+        Join::Start(self.start_flight(cause, now, settings))
     }
 
     /// A call found the current token stale.
@@ -256,11 +256,11 @@ impl Entry {
         let held = self.current()?;
         // Not stale any more if somebody was faster: a flight puts the next refresh off.
         let is_stale = held.freshness(now) == Freshness::DueForRefresh;
-        is_stale.then(|| self.start(Cause::DueForRefresh, now, settings))
+        is_stale.then(|| self.start_flight(Cause::DueForRefresh, now, settings))
     }
 
     /// When a token that is kept warm has to be refreshed; `None` if a later flight sees to that.
-    pub(super) fn warm_up_at(&self, landed: Generation, now: &Moment) -> Option<Instant> {
+    pub(super) fn keep_warm_refresh_at(&self, landed: Generation, now: &Moment) -> Option<Instant> {
         if self.last_flight != landed {
             return None;
         }
@@ -275,13 +275,13 @@ impl Entry {
     }
 
     /// The time has come to refresh a token that is kept warm.
-    pub(super) fn warm_up(
+    pub(super) fn keep_warm_refresh(
         &mut self,
         landed: Generation,
         now: &Moment,
         settings: &Settings,
     ) -> Option<NewFlight> {
-        (self.last_flight == landed).then(|| self.start(Cause::KeepWarm, now, settings))
+        (self.last_flight == landed).then(|| self.start_flight(Cause::KeepWarm, now, settings))
     }
 
     /// The API rejected the token of this generation.
@@ -291,19 +291,19 @@ impl Entry {
         now: &Moment,
         settings: &Settings,
     ) -> Rejection {
-        if !self.is_issue_of_held(generation) {
+        if !self.is_cached_generation(generation) {
             return Rejection::Replaced;
         }
-        if self.standing == Standing::Withheld {
+        if self.availability == Availability::Withheld {
             return Rejection::Withheld;
         }
         if self.is_cooling_down(now, settings) {
             return Rejection::CoolingDown;
         }
-        if let Some(error) = self.failing(now) {
+        if let Some(error) = self.recent_failure(now) {
             return Rejection::Failing(error);
         }
-        self.standing = Standing::Withheld;
+        self.availability = Availability::Withheld;
         Rejection::Withheld
     }
 
@@ -314,105 +314,108 @@ impl Entry {
     }
 
     /// A flight brought a token or an error; returns what its waiters are told, if anything.
-    pub(super) fn land(
+    pub(super) fn complete(
         &mut self,
         generation: Generation,
         result: Result<(AccessToken, Moment), Error>,
         now: &Moment,
         settings: &Settings,
-    ) -> (Option<FlightResult>, Leftovers) {
-        let Some(Underway {
+    ) -> (Option<FlightResult>, DropAfterUnlock) {
+        let Some(ActiveFlight {
             flight, purpose, ..
         }) = self.remove_flight(generation)
         else {
             // Overdue, and another flight took its place: this one must not overwrite what that
             // one brings. Its own waiters have left.
             let outcome = result.map(|(token, asked_at)| {
-                Arc::new(self.hold(generation, token, &asked_at, now, settings))
+                Arc::new(self.cached_token(generation, token, &asked_at, now, settings))
             });
-            return (Some(outcome), Leftovers::default());
+            return (Some(outcome), DropAfterUnlock::default());
         };
         if result.is_err() && now.monotonic >= flight.overdue_at() {
             // Nobody drove the flight's runtime meanwhile: that says nothing of the token service.
-            self.relaunch_later(now);
-            let leftovers = Leftovers {
+            self.retry_refresh_later(now);
+            let to_drop = DropAfterUnlock {
                 _flight: Some(flight),
-                ..Leftovers::default()
+                ..DropAfterUnlock::default()
             };
-            return (None, leftovers);
+            return (None, to_drop);
         }
         if purpose == Purpose::Renewal {
             self.renewed_at = Some(now.monotonic);
         }
         // A refresh that began before the rejection may bring the rejected token once more: then its
         // renewal is still due.
-        let is_unchanged = matches!(&result, Ok((token, _)) if self.is_held(token));
+        let is_unchanged = matches!(&result, Ok((token, _)) if self.is_cached(token));
         if purpose == Purpose::Renewal || !is_unchanged {
-            self.standing = Standing::InUse;
+            self.availability = Availability::Available;
         }
 
         match result {
             Ok((token, asked_at)) => {
-                let first_issue = match &self.held {
-                    Some(last) if is_unchanged && purpose == Purpose::Refresh => last.first_issue,
+                let first_generation = match &self.held {
+                    Some(last) if is_unchanged && purpose == Purpose::Refresh => {
+                        last.first_generation
+                    }
                     _ => generation,
                 };
                 let held = Arc::new(CachedToken {
-                    first_issue,
-                    ..self.hold(generation, token, &asked_at, now, settings)
+                    first_generation,
+                    ..self.cached_token(generation, token, &asked_at, now, settings)
                 });
                 self.held = Some(Arc::clone(&held));
-                let leftovers = Leftovers {
+                let to_drop = DropAfterUnlock {
                     _flight: Some(flight),
                     _failure: self.failure.take(),
                 };
-                (Some(Ok(held)), leftovers)
+                (Some(Ok(held)), to_drop)
             }
             Err(error) => {
-                let (error, failure) = self.fail(error, now, settings);
-                let leftovers = Leftovers {
+                let (error, failure) = self.record_failure(error, now, settings);
+                let to_drop = DropAfterUnlock {
                     _flight: Some(flight),
                     _failure: failure,
                 };
-                (Some(Err(error)), leftovers)
+                (Some(Err(error)), to_drop)
             }
         }
     }
 
     /// A flight went away without landing; whoever needs a token starts another.
-    pub(super) fn lose(&mut self, generation: Generation, now: &Moment) -> Leftovers {
+    pub(super) fn flight_lost(&mut self, generation: Generation, now: &Moment) -> DropAfterUnlock {
         let lost = self.remove_flight(generation);
         if lost.is_some() {
-            self.relaunch_later(now);
+            self.retry_refresh_later(now);
         }
-        Leftovers {
-            _flight: lost.map(|underway| underway.flight),
-            ..Leftovers::default()
+        DropAfterUnlock {
+            _flight: lost.map(|active| active.flight),
+            ..DropAfterUnlock::default()
         }
     }
 
     /// A stale token cannot be refreshed here and now; a flight that is under way will.
-    pub(super) fn relaunch_later(&mut self, now: &Moment) {
-        if self.flight_under_way(now).is_none() {
-            self.postpone_refresh(now.after(RELAUNCH_AFTER).monotonic);
+    pub(super) fn retry_refresh_later(&mut self, now: &Moment) {
+        if self.active_flight(now).is_none() {
+            self.postpone_refresh(now.after(LOST_REFRESH_PAUSE).monotonic);
         }
     }
 
     /// Nobody can renew the rejected token: it is used again rather than nothing.
-    pub(super) fn reinstate(&mut self, now: &Moment) {
-        if self.flight_under_way(now).is_none() {
-            self.standing = Standing::InUse;
+    pub(super) fn make_available(&mut self, now: &Moment) {
+        if self.active_flight(now).is_none() {
+            self.availability = Availability::Available;
         }
     }
 
     /// Whether a token that ended on landing may be given to one who waited for it.
-    pub(super) fn may_still_serve(&self, landed: &CachedToken) -> bool {
+    pub(super) fn may_serve_waiter(&self, landed: &CachedToken) -> bool {
         // A server may have handed it out again since, which makes it the same token.
-        let is_withheld = self.standing == Standing::Withheld && self.is_held(&landed.token);
-        landed.ended_on_landing && !is_withheld
+        let is_withheld =
+            self.availability == Availability::Withheld && self.is_cached(&landed.token);
+        landed.expired_on_arrival && !is_withheld
     }
 
-    fn flight_under_way(&self, now: &Moment) -> Option<&Flight<FlightResult>> {
+    fn active_flight(&self, now: &Moment) -> Option<&Flight<FlightResult>> {
         let flight = &self.flight.as_ref()?.flight;
         (now.monotonic < flight.overdue_at()).then_some(flight)
     }
@@ -421,7 +424,7 @@ impl Entry {
         self.current().is_some_and(|held| held.may_serve(None, now))
     }
 
-    fn failing(&self, now: &Moment) -> Option<Error> {
+    fn recent_failure(&self, now: &Moment) -> Option<Error> {
         let failure = self.failure.as_ref()?;
         let left = failure.until.checked_duration_since(now.monotonic)?;
         (!left.is_zero()).then(|| failure.error.clone().with_retry_after(Some(left)))
@@ -433,17 +436,17 @@ impl Entry {
         })
     }
 
-    fn start(&mut self, cause: Cause, now: &Moment, settings: &Settings) -> NewFlight {
+    fn start_flight(&mut self, cause: Cause, now: &Moment, settings: &Settings) -> NewFlight {
         let generation = Generation(self.last_flight.0 + 1);
         self.last_flight = generation;
         let (flight, completer) = Flight::prepare(now, settings.limits.deadline);
         // Until then the flight answers for the refresh: calls need not look for it.
         self.postpone_refresh(flight.overdue_at());
-        let rejected = match self.standing {
-            Standing::InUse => None,
-            Standing::Withheld => self.held.as_ref().map(|held| held.token.clone()),
+        let rejected = match self.availability {
+            Availability::Available => None,
+            Availability::Withheld => self.held.as_ref().map(|held| held.token.clone()),
         };
-        let replaced = self.flight.replace(Underway {
+        let replaced = self.flight.replace(ActiveFlight {
             generation,
             flight: flight.clone(),
             purpose: match rejected {
@@ -460,27 +463,27 @@ impl Entry {
                 Some(_) => Cause::Rejected,
             },
             rejected,
-            _replaced: replaced.map(|underway| underway.flight),
+            _replaced: replaced.map(|active| active.flight),
         }
     }
 
-    fn remove_flight(&mut self, generation: Generation) -> Option<Underway> {
+    fn remove_flight(&mut self, generation: Generation) -> Option<ActiveFlight> {
         self.flight
-            .take_if(|underway| underway.generation == generation)
+            .take_if(|active| active.generation == generation)
     }
 
     /// Whether the token that is held is what this flight brought.
-    fn is_issue_of_held(&self, generation: Generation) -> bool {
+    fn is_cached_generation(&self, generation: Generation) -> bool {
         let held = self.held.as_ref();
-        held.is_some_and(|held| held.was_issued_by(generation))
+        held.is_some_and(|held| held.came_with(generation))
     }
 
-    fn is_held(&self, token: &AccessToken) -> bool {
+    fn is_cached(&self, token: &AccessToken) -> bool {
         let held = self.held.as_ref();
         held.is_some_and(|held| held.token.is_same(token))
     }
 
-    fn hold(
+    fn cached_token(
         &self,
         generation: Generation,
         token: AccessToken,
@@ -488,7 +491,7 @@ impl Entry {
         now: &Moment,
         settings: &Settings,
     ) -> CachedToken {
-        let is_unchanged = self.is_held(&token);
+        let is_unchanged = self.is_cached(&token);
         let mut schedule = settings
             .timing
             .schedule(*asked_at, token.lifetime(), fastrand::f64());
@@ -498,14 +501,14 @@ impl Entry {
         CachedToken {
             token,
             generation,
-            first_issue: generation,
+            first_generation: generation,
             schedule,
-            ended_on_landing: schedule.freshness(now) == Freshness::Expired,
+            expired_on_arrival: schedule.freshness(now) == Freshness::Expired,
         }
     }
 
     /// Notes a failure; returns it with when the token service is asked again, and the last one.
-    fn fail(
+    fn record_failure(
         &mut self,
         error: Error,
         now: &Moment,
@@ -552,11 +555,11 @@ mod tests {
         let Join::Start(new_flight) = entry.join(None, &start, &settings) else {
             panic!("an empty entry has to ask");
         };
-        land(&mut entry, &new_flight, "token-1", &start, &settings);
+        complete(&mut entry, &new_flight, "token-1", &start, &settings);
         (entry, start, settings)
     }
 
-    fn land(
+    fn complete(
         entry: &mut Entry,
         new_flight: &NewFlight,
         token: &str,
@@ -565,7 +568,7 @@ mod tests {
     ) {
         let token = AccessToken::new(token).map(|token| token.with_lifetime(1800 * SECOND));
         let landed = token.map(|token| (token, *now));
-        drop(entry.land(new_flight.generation, landed, now, settings));
+        drop(entry.complete(new_flight.generation, landed, now, settings));
     }
 
     #[test]
@@ -598,7 +601,7 @@ mod tests {
         let stale = start.after(1490 * SECOND);
         let _under_way = entry.refresh(&stale, &settings).expect("it is stale");
 
-        entry.relaunch_later(&stale);
+        entry.retry_refresh_later(&stale);
 
         assert!(entry.refresh(&stale.after(2 * SECOND), &settings).is_none());
     }
@@ -609,7 +612,7 @@ mod tests {
         let stale = start.after(1490 * SECOND);
         let new_flight = entry.refresh(&stale, &settings).expect("it is stale");
 
-        drop(entry.lose(new_flight.generation, &stale));
+        drop(entry.flight_lost(new_flight.generation, &stale));
 
         let almost = stale.after(SECOND - NANOSECOND);
         assert!(entry.refresh(&almost, &settings).is_none());
@@ -626,11 +629,11 @@ mod tests {
             .refresh(&overdue, &settings)
             .expect("the first is overdue");
 
-        drop(entry.lose(first.generation, &overdue));
-        land(&mut entry, &first, "token-2", &overdue, &settings);
+        drop(entry.flight_lost(first.generation, &overdue));
+        complete(&mut entry, &first, "token-2", &overdue, &settings);
         assert_eq!(entry.current().unwrap().token().expose(), "token-1");
 
-        land(&mut entry, &second, "token-3", &overdue, &settings);
+        complete(&mut entry, &second, "token-3", &overdue, &settings);
         assert_eq!(entry.current().unwrap().token().expose(), "token-3");
     }
 
@@ -642,7 +645,7 @@ mod tests {
         let rejected = entry.current().unwrap().generation;
         entry.reject(rejected, &stale, &settings);
 
-        land(&mut entry, &refresh, "token-1", &stale, &settings);
+        complete(&mut entry, &refresh, "token-1", &stale, &settings);
 
         assert!(entry.current().is_none());
         let Join::Start(renewal) = entry.join(Some(rejected), &stale, &settings) else {
@@ -658,7 +661,7 @@ mod tests {
         let stale = start.after(1490 * SECOND);
         let sent_with = entry.current().unwrap().generation;
         let refresh = entry.refresh(&stale, &settings).expect("it is stale");
-        land(&mut entry, &refresh, "token-1", &stale, &settings);
+        complete(&mut entry, &refresh, "token-1", &stale, &settings);
 
         let rejection = entry.reject(sent_with, &stale, &settings);
 
@@ -676,7 +679,7 @@ mod tests {
             panic!("its renewal is due");
         };
         let failure = Err(Error::permanent("no"));
-        drop(entry.land(renewal.generation, failure, &start, &settings));
+        drop(entry.complete(renewal.generation, failure, &start, &settings));
 
         let almost = start.after(settings.cool_down - NANOSECOND);
         let join = entry.join(Some(rejected), &almost, &settings);
@@ -702,7 +705,7 @@ mod tests {
             panic!("its renewal is due");
         };
         let failure = Err(Error::permanent("no"));
-        drop(entry.land(renewal.generation, failure, &end, &settings));
+        drop(entry.complete(renewal.generation, failure, &end, &settings));
 
         let join = entry.join(Some(rejected), &end.after(2 * SECOND), &settings);
 
@@ -722,13 +725,13 @@ mod tests {
             let token =
                 AccessToken::new("the-same").map(|token| token.with_lifetime(Duration::ZERO));
             let landed = token.map(|token| (token, now));
-            let (outcome, _) = entry.land(new_flight.generation, landed, &now, &settings);
+            let (outcome, _) = entry.complete(new_flight.generation, landed, &now, &settings);
             issues.push(outcome.unwrap().unwrap());
         }
-        assert!(issues.iter().all(|issue| entry.may_still_serve(issue)));
+        assert!(issues.iter().all(|issue| entry.may_serve_waiter(issue)));
 
         entry.reject(issues[1].generation, &now, &settings);
 
-        assert!(!issues.iter().any(|issue| entry.may_still_serve(issue)));
+        assert!(!issues.iter().any(|issue| entry.may_serve_waiter(issue)));
     }
 }

@@ -84,14 +84,14 @@ const OVERDUE_AFTER: Duration = Duration::from_secs(1);
 /// A flight, as those see it who wait for it.
 #[derive(Clone, Debug)]
 pub(super) struct Flight<T> {
-    landing: watch::Receiver<Option<T>>,
+    result: watch::Receiver<Option<T>>,
     deadline: Instant,
 }
 
 /// A flight, as the task sees it that carries it out.
 #[derive(Debug)]
 pub(super) struct Completer<T> {
-    landing: watch::Sender<Option<T>>,
+    result: watch::Sender<Option<T>>,
 }
 
 impl<T: Clone> Flight<T> {
@@ -99,10 +99,10 @@ impl<T: Clone> Flight<T> {
     pub(super) fn prepare(now: &Moment, deadline: Duration) -> (Self, Completer<T>) {
         let (sender, receiver) = watch::channel(None);
         let flight = Self {
-            landing: receiver,
+            result: receiver,
             deadline: now.after(deadline).monotonic,
         };
-        (flight, Completer { landing: sender })
+        (flight, Completer { result: sender })
     }
 
     /// When the flight has to have an outcome.
@@ -116,8 +116,8 @@ impl<T: Clone> Flight<T> {
     }
 
     /// Waits for the outcome; `None` if there will be none, because the flight was lost.
-    pub(super) async fn landed(mut self) -> Option<T> {
-        match timeout_at(self.overdue_at(), self.landing.wait_for(Option::is_some)).await {
+    pub(super) async fn result(mut self) -> Option<T> {
+        match timeout_at(self.overdue_at(), self.result.wait_for(Option::is_some)).await {
             Ok(Ok(outcome)) => outcome.clone(),
             // The task is gone: its runtime was shut down.
             Ok(Err(_)) => None,
@@ -128,8 +128,8 @@ impl<T: Clone> Flight<T> {
 
 impl<T> Completer<T> {
     /// Carries out the acquisition; `None` if nobody is left who could use its outcome.
-    pub(super) async fn fly<F: Future>(&self, acquisition: F) -> Option<F::Output> {
-        match select(pin!(acquisition), pin!(self.landing.closed())).await {
+    pub(super) async fn run<F: Future>(&self, acquisition: F) -> Option<F::Output> {
+        match select(pin!(acquisition), pin!(self.result.closed())).await {
             Either::Left((outcome, _)) => Some(outcome),
             Either::Right(_) => None,
         }
@@ -137,12 +137,12 @@ impl<T> Completer<T> {
 
     /// How many wait.
     pub(super) fn waiters(&self) -> usize {
-        self.landing.receiver_count()
+        self.result.receiver_count()
     }
 
     /// Tells all waiters.
-    pub(super) fn land(self, outcome: T) {
-        self.landing.send_replace(Some(outcome));
+    pub(super) fn complete(self, outcome: T) {
+        self.result.send_replace(Some(outcome));
     }
 }
 
@@ -157,7 +157,7 @@ pub(super) struct Limits {
 impl Limits {
     /// Asks the token service until it answers with a token or a permanent error, or until the
     /// attempts or the time are used up. Also says when the token was asked for.
-    pub(super) async fn acquire(
+    pub(super) async fn request_token(
         &self,
         service: &SharedTokenService,
         request: &TokenRequest,

@@ -55,15 +55,16 @@ fn refreshing() -> (TokenCache, Generation, NewFlight) {
         unreachable!("an empty entry has to ask");
     };
     let first = new_flight.generation;
-    land(&cache, new_flight, "token-1");
-    let refresh = cache.transition(|entry, now, settings| entry.warm_up(first, now, settings));
+    complete(&cache, new_flight, "token-1");
+    let refresh =
+        cache.transition(|entry, now, settings| entry.keep_warm_refresh(first, now, settings));
     (cache, first, refresh.expect("no other flight has departed"))
 }
 
-fn land(cache: &TokenCache, new_flight: NewFlight, text: &'static str) {
+fn complete(cache: &TokenCache, new_flight: NewFlight, text: &'static str) {
     let landed = cache.transition(|entry, now, settings| {
         let token = AccessToken::new(text).map(|token| (token, *now));
-        entry.land(new_flight.generation, token, now, settings)
+        entry.complete(new_flight.generation, token, now, settings)
     });
     drop((landed, new_flight));
 }
@@ -101,7 +102,7 @@ fn token_that_lands_while_the_last_one_is_rejected_is_used() {
         let mut caller = Caller::of(&cache);
         let landing = {
             let cache = cache.clone();
-            thread::spawn(move || land(&cache, refresh, "token-2"))
+            thread::spawn(move || complete(&cache, refresh, "token-2"))
         };
 
         let rejection = cache.reject_generation(first);
@@ -122,7 +123,8 @@ fn token_that_is_rejected_while_its_refresh_is_lost_stays_withheld() {
         let losing = {
             let cache = cache.clone();
             thread::spawn(move || {
-                let lost = cache.transition(|entry, now, _| entry.lose(refresh.generation, now));
+                let lost =
+                    cache.transition(|entry, now, _| entry.flight_lost(refresh.generation, now));
                 drop((lost, refresh));
             })
         };
@@ -144,7 +146,7 @@ fn call_is_not_given_an_older_token_than_the_call_before_it() {
         let mut caller = Caller::of(&cache);
         let landing = {
             let cache = cache.clone();
-            thread::spawn(move || land(&cache, refresh, "token-2"))
+            thread::spawn(move || complete(&cache, refresh, "token-2"))
         };
 
         let before = caller.token();

@@ -15,15 +15,15 @@ pub(super) struct Settings {
     pub(super) limits: Limits,
     pub(super) backoff: Backoff,
     pub(super) cool_down: Duration,
-    pub(super) warmth: Warmth,
+    pub(super) refresh_mode: RefreshMode,
     pub(super) clock: Clock,
 }
 
 /// Whether a token is refreshed while nobody uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Warmth {
-    WhenUsed,
-    Always,
+pub(super) enum RefreshMode {
+    OnUse,
+    KeepWarm,
 }
 
 impl Default for Settings {
@@ -46,7 +46,7 @@ impl Default for Settings {
                 longest: Duration::from_secs(60),
             },
             cool_down: Duration::from_secs(30),
-            warmth: Warmth::WhenUsed,
+            refresh_mode: RefreshMode::OnUse,
             clock: Clock::default(),
         }
     }
