@@ -196,7 +196,7 @@ where
 
     /// The request was sent without a token, because it must not carry one.
     pub(crate) fn without_token(response: S::Future, reason: TokenOmitted) -> Self {
-        telemetry::withheld(reason);
+        telemetry::token_omitted(reason.label());
         Self::calling(response, Sent::WithoutToken { reason })
     }
 

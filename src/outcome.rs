@@ -229,6 +229,16 @@ pub enum TokenOmitted {
     PlainHttp,
 }
 
+impl TokenOmitted {
+    /// The reason in metrics.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::OtherOrigin => "other_origin",
+            Self::PlainHttp => "plain_http",
+        }
+    }
+}
+
 impl fmt::Display for TokenOmitted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let destination = match self {

@@ -1,15 +1,16 @@
-//! What the crate tells of itself, with the features `tracing` and `metrics`; nothing without them.
+//! Metrics, spans and events, for the features `metrics` and `tracing`. Without them, nothing here
+//! does anything.
 //!
-//! Everything here is called on cold paths: a call that finds its token tells nothing. What is told
-//! names causes, outcomes and durations, and neither tokens nor secrets; no label of a metric holds
-//! what a server sent.
+//! Only cold paths call these functions: a call that uses a fresh token emits nothing. Events and
+//! labels name causes, outcomes and durations, never a token or a secret. Metric labels never
+//! contain text from a server.
 
 #![cfg_attr(
     not(all(feature = "tracing", feature = "metrics")),
     allow(
         unused_variables,
         dead_code,
-        reason = "each feature looks at what it tells, and at nothing else"
+        reason = "each feature uses only some of the arguments and functions"
     )
 )]
 
@@ -17,9 +18,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::{AccessToken, Error, Rejection, TokenOmitted, clock::Moment};
+use crate::{Error, clock::Moment};
 
-/// Tells the recorder what each metric is; the recorder has to be there before the first cache.
+/// Describes each metric to the recorder, which has to be installed before the first cache is
+/// created.
 pub(crate) fn describe() {
     #[cfg(feature = "metrics")]
     {
@@ -31,53 +33,52 @@ pub(crate) fn describe() {
         describe_counter!(
             names::TOKEN_REQUESTS,
             Count,
-            "Token requests, by cause and outcome."
+            "Attempts of token requests, by cause and outcome."
         );
         describe_histogram!(
             names::TOKEN_REQUEST_DURATION,
             Seconds,
-            "How long token requests took, by cause and outcome."
+            "Duration of the attempts of token requests, by cause and outcome."
         );
         describe_gauge!(
             names::TOKEN_EXPIRY,
             Seconds,
-            "Unix time from which the last token counts as expired."
+            "Unix time at which the newest token counts as expired."
         );
-        describe_gauge!(names::WAITERS, Count, "Callers that wait for a token now.");
+        describe_gauge!(
+            names::WAITERS,
+            Count,
+            "Callers currently waiting for a token."
+        );
         describe_histogram!(
             names::WAIT_DURATION,
             Seconds,
-            "How long callers waited for a token, by outcome."
+            "Time that callers waited for a token, by outcome."
         );
         describe_counter!(
             names::FAIL_FAST,
             Count,
-            "Callers that were given the error of the last token request."
+            "Callers that got the error of the last token request without a new one."
         );
         describe_counter!(
             names::REJECTIONS,
             Count,
-            "Rejections of tokens by the API, by what becomes of the token."
+            "Tokens rejected by the API, by what happens to the token."
         );
-        describe_counter!(
-            names::REPLAYS,
-            Count,
-            "Requests that were sent a second time."
-        );
+        describe_counter!(names::REPLAYS, Count, "Requests sent a second time.");
         describe_counter!(
             names::REJECTIONS_AFTER_REPLAY,
             Count,
-            "Second sends that the API rejected, too."
+            "Replays that the API rejected as well."
         );
         describe_counter!(
             names::REQUESTS_WITHOUT_TOKEN,
             Count,
-            "Requests that must not carry a token, by reason."
+            "Requests sent without a token, by reason."
         );
     }
 }
 
-/// What the metrics are called.
 #[cfg(feature = "metrics")]
 mod names {
     pub(super) const TOKEN_REQUESTS: &str = "client_credentials_token_requests_total";
@@ -95,23 +96,23 @@ mod names {
         "client_credentials_requests_without_token_total";
 }
 
-/// Why a token was asked for.
+/// Why a token was requested.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// There was none yet.
+    /// There was no token yet.
     First,
-    /// The time had come to refresh it.
+    /// The token was due for refresh.
     DueForRefresh,
-    /// Its time was over.
+    /// The token had expired.
     Expired,
-    /// The API had rejected it.
+    /// The API had rejected the token.
     Rejected,
-    /// It is kept warm.
+    /// The token is refreshed even while unused.
     KeepWarm,
 }
 
 impl Cause {
-    fn name(self) -> &'static str {
+    fn label(self) -> &'static str {
         match self {
             Self::First => "first",
             Self::DueForRefresh => "due_for_refresh",
@@ -122,15 +123,12 @@ impl Cause {
     }
 }
 
-/// One flight, from its new_flight to its landing.
-///
-/// Dropped before it has landed, it was lost with its runtime.
+/// One token request, from its start to its result. Counts as lost if dropped before that.
 pub(crate) struct Flight {
     cause: Cause,
     attempts: u32,
-    has_landed: bool,
-    #[cfg(feature = "tracing")]
-    span: tracing::Span,
+    is_complete: bool,
+    span: Span,
 }
 
 impl Flight {
@@ -138,117 +136,138 @@ impl Flight {
         Self {
             cause,
             attempts: 0,
-            has_landed: false,
-            #[cfg(feature = "tracing")]
-            span: Self::new_span(cause),
+            is_complete: false,
+            span: Span::token_request(cause),
         }
     }
 
-    /// A root span, as the flight may outlive the caller that started it; it follows from that one.
-    #[cfg(feature = "tracing")]
-    fn new_span(cause: Cause) -> tracing::Span {
-        let span = tracing::debug_span!(
-            parent: None,
-            "token_request",
-            otel.kind = "internal",
-            cause = cause.name(),
-            attempts = tracing::field::Empty,
-            waiters = tracing::field::Empty,
-            outcome = tracing::field::Empty,
-            error.type = tracing::field::Empty,
-        );
-        span.follows_from(tracing::Span::current());
-        span
-    }
-
-    /// What the token service does for the flight is part of its span.
-    #[cfg(feature = "tracing")]
-    pub(crate) fn span(&self) -> tracing::Span {
+    /// The span that everything the token service does for this token request belongs to.
+    pub(crate) fn span(&self) -> Span {
         self.span.clone()
     }
 
-    /// The token service has answered one token request, or has not in time.
-    pub(crate) fn attempted(&mut self, asked_at: Instant, answer: Result<&AccessToken, &Error>) {
+    /// Records an attempt that started at `started_at` and failed with `error`, if any.
+    pub(crate) fn attempted(&mut self, started_at: Instant, error: Option<&Error>) {
         self.attempts += 1;
         #[cfg(feature = "metrics")]
         {
-            let labels = [("cause", self.cause.name()), ("outcome", outcome(answer))];
-            let duration = crate::clock::Clock::monotonic().duration_since(asked_at);
+            let labels = [("cause", self.cause.label()), ("outcome", outcome(error))];
+            let duration = crate::clock::Clock::monotonic().duration_since(started_at);
             metrics::counter!(names::TOKEN_REQUESTS, &labels).increment(1);
             metrics::histogram!(names::TOKEN_REQUEST_DURATION, &labels).record(duration);
         }
         #[cfg(feature = "tracing")]
-        if let Err(error) = answer {
+        if let Some(error) = error {
             tracing::debug!(
-                parent: &self.span,
+                parent: &self.span.0,
                 attempt = self.attempts,
                 error.type = error.type_name(),
                 error = %error,
-                "token request failed",
+                "attempt of a token request failed",
             );
         }
     }
 
-    /// The flight brought a token, which expires at that moment, or an error.
-    pub(crate) fn landed(mut self, landed: Result<&Moment, &Error>, waiters: usize) {
-        self.has_landed = true;
+    /// Records the result: when the new token expires, or the error.
+    pub(crate) fn completed(mut self, result: Result<&Moment, &Error>, waiters: usize) {
+        self.is_complete = true;
         #[cfg(feature = "metrics")]
-        if let Ok(expires_at) = landed {
+        if let Ok(expires_at) = result {
             let since_epoch = expires_at.wall.duration_since(std::time::UNIX_EPOCH);
             metrics::gauge!(names::TOKEN_EXPIRY).set(since_epoch.unwrap_or_default().as_secs_f64());
         }
         #[cfg(feature = "tracing")]
-        {
-            self.span.record("attempts", self.attempts);
-            self.span.record("waiters", waiters);
-            self.span.record("outcome", outcome(landed));
-            match landed {
-                Ok(_) => tracing::debug!(parent: &self.span, "token received"),
-                Err(error) => {
-                    self.span.record("error.type", error.type_name());
-                    tracing::warn!(
-                        parent: &self.span,
-                        cause = self.cause.name(),
-                        error.type = error.type_name(),
-                        error = %error,
-                        retry_after = ?error.retry_after(),
-                        "no token could be had",
-                    );
-                }
-            }
-        }
+        self.trace_result(result.err(), waiters);
+    }
+
+    #[cfg(feature = "tracing")]
+    fn trace_result(&self, error: Option<&Error>, waiters: usize) {
+        let span = &self.span.0;
+        span.record("attempts", self.attempts);
+        span.record("waiters", waiters);
+        span.record("outcome", outcome(error));
+        let Some(error) = error else {
+            tracing::debug!(parent: span, "token received");
+            return;
+        };
+        span.record("error.type", error.type_name());
+        tracing::warn!(
+            parent: span,
+            cause = self.cause.label(),
+            error.type = error.type_name(),
+            error = %error,
+            retry_after = ?error.retry_after(),
+            "token request failed",
+        );
     }
 }
 
 impl Drop for Flight {
     fn drop(&mut self) {
         #[cfg(feature = "tracing")]
-        if !self.has_landed {
-            self.span.record("attempts", self.attempts);
-            self.span.record("outcome", "lost");
+        if !self.is_complete {
+            let span = &self.span.0;
+            span.record("attempts", self.attempts);
+            span.record("outcome", "lost");
             tracing::debug!(
-                parent: &self.span,
-                "token request ended with its runtime, or as nobody needs its token",
+                parent: span,
+                "token request cancelled: its runtime shut down, or its token is no longer needed",
             );
         }
     }
 }
 
-/// A caller that waits for a token; dropped when it is given up.
+/// The span of a token request.
+#[derive(Clone)]
+pub(crate) struct Span(#[cfg(feature = "tracing")] tracing::Span);
+
+impl Span {
+    /// Creates a root span, because a token request may outlive the caller that started it. The span
+    /// follows from the caller's.
+    fn token_request(cause: Cause) -> Self {
+        #[cfg(not(feature = "tracing"))]
+        return Self();
+        #[cfg(feature = "tracing")]
+        {
+            let span = tracing::debug_span!(
+                parent: None,
+                "token_request",
+                otel.kind = "internal",
+                cause = cause.label(),
+                attempts = tracing::field::Empty,
+                waiters = tracing::field::Empty,
+                outcome = tracing::field::Empty,
+                error.type = tracing::field::Empty,
+            );
+            span.follows_from(tracing::Span::current());
+            Self(span)
+        }
+    }
+
+    /// Runs `future` in this span.
+    pub(crate) fn instrument<F: Future>(self, future: F) -> impl Future<Output = F::Output> {
+        #[cfg(feature = "tracing")]
+        let future = tracing::Instrument::instrument(future, self.0);
+        future
+    }
+}
+
+/// A caller that waits for a token. Dropped when the wait ends, or the caller gives up.
 pub(crate) struct Waiter(());
 
 impl Waiter {
-    pub(crate) fn begin() -> Self {
+    pub(crate) fn start() -> Self {
         #[cfg(feature = "metrics")]
         metrics::gauge!(names::WAITERS).increment(1.0);
         Self(())
     }
 
-    pub(crate) fn end<T>(self, waited: Duration, landed: Result<&T, &Error>) {
+    /// Records how long the caller waited, and for which error, if any.
+    pub(crate) fn end(self, waited: Duration, error: Option<&Error>) {
         #[cfg(feature = "metrics")]
         metrics::histogram!(
             names::WAIT_DURATION,
-            "outcome" => outcome(landed),
+            "outcome" => outcome(error),
         )
         .record(waited);
     }
@@ -261,7 +280,7 @@ impl Drop for Waiter {
     }
 }
 
-/// A caller was given the error of the last flight, without another.
+/// A caller got the error of the last token request without a new one.
 pub(crate) fn failed_fast(error: &Error) {
     #[cfg(feature = "metrics")]
     metrics::counter!(names::FAIL_FAST).increment(1);
@@ -269,66 +288,57 @@ pub(crate) fn failed_fast(error: &Error) {
     tracing::debug!(
         error.type = error.type_name(),
         retry_after = ?error.retry_after(),
-        "token service is not asked again yet",
+        "returning the error of the last token request without a new one",
     );
 }
 
-/// The API rejected a token; it is news if the token is withheld now, which only the first of many calls
-/// brings about.
-pub(crate) fn rejected(rejection: &Rejection, is_news: bool) {
-    let action = match rejection {
-        Rejection::Withheld => "withheld",
-        Rejection::Replaced => "replaced",
-        Rejection::CoolingDown => "cooling_down",
-        Rejection::Failing(_) => "failing",
-    };
+/// The API rejected a token, and `action` is what happens to it.
+///
+/// Of the many calls that may get the same token rejected, only the first withholds the token.
+pub(crate) fn rejected(action: &'static str, newly_withheld: bool) {
     #[cfg(feature = "metrics")]
     metrics::counter!(names::REJECTIONS, "action" => action).increment(1);
     #[cfg(feature = "tracing")]
-    if is_news {
+    if newly_withheld {
         token_withheld();
     } else {
         tracing::debug!(action, "API rejected the token");
     }
 }
 
-/// The token is withheld: by a rejection that has just been counted, or by one that came to nothing when
-/// it was.
+/// A token is withheld from now on. The rejection that caused this has been counted, possibly earlier.
 pub(crate) fn token_withheld() {
     #[cfg(feature = "tracing")]
     tracing::info!(action = "withheld", "API rejected the token");
 }
 
-/// A request is sent a second time.
-pub(crate) fn replayed(is_renewed: bool) {
+/// A request is sent a second time. Its token is new if the call waited for a renewal.
+pub(crate) fn replayed(token_renewed: bool) {
     #[cfg(feature = "metrics")]
     metrics::counter!(names::REPLAYS).increment(1);
     #[cfg(feature = "tracing")]
-    tracing::debug!(is_renewed, "request is sent again with another token");
+    tracing::debug!(
+        token_renewed,
+        "sending the request again with another token"
+    );
 }
 
-/// The second send was rejected, too.
+/// The API rejected the token of a replay.
 pub(crate) fn rejected_again() {
     #[cfg(feature = "metrics")]
     metrics::counter!(names::REJECTIONS_AFTER_REPLAY).increment(1);
     #[cfg(feature = "tracing")]
-    tracing::debug!("API rejected another token, too");
+    tracing::debug!("API rejected the replay as well");
 }
 
-/// A request was sent without a token.
-pub(crate) fn withheld(reason: TokenOmitted) {
+/// A request is sent without a token.
+pub(crate) fn token_omitted(reason: &'static str) {
     #[cfg(feature = "metrics")]
-    {
-        let reason = match reason {
-            TokenOmitted::OtherOrigin => "other_origin",
-            TokenOmitted::PlainHttp => "plain_http",
-        };
-        metrics::counter!(names::REQUESTS_WITHOUT_TOKEN, "reason" => reason).increment(1);
-    }
+    metrics::counter!(names::REQUESTS_WITHOUT_TOKEN, "reason" => reason).increment(1);
     #[cfg(feature = "tracing")]
-    tracing::debug!(%reason, "request carries no token");
+    tracing::debug!(reason, "sending the request without a token");
 }
 
-fn outcome<T>(result: Result<&T, &Error>) -> &'static str {
-    result.map_or_else(Error::type_name, |_| "token")
+fn outcome(error: Option<&Error>) -> &'static str {
+    error.map_or("token", Error::type_name)
 }

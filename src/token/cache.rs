@@ -211,7 +211,7 @@ impl TokenCache {
         match generation {
             Some(generation) => self.reject_generation(generation),
             None => {
-                telemetry::rejected(&Rejection::Replaced, false);
+                telemetry::rejected(Rejection::Replaced.label(), false);
                 Rejection::Replaced
             }
         }
@@ -278,7 +278,7 @@ impl TokenCache {
         let (rejection, withheld) = self
             .shared
             .update_and_watch(|entry| entry.reject(generation, &now, &self.shared.settings));
-        telemetry::rejected(&rejection, withheld);
+        telemetry::rejected(rejection.label(), withheld);
         rejection
     }
 
@@ -299,7 +299,7 @@ impl TokenCache {
             let result = self.wait_for_token(rejected, &mut since).await;
             let waited = since.map(|(since, waiter): (Instant, telemetry::Waiter)| {
                 let waited = Clock::monotonic().duration_since(since);
-                waiter.end(waited, result.as_ref());
+                waiter.end(waited, result.as_ref().err());
                 waited
             });
             Acquired { result, waited }
@@ -333,7 +333,7 @@ impl TokenCache {
                     flight
                 }
             };
-            since.get_or_insert_with(|| (Clock::monotonic(), telemetry::Waiter::begin()));
+            since.get_or_insert_with(|| (Clock::monotonic(), telemetry::Waiter::start()));
             match flight.result().await {
                 Some(Ok(landed)) => {
                     // This waiter may be polled long after the landing: what landed may have
@@ -518,7 +518,6 @@ impl FlightTask {
         let Some(completer) = &self.completer else {
             return;
         };
-        #[cfg(feature = "tracing")]
         let span = telemetry.span();
         let acquisition = settings.limits.request_token(
             &token_service,
@@ -527,9 +526,7 @@ impl FlightTask {
             &settings.clock,
             &mut telemetry,
         );
-        #[cfg(feature = "tracing")]
-        let acquisition = tracing::Instrument::instrument(acquisition, span);
-        let Some(result) = completer.run(acquisition).await else {
+        let Some(result) = completer.run(span.instrument(acquisition)).await else {
             return;
         };
         let Some(cache) = self.cache.upgrade() else {
@@ -543,7 +540,7 @@ impl FlightTask {
         // Without an outcome, it is dropped: waiters notice that the flight was lost.
         if let (Some(landed), Some(completer)) = (landed, self.completer.take()) {
             let token = landed.as_ref().map(|held| held.expires_at());
-            telemetry.landed(token, completer.waiters());
+            telemetry.completed(token, completer.waiters());
             completer.complete(landed);
         }
 

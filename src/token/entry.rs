@@ -162,6 +162,18 @@ pub enum Rejection {
     Failing(Error),
 }
 
+impl Rejection {
+    /// The variant's name in metrics and events.
+    pub(super) fn label(&self) -> &'static str {
+        match self {
+            Self::Withheld => "withheld",
+            Self::Replaced => "replaced",
+            Self::CoolingDown => "cooling_down",
+            Self::Failing(_) => "failing",
+        }
+    }
+}
+
 /// Current token and flight.
 #[derive(Default)]
 pub(super) struct Entry {

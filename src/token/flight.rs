@@ -176,7 +176,7 @@ impl Limits {
                     Err(Error::timed_out(self.deadline, last_error.take())),
                 ),
             };
-            telemetry.attempted(asked_at.monotonic, answer.as_ref());
+            telemetry.attempted(asked_at.monotonic, answer.as_ref().err());
             let error = match answer {
                 Ok(token) => return Ok((token, asked_at)),
                 Err(error) => error,

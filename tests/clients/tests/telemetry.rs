@@ -210,17 +210,17 @@ DEBUG token received | token_request cause=first attempts=1 waiters=2 outcome=to
 DEBUG token received | token_request cause=due_for_refresh attempts=1 waiters=0 outcome=token
 INFO API rejected the token action=withheld
 DEBUG token received | token_request cause=rejected attempts=1 waiters=1 outcome=token
-DEBUG request is sent again with another token is_renewed=true
+DEBUG sending the request again with another token token_renewed=true
 DEBUG API rejected the token action=cooling_down
 INFO API rejected the token action=withheld
 DEBUG token received | token_request cause=rejected attempts=1 waiters=1 outcome=token
-DEBUG request is sent again with another token is_renewed=true
+DEBUG sending the request again with another token token_renewed=true
 DEBUG API rejected the token action=cooling_down
-DEBUG API rejected another token, too
-DEBUG token request failed attempt=1 error.type=token_service error=token service failed | token_request cause=expired
-WARN no token could be had cause=expired error.type=token_service error=token service failed | token_request cause=expired attempts=1 waiters=1 outcome=token_service error.type=token_service
-DEBUG token service is not asked again yet error.type=token_service
-DEBUG request carries no token reason=sent without a token, as the request goes to another host over plain http, where it could be read on the way
+DEBUG API rejected the replay as well
+DEBUG attempt of a token request failed attempt=1 error.type=token_service error=token service failed | token_request cause=expired
+WARN token request failed cause=expired error.type=token_service error=token service failed | token_request cause=expired attempts=1 waiters=1 outcome=token_service error.type=token_service
+DEBUG returning the error of the last token request without a new one error.type=token_service
+DEBUG sending the request without a token reason=plain_http
 ";
     let lines = log.lines(Level::TRACE);
     assert_eq!(lines.join("\n") + "\n", expected);
