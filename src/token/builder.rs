@@ -105,7 +105,7 @@ impl TokenCacheBuilder {
     /// Sets how often one flight asks the token service while it fails with transient errors.
     /// Default: 3 times; 0 counts as 1.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
-        self.settings.limits.attempts = attempts;
+        self.settings.limits.max_attempts = attempts;
         self
     }
 
@@ -114,7 +114,7 @@ impl TokenCacheBuilder {
     /// It doubles with every further attempt; the pause that is made is drawn at random between
     /// nothing and that ("full jitter").
     pub fn retry_backoff(mut self, first: Duration) -> Self {
-        self.settings.limits.first_pause = first;
+        self.settings.limits.retry_backoff = first;
         self
     }
 

@@ -32,7 +32,7 @@ use super::interleavings::ArcSwapOption;
 use super::{
     AccessToken, Rejection, TokenCacheBuilder, TokenRequest,
     entry::{CachedToken, Entry, FlightResult, Generation, Join, NewFlight},
-    flight::{Completer, SharedTokenService},
+    flight::{Attempts, Completer, Flight, IssuedToken, SharedTokenService},
     schedule::Freshness,
     settings::{RefreshMode, Settings},
 };
@@ -43,43 +43,16 @@ use crate::{
     telemetry,
 };
 
-/// How often one waiter starts anew after a flight that it started was lost.
-const MAX_RESTARTS: u32 = 3;
-
-/// How often one waiter looks for another flight after one was lost that somebody else had started.
+/// Holds one access token and refreshes it before it expires.
 ///
-/// Short runtimes may come and go in great numbers, and say nothing of this waiter's own.
-const LOST_BY_OTHERS: u32 = 1000;
-
-/// How long a token that is kept warm is left alone, at least: one that ends at once would otherwise
-/// be asked for without a pause.
-const SHORTEST_KEEP_WARM_PAUSE: Duration = Duration::from_secs(1);
-
-/// How often both clocks are looked at while a token is kept warm.
-const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
-
-/// How often one waiter waits again because the token that landed had expired, or been rejected, by
-/// the time that it was polled.
-const MAX_MISSES: u32 = 10;
-
-/// A future that waits for a token; boxed because only a miss needs one.
-pub(crate) type Acquiring = Pin<Box<dyn Future<Output = Acquired> + Send>>;
-
-/// A token or an error, and how long it took if it had to be waited for.
-pub(crate) struct Acquired {
-    pub(crate) result: FlightResult,
-    pub(crate) waited: Option<Duration>,
-}
-
-/// Keeps one access token and replaces it in time.
+/// A cheap handle: clones share the token. Use it without the layer where a token is needed outside
+/// an HTTP request, such as for the metadata of a gRPC call or a WebSocket handshake, or to get the
+/// first token at startup.
 ///
-/// A cheap handle: clones share the token. Usable without the layer, for what is no HTTP request:
-/// the metadata of a gRPC call, the handshake of a websocket, or a warm-up at start.
-///
-/// However many callers need a token, one [flight](crate#words) is under way, as a Tokio task that
-/// belongs to none of them. There is no task while there is nothing to fetch, unless the token is
-/// [kept warm](TokenCacheBuilder::keep_warm), and none outlives the last handle. A call in flight has one
-/// if it waits, or may be sent again.
+/// Any number of concurrent callers share one token request. It runs in its own Tokio task, so
+/// dropping a caller doesn't cancel it. No task runs while there is nothing to fetch, unless the
+/// token is [kept warm](TokenCacheBuilder::keep_warm), and no task outlives the last handle. A call
+/// through the layer holds a handle while it waits for a token or may still be sent again.
 ///
 /// # Examples
 ///
@@ -103,25 +76,35 @@ pub struct TokenCache {
     shared: Arc<Shared>,
 }
 
+/// A future that waits for a token. Boxed, because only calls without a usable token need one.
+pub(crate) type Acquiring = Pin<Box<dyn Future<Output = Acquired> + Send>>;
+
+/// A token or an error.
+pub(crate) struct Acquired {
+    pub(crate) result: FlightResult,
+    /// How long the call waited for a flight; `None` if it didn't have to.
+    pub(crate) waited: Option<Duration>,
+}
+
 struct Shared {
-    /// What calls use without a lock: the entry's current token, as it was last published.
+    /// The entry's current token, which calls read without the lock.
     snapshot: ArcSwapOption<CachedToken>,
-    /// Counts what was published, so that a service sees at a glance that nothing was.
+    /// Counts changes of the snapshot, so that a service can cheaply check whether there was one.
     edition: AtomicU64,
-    /// Locked for one transition at a time; nothing is polled, woken, spawned or dropped meanwhile
-    /// that could call back.
+    /// Locked for one transition at a time. Meanwhile, nothing is polled, woken, spawned or dropped
+    /// that could call the cache.
     entry: Mutex<Entry>,
     token_service: SharedTokenService,
     settings: Settings,
-    /// Closed when the last handle is gone.
+    /// Closed when the last handle is dropped.
     handles: watch::Sender<()>,
 }
 
 impl TokenCache {
-    /// Makes a cache with all defaults around a token service.
+    /// Creates a cache with the default options.
     ///
-    /// A token service is any `Service<TokenRequest, Response = AccessToken>`: a
-    /// [`TokenEndpoint`](crate::TokenEndpoint), a [`service_fn`](tower::service_fn), a mock.
+    /// A token service is any `Service<TokenRequest, Response = AccessToken>`, such as a
+    /// [`TokenEndpoint`](crate::TokenEndpoint) or a [`service_fn`](tower::service_fn).
     pub fn new<T>(token_service: T) -> Self
     where
         T: Service<TokenRequest, Response = AccessToken> + Clone + Send + 'static,
@@ -131,15 +114,16 @@ impl TokenCache {
         Self::builder().build(token_service)
     }
 
-    /// Sets options before the cache is made.
+    /// Returns a builder to set options before creating a cache.
     pub fn builder() -> TokenCacheBuilder {
         TokenCacheBuilder::default()
     }
 
-    /// Returns a token that may be used now.
+    /// Returns a token that can be used now.
     ///
-    /// At once if a fresh or stale one is there; otherwise after the flight that is under way, or
-    /// one that this call starts. Call it at start to have a token before the first request.
+    /// Returns immediately if the current token is fresh or due for refresh; a due refresh then runs
+    /// in the background. Otherwise, waits for the token request that is under way, or starts one.
+    /// Call it at startup to have a token before the first request.
     ///
     /// # Examples
     ///
@@ -155,8 +139,8 @@ impl TokenCache {
     ///
     /// let cache = TokenCache::new(token_service);
     /// match cache.token().await {
-    ///     Ok(token) => println!("lives {:?}", token.lifetime()),
-    ///     Err(error) => println!("{error}; asked again in {:?}", error.retry_after()),
+    ///     Ok(token) => println!("lifetime: {:?}", token.lifetime()),
+    ///     Err(error) => println!("{error}; next attempt in {:?}", error.retry_after()),
     /// }
     /// # Ok(())
     /// # }
@@ -164,26 +148,26 @@ impl TokenCache {
     ///
     /// # Errors
     ///
-    /// Fails if the token service does; every waiter gets the same error, and for a short time
-    /// ([`Error::retry_after`]) so does every later caller. Fails outside a Tokio runtime with timers,
-    /// unless a token is there already.
+    /// Fails if the token request fails. All waiting callers get the same error, and so do later
+    /// callers until the back-off ends ([`Error::retry_after`]). Also fails outside a Tokio runtime
+    /// with timers enabled, unless the cache holds a usable token.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future neither ends nor delays the flight it waits for.
+    /// Dropping this future neither cancels nor delays the token request it waits for.
     pub async fn token(&self) -> Result<AccessToken, Error> {
-        if let Some(held) = self.current(&self.shared.now()) {
-            return Ok(held.token().clone());
+        if let Some(cached) = self.current(&self.shared.now()) {
+            return Ok(cached.token().clone());
         }
-        let held = self.clone().acquire(None).await.result?;
-        Ok(held.token().clone())
+        let cached = self.clone().acquire(None).await.result?;
+        Ok(cached.token().clone())
     }
 
-    /// Says that the API rejected `token`, so that the next caller gets another.
+    /// Reports that the API rejected `token`, so that later callers get another one.
     ///
-    /// Nothing is asked of the token service yet: the next call of [`token`](Self::token) does. A newer
-    /// token than `token` is left alone, and a rejection that comes soon after a renewal changes
-    /// nothing: [`Rejection`] says which.
+    /// This doesn't send a token request: the next call of [`token`](Self::token) does. Nothing
+    /// changes if the cache already holds a newer token, or if the token was renewed moments ago.
+    /// The returned [`Rejection`] says what happened.
     ///
     /// # Examples
     ///
@@ -199,10 +183,10 @@ impl TokenCache {
     ///
     /// let cache = TokenCache::new(token_service);
     /// let token = cache.token().await?;
-    /// // The other side of a websocket refused it.
+    /// // The server refused the token in a WebSocket handshake.
     /// assert!(matches!(cache.reject(&token), Rejection::Withheld));
-    /// let another = cache.token().await?;
-    /// # drop(another);
+    /// let renewed = cache.token().await?;
+    /// # drop(renewed);
     /// # Ok(())
     /// # }
     /// ```
@@ -247,24 +231,26 @@ impl TokenCache {
         }
     }
 
-    /// How often another token, or none, became current.
+    /// How often the current token has changed, to or from none included.
     #[inline]
     pub(super) fn edition(&self) -> u64 {
+        // A reader that sees an edition has to find its snapshot, or a later one.
         self.shared.edition.load(Ordering::Acquire)
     }
 
-    /// The current token, if it may be used, and until when it needs no other look.
+    /// Returns the current token, if it may be used, and until when it may be used without another
+    /// look.
     pub(super) fn look(&self) -> (Option<Arc<CachedToken>>, Instant) {
         let now = self.shared.now();
-        let held = self.current(&now);
+        let cached = self.current(&now);
         let in_step_until = self.shared.settings.clock.in_step_until(&now);
-        let quiet_until = held
-            .as_ref()
-            .map_or(now.monotonic, |held| held.fresh_until().min(in_step_until));
-        (held, quiet_until)
+        let quiet_until = cached.as_ref().map_or(now.monotonic, |cached| {
+            cached.fresh_until().min(in_step_until)
+        });
+        (cached, quiet_until)
     }
 
-    /// A token to send now, in place of one that was granted a while ago to a call that waited for it.
+    /// Returns a token to send now for a call that was granted a token a while ago.
     pub(crate) fn still_usable(&self, granted: &Arc<CachedToken>) -> Option<Arc<CachedToken>> {
         self.current(&self.shared.now()).or_else(|| {
             let may_serve = self.shared.lock().may_serve_waiter(granted);
@@ -272,17 +258,17 @@ impl TokenCache {
         })
     }
 
-    /// Says that the API rejected the token of this generation.
+    /// Reports that the API rejected the token of this generation.
     pub(crate) fn reject_generation(&self, generation: Generation) -> Rejection {
         let now = self.shared.now();
-        let (rejection, withheld) = self
-            .shared
-            .update_and_watch(|entry| entry.reject(generation, &now, &self.shared.settings));
-        telemetry::rejected(rejection.label(), withheld);
-        rejection
+        let update = self.shared.update_watching_withheld(|entry| {
+            entry.reject(generation, &now, &self.shared.settings)
+        });
+        telemetry::rejected(update.result.label(), update.newly_withheld);
+        update.result
     }
 
-    /// Renews a rejected token for those who come next; nobody waits for it.
+    /// Renews a rejected token for later calls. Nobody waits for the renewal.
     pub(crate) fn renew_in_background(&self) {
         let Some(runtime) = runtime_with_timers() else {
             return;
@@ -292,74 +278,114 @@ impl TokenCache {
         }
     }
 
-    /// The cold path: waits for a token that may be used, and that is not the `rejected` one.
+    /// Waits for a token that may be used and is not the `rejected` one.
     pub(crate) fn acquire(self, rejected: Option<Generation>) -> Acquiring {
         Box::pin(async move {
-            let mut since = None;
-            let result = self.wait_for_token(rejected, &mut since).await;
-            let waited = since.map(|(since, waiter): (Instant, telemetry::Waiter)| {
-                let waited = Clock::monotonic().duration_since(since);
-                waiter.end(waited, result.as_ref().err());
-                waited
-            });
+            let mut wait = None;
+            let result = self.wait_for_token(rejected, &mut wait).await;
+            let waited = wait.map(|wait: Wait| wait.end(result.as_ref().err()));
             Acquired { result, waited }
         })
     }
 
-    /// Notes since when it waits, if it has to.
+    /// Joins flights until one of them leads to a result for this call. Sets `wait` if it waits.
     async fn wait_for_token(
         &self,
         rejected: Option<Generation>,
-        since: &mut Option<(Instant, telemetry::Waiter)>,
+        wait: &mut Option<Wait>,
     ) -> FlightResult {
         let Some(runtime) = runtime_with_timers() else {
             return self.fall_back(rejected, Kind::NoRuntime);
         };
-        let (mut lost, mut lost_by_others, mut missed) = (0, 0, 0);
-        while lost <= MAX_RESTARTS && lost_by_others <= LOST_BY_OTHERS && missed <= MAX_MISSES {
-            let mut times_lost = &mut lost_by_others;
-            let flight = match self.shared.join(rejected) {
-                Join::Token(held) => return Ok(held),
-                Join::Failing(error) => {
-                    telemetry::failed_fast(&error);
-                    return Err(error);
-                }
-                Join::CoolingDown => return Err(Error::new(Kind::CoolingDown)),
-                Join::Wait(flight) => flight,
-                Join::Start(new_flight) => {
-                    let flight = new_flight.flight.clone();
-                    self.shared.spawn_flight(new_flight, &runtime);
-                    times_lost = &mut lost;
-                    flight
-                }
+        let (mut restarts, mut misses) = (0, 0);
+        loop {
+            let joined = match self.join(rejected, &runtime) {
+                NextStep::Return(result) => return result,
+                NextStep::Await(joined) => joined,
             };
-            since.get_or_insert_with(|| (Clock::monotonic(), telemetry::Waiter::start()));
-            match flight.result().await {
-                Some(Ok(landed)) => {
-                    // This waiter may be polled long after the landing: what landed may have
-                    // expired by now, or been rejected.
-                    if let Some(held) = self.unexpired(rejected) {
-                        return Ok(held);
+            wait.get_or_insert_with(Wait::start);
+            match joined.flight.result().await {
+                Some(Ok(token)) => match self.usable(rejected, token) {
+                    Some(token) => return Ok(token),
+                    None if misses == MAX_MISSES => {
+                        return self.fall_back(rejected, Kind::Expired);
                     }
-                    if self.shared.lock().may_serve_waiter(&landed) {
-                        return Ok(landed);
-                    }
-                    missed += 1;
-                }
+                    None => misses += 1,
+                },
                 Some(Err(error)) => return self.unexpired(rejected).ok_or(error),
-                // The flight was lost with its runtime: whoever notices starts anew.
-                None => *times_lost += 1,
+                // Other callers' runtimes may come and go. Only this call's own count.
+                None if !joined.started_here => {}
+                None if restarts == MAX_RESTARTS => {
+                    return self.fall_back(rejected, Kind::RuntimeLost);
+                }
+                None => restarts += 1,
             }
         }
-        let reason = if missed > MAX_MISSES {
-            Kind::Expired
-        } else {
-            Kind::RuntimeLost
-        };
-        self.fall_back(rejected, reason)
     }
 
-    /// One transition, without what the cache does around it.
+    /// Finds the flight that this call waits for, and spawns it if there is none yet.
+    fn join(&self, rejected: Option<Generation>, runtime: &Handle) -> NextStep {
+        match self.shared.join(rejected) {
+            Join::Token(token) => NextStep::Return(Ok(token)),
+            Join::Failing(error) => {
+                telemetry::failed_fast(&error);
+                NextStep::Return(Err(error))
+            }
+            Join::CoolingDown => NextStep::Return(Err(Error::new(Kind::CoolingDown))),
+            Join::Wait(flight) => NextStep::Await(Joined {
+                flight,
+                started_here: false,
+            }),
+            Join::Start(new_flight) => {
+                let flight = new_flight.flight.clone();
+                self.shared.spawn_flight(new_flight, runtime);
+                NextStep::Await(Joined {
+                    flight,
+                    started_here: true,
+                })
+            }
+        }
+    }
+
+    /// Returns the token for a call that waited for `token`.
+    ///
+    /// The call may be polled long after the flight completed. `token` may have expired since then,
+    /// or been rejected.
+    fn usable(
+        &self,
+        rejected: Option<Generation>,
+        token: Arc<CachedToken>,
+    ) -> Option<Arc<CachedToken>> {
+        self.unexpired(rejected)
+            .or_else(|| self.shared.lock().may_serve_waiter(&token).then_some(token))
+    }
+
+    /// Returns the current token if it may be used; refreshes it in the background if that is due.
+    fn current(&self, now: &Moment) -> Option<Arc<CachedToken>> {
+        let cached = self.shared.snapshot.load_full()?;
+        match cached.freshness(now) {
+            Freshness::Fresh => {}
+            Freshness::DueForRefresh => self.shared.refresh_in_background(),
+            Freshness::Expired => return None,
+        }
+        Some(cached)
+    }
+
+    fn unexpired(&self, rejected: Option<Generation>) -> Option<Arc<CachedToken>> {
+        let cached = self.shared.snapshot.load_full()?;
+        cached
+            .may_serve(rejected, &self.shared.now())
+            .then(|| cached.for_later_calls())
+    }
+
+    /// No flight can bring a token: an unexpired token is better than none, even if rejected before.
+    fn fall_back(&self, rejected: Option<Generation>, reason: Kind) -> FlightResult {
+        let now = self.shared.now();
+        self.shared.update(|entry| entry.make_available(&now));
+        self.unexpired(rejected).ok_or_else(|| Error::new(reason))
+    }
+
+    /// Makes one transition, without anything that the cache does around it.
     #[cfg(all(test, interleavings))]
     pub(super) fn transition<T>(
         &self,
@@ -368,30 +394,6 @@ impl TokenCache {
         let now = self.shared.now();
         self.shared
             .update(|entry| transition(entry, &now, &self.shared.settings))
-    }
-
-    /// The current token, if it may be used; a stale one is refreshed behind.
-    fn current(&self, now: &Moment) -> Option<Arc<CachedToken>> {
-        let held = self.shared.snapshot.load_full()?;
-        match held.freshness(now) {
-            Freshness::Fresh => {}
-            Freshness::DueForRefresh => self.shared.refresh_in_background(),
-            Freshness::Expired => return None,
-        }
-        Some(held)
-    }
-
-    fn unexpired(&self, rejected: Option<Generation>) -> Option<Arc<CachedToken>> {
-        let held = self.shared.snapshot.load_full()?;
-        held.may_serve(rejected, &self.shared.now())
-            .then(|| held.for_later_calls())
-    }
-
-    /// Nothing can be asked: a rejected token that has not expired is better than none.
-    fn fall_back(&self, rejected: Option<Generation>, reason: Kind) -> FlightResult {
-        let now = self.shared.now();
-        self.shared.update(|entry| entry.make_available(&now));
-        self.unexpired(rejected).ok_or_else(|| Error::new(reason))
     }
 }
 
@@ -404,8 +406,56 @@ impl fmt::Debug for TokenCache {
     }
 }
 
+/// How many times a call starts another flight after its own was lost with its runtime.
+const MAX_RESTARTS: u32 = 3;
+
+/// How many times a call waits again because the token that it waited for had expired, or been
+/// rejected, by the time the call was polled.
+const MAX_MISSES: u32 = 10;
+
+/// What a call that needs a token does next.
+enum NextStep {
+    Await(Joined),
+    Return(FlightResult),
+}
+
+/// The flight that a call waits for.
+struct Joined {
+    flight: Flight<FlightResult>,
+    /// The flight runs on the runtime that the call is polled on.
+    started_here: bool,
+}
+
+/// A call's wait for a token, which may extend over several flights.
+struct Wait {
+    started_at: Instant,
+    telemetry: telemetry::Waiter,
+}
+
+impl Wait {
+    fn start() -> Self {
+        Self {
+            started_at: Clock::monotonic(),
+            telemetry: telemetry::Waiter::start(),
+        }
+    }
+
+    fn end(self, error: Option<&Error>) -> Duration {
+        let waited = Clock::monotonic().duration_since(self.started_at);
+        self.telemetry.end(waited, error);
+        waited
+    }
+}
+
+/// The result of a transition.
+struct Update<T> {
+    result: T,
+    /// The transition withheld the token that was in use.
+    newly_withheld: bool,
+}
+
 impl Shared {
-    /// Carries out one transition and publishes the token that it leaves current.
+    /// Makes one transition and publishes the token that is current after it.
     fn update<T>(&self, transition: impl FnOnce(&mut Entry) -> T) -> T {
         let mut entry = self.lock();
         let result = transition(&mut entry);
@@ -413,12 +463,14 @@ impl Shared {
         result
     }
 
-    /// The same, and whether the transition withheld the token that was in use.
-    fn update_and_watch<T>(&self, transition: impl FnOnce(&mut Entry) -> T) -> (T, bool) {
+    fn update_watching_withheld<T>(&self, transition: impl FnOnce(&mut Entry) -> T) -> Update<T> {
         self.update(|entry| {
             let was_in_use = entry.current().is_some();
             let result = transition(entry);
-            (result, was_in_use && entry.current().is_none())
+            Update {
+                result,
+                newly_withheld: was_in_use && entry.current().is_none(),
+            }
         })
     }
 
@@ -428,16 +480,16 @@ impl Shared {
 
     fn join(&self, rejected: Option<Generation>) -> Join {
         let now = self.now();
-        let (join, withheld) =
-            self.update_and_watch(|entry| entry.join(rejected, &now, &self.settings));
-        if withheld {
+        let update =
+            self.update_watching_withheld(|entry| entry.join(rejected, &now, &self.settings));
+        if update.newly_withheld {
             telemetry::token_withheld();
         }
-        join
+        update.result
     }
 
     fn lock(&self) -> MutexGuard<'_, Entry> {
-        // No transition panics half-way; a panic elsewhere in the thread says nothing of the entry.
+        // Transitions don't panic, so a poisoned entry is consistent.
         self.entry.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -450,12 +502,12 @@ impl Shared {
         };
         if !is_published {
             self.snapshot.store(current.cloned());
-            // Counted after the snapshot is there: whoever sees this edition finds it, or a later one.
+            // After the store: a reader that sees this edition finds this snapshot, or a later one.
             self.edition.fetch_add(1, Ordering::Release);
         }
     }
 
-    /// Starts the refresh of a stale token, unless somebody was faster.
+    /// Starts the refresh of a token that is due, unless another call already has.
     #[cold]
     fn refresh_in_background(self: &Arc<Self>) {
         let now = self.now();
@@ -468,94 +520,89 @@ impl Shared {
         }
     }
 
-    fn keep_warm_refresh(self: &Arc<Self>, landed: Generation, now: &Moment, runtime: &Handle) {
-        let new_flight = self.update(|entry| entry.keep_warm_refresh(landed, now, &self.settings));
-        if let Some(new_flight) = new_flight {
-            self.spawn_flight(new_flight, runtime);
-        }
-    }
-
-    /// Starts a flight. Not under the lock: a runtime that is shutting down drops the task at once.
+    /// Spawns the task of a flight. Not under the lock: a runtime that is shutting down drops the
+    /// task immediately, which locks the entry.
     fn spawn_flight(self: &Arc<Self>, new_flight: NewFlight, runtime: &Handle) {
         let mut request = TokenRequest::new(self.settings.parameters.clone());
         request.rejected = new_flight.rejected;
+        let attempts = Attempts {
+            token_service: self.token_service.clone(),
+            request,
+            limits: self.settings.limits.clone(),
+            deadline: new_flight.flight.deadline(),
+            clock: self.settings.clock.clone(),
+            telemetry: telemetry::Flight::start(new_flight.cause),
+        };
         let task = FlightTask {
             cache: Arc::downgrade(self),
             generation: new_flight.generation,
-            deadline: new_flight.flight.deadline(),
             completer: Some(new_flight.completer),
         };
-        runtime.spawn(task.run(
-            self.token_service.clone(),
-            self.settings.clone(),
-            request,
-            telemetry::Flight::start(new_flight.cause),
-        ));
+        runtime.spawn(task.run(attempts));
     }
 }
 
-/// A flight's task. Holds no handle, so that it ends with the last one.
+/// The task of a flight. Holds no handle of the cache, so that it ends with the last one.
 struct FlightTask {
     cache: Weak<Shared>,
     generation: Generation,
-    deadline: Instant,
-    /// Gone once the flight has landed.
+    /// `None` once the flight has a result.
     completer: Option<Completer<FlightResult>>,
 }
 
 impl FlightTask {
-    async fn run(
-        mut self,
-        token_service: SharedTokenService,
-        settings: Settings,
-        request: TokenRequest,
-        mut telemetry: telemetry::Flight,
-    ) {
+    async fn run(mut self, mut attempts: Attempts) {
         // The last handle may have gone since the task was spawned.
         if self.cache.strong_count() == 0 {
             return;
         }
-        let Some(completer) = &self.completer else {
-            return;
-        };
-        let span = telemetry.span();
-        let acquisition = settings.limits.request_token(
-            &token_service,
-            &request,
-            self.deadline,
-            &settings.clock,
-            &mut telemetry,
-        );
-        let Some(result) = completer.run(span.instrument(acquisition)).await else {
+        let Some(result) = self.run_attempts(&mut attempts).await else {
             return;
         };
         let Some(cache) = self.cache.upgrade() else {
             return;
         };
-
         let now = cache.now();
-        let (landed, to_drop) =
-            cache.update(|entry| entry.complete(self.generation, result, &now, &cache.settings));
-        drop(to_drop);
-        // Without an outcome, it is dropped: waiters notice that the flight was lost.
-        if let (Some(landed), Some(completer)) = (landed, self.completer.take()) {
-            let token = landed.as_ref().map(|held| held.expires_at());
-            telemetry.completed(token, completer.waiters());
-            completer.complete(landed);
-        }
+        self.complete(&cache, result, &now, attempts);
 
-        if settings.refresh_mode == RefreshMode::KeepWarm {
+        if cache.settings.refresh_mode == RefreshMode::KeepWarm {
             drop(cache);
             self.keep_warm(now).await;
         }
     }
 
-    /// Waits until the token that has landed is to be refreshed; the refresh's own task goes on.
-    async fn keep_warm(&self, landed_at: Moment) {
+    /// Returns `None` if nobody is left who could use the result.
+    async fn run_attempts(&self, attempts: &mut Attempts) -> Option<Result<IssuedToken, Error>> {
+        let span = attempts.telemetry.span();
+        let completer = self.completer.as_ref()?;
+        completer.run(span.instrument(attempts.run())).await
+    }
+
+    fn complete(
+        &mut self,
+        cache: &Shared,
+        result: Result<IssuedToken, Error>,
+        now: &Moment,
+        attempts: Attempts,
+    ) {
+        let completed =
+            cache.update(|entry| entry.complete(self.generation, result, now, &cache.settings));
+        drop(completed.to_drop);
+        // Without a result, the completer is dropped later, and waiters find the flight lost.
+        if let (Some(result), Some(completer)) = (completed.result, self.completer.take()) {
+            let expires_at = result.as_ref().map(|token| token.expires_at());
+            let waiters = completer.waiters();
+            attempts.telemetry.completed(expires_at, waiters);
+            completer.complete(result);
+        }
+    }
+
+    /// Waits until the token is due for refresh, and starts the flight that carries on from there.
+    async fn keep_warm(&self, completed_at: Moment) {
         let Some(mut handles) = self.cache.upgrade().map(|cache| cache.handles.subscribe()) else {
             return;
         };
-        let earliest = landed_at.after(SHORTEST_KEEP_WARM_PAUSE).monotonic;
+        let earliest = completed_at.after(SHORTEST_KEEP_WARM_PAUSE).monotonic;
         loop {
             let (Some(cache), Some(runtime)) = (self.cache.upgrade(), runtime_with_timers()) else {
                 return;
@@ -566,18 +613,31 @@ impl FlightTask {
             };
             let due = due.max(earliest);
             if now.monotonic >= due {
-                return cache.keep_warm_refresh(self.generation, &now, &runtime);
+                let new_flight = cache.update(|entry| {
+                    entry.keep_warm_refresh(self.generation, &now, &cache.settings)
+                });
+                if let Some(new_flight) = new_flight {
+                    cache.spawn_flight(new_flight, &runtime);
+                }
+                return;
             }
             drop(cache);
-            // Timers stand still while a machine is suspended, and do not see the wall clock jump.
-            let look_at = due.min(now.after(CLOCK_CHECK_INTERVAL).monotonic);
-            select(pin!(sleep_until(look_at)), pin!(handles.changed())).await;
+            let check_at = due.min(now.after(CLOCK_CHECK_INTERVAL).monotonic);
+            select(pin!(sleep_until(check_at)), pin!(handles.changed())).await;
         }
     }
 }
 
+/// How long a token that is kept warm isn't refreshed, at least. Otherwise, tokens that expire
+/// immediately would be requested without a pause.
+const SHORTEST_KEEP_WARM_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often both clocks are checked while a token is kept warm: timers stand still while the machine
+/// is suspended, and don't follow the wall clock when it is set.
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
+
 impl Drop for FlightTask {
-    /// Lets others start anew when the runtime was shut down in mid-flight.
+    /// Lets waiters start another flight if the runtime shut down before this one had a result.
     fn drop(&mut self) {
         if let (Some(_lost), Some(cache)) = (&self.completer, self.cache.upgrade()) {
             let now = cache.now();
@@ -587,10 +647,10 @@ impl Drop for FlightTask {
     }
 }
 
-/// The runtime that a flight can be started on, and waited for.
+/// The current runtime, if flights can run on it and callers can wait for them there.
 fn runtime_with_timers() -> Option<Handle> {
     let runtime = Handle::try_current().ok()?;
-    // Tokio has no question for it; making a timer panics where timers are not enabled.
+    // Tokio offers no other way to ask: creating a timer panics where timers are disabled.
     catch_unwind(|| drop(sleep(Duration::ZERO))).ok()?;
     Some(runtime)
 }

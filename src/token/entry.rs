@@ -1,8 +1,7 @@
-//! Which token is current, who may use it, and what is under way to get another.
+//! Which token is current, who may use it, and what is under way to replace it.
 //!
-//! Every decision of the cache, without its locks and tasks: each method is one transition. What a
-//! transition leaves behind is returned, so that the caller drops it after unlocking: dropping the
-//! last handle of a flight wakes its task.
+//! Contains every decision of the cache, but no locks and no tasks: each method is one transition,
+//! made under the cache's lock. What must not be dropped under that lock is returned to the caller.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -10,40 +9,41 @@ use tokio::time::Instant;
 
 use super::{
     AccessToken,
-    flight::{Completer, Flight},
+    flight::{Completer, Flight, IssuedToken},
     schedule::{Freshness, Schedule},
     settings::Settings,
 };
 use crate::{Error, clock::Moment, telemetry::Cause};
 
-/// How long a stale token is used before a refresh that was lost is started again.
+/// How long a token is used before a lost refresh is started again.
 const LOST_REFRESH_PAUSE: Duration = Duration::from_secs(1);
 
-/// What all waiters of a flight are told.
+/// What all waiters of a flight get.
 pub(crate) type FlightResult = Result<Arc<CachedToken>, Error>;
+
+/// Counts flights. A token has the number of the flight that returned it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Generation(u64);
 
 /// A token with its schedule.
 #[derive(Clone)]
 pub(crate) struct CachedToken {
     token: AccessToken,
     generation: Generation,
-    /// The flight that brought the token first; those since then were refreshes that brought it again.
+    /// The flight that returned this token first. Those from it to `generation` were refreshes that
+    /// returned the same token again.
     first_generation: Generation,
     schedule: Schedule,
-    /// The token's time was over when it came: it serves those who waited for it, no others.
+    /// The token may only serve the calls that waited for its flight.
     expired_on_arrival: bool,
 }
-
-/// Counts flights; a token has the number of the flight that brought it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Generation(u64);
 
 impl CachedToken {
     pub(crate) fn token(&self) -> &AccessToken {
         &self.token
     }
 
-    /// What to name when the API rejects the token.
+    /// Identifies the token when the API rejects it.
     pub(crate) fn generation(&self) -> Generation {
         self.generation
     }
@@ -60,21 +60,21 @@ impl CachedToken {
         self.schedule.freshness(now)
     }
 
-    /// Whether the token may go to a call whose last token was of generation `rejected`.
+    /// Whether the token may go to a call whose previous token had the generation `rejected`.
     pub(super) fn may_serve(&self, rejected: Option<Generation>, now: &Moment) -> bool {
         let is_rejected = rejected.is_some_and(|rejected| self.came_with(rejected));
         !is_rejected && self.freshness(now) != Freshness::Expired
     }
 
-    /// Whether this flight brought the token, the first time or again.
-    fn came_with(&self, flight: Generation) -> bool {
-        (self.first_generation..=self.generation).contains(&flight)
+    /// Whether the flight `generation` returned this token, for the first time or again.
+    fn came_with(&self, generation: Generation) -> bool {
+        (self.first_generation..=self.generation).contains(&generation)
     }
 
-    /// The token as it is given to one who did not wait for its landing.
+    /// Returns the token for a call that didn't wait for its flight.
     ///
-    /// One that had ended on landing only gets here when a clock was set back: it then may be used, but
-    /// not past its end.
+    /// A token that was expired on arrival gets here only if a clock was set back. Such a call may
+    /// use it, but not past its expiry.
     pub(super) fn for_later_calls(self: &Arc<Self>) -> Arc<Self> {
         if !self.expired_on_arrival {
             return Arc::clone(self);
@@ -103,47 +103,58 @@ impl fmt::Debug for CachedToken {
     }
 }
 
-/// What a call finds that needs a token.
+/// What a call that needs a token has to do.
 pub(super) enum Join {
-    /// A token that may be used.
+    /// Use this token.
     Token(Arc<CachedToken>),
-    /// Somebody asked for a token already.
+    /// Wait for the flight that is under way.
     Wait(Flight<FlightResult>),
-    /// This call has to ask.
+    /// Start this flight and wait for it.
     Start(NewFlight),
-    /// The last flight failed a moment ago.
+    /// Fail with the error of the last flight, which ended moments ago.
     Failing(Error),
-    /// There is only the rejected token, and a renewal was tried so lately that another would not help.
+    /// Give up: only the rejected token is there, and it was renewed too recently to renew it again.
     CoolingDown,
 }
 
-/// A flight that has been entered and has to be started.
+/// A flight that is registered as active and still has to be spawned.
 pub(super) struct NewFlight {
     pub(super) flight: Flight<FlightResult>,
     pub(super) completer: Completer<FlightResult>,
     pub(super) generation: Generation,
     pub(super) cause: Cause,
-    /// The token that the API rejected, if that is the reason.
+    /// The token that the API rejected, if the flight renews it.
     pub(super) rejected: Option<AccessToken>,
+    /// Must not be dropped under the lock.
     _replaced: Option<Flight<FlightResult>>,
 }
 
-/// What a transition leaves behind, to be dropped without the lock.
-#[must_use = "to be dropped after unlocking"]
+/// The outcome of a completed flight.
+#[must_use = "waiters have to be told the result"]
+pub(super) struct Completed {
+    /// What the waiters get; `None` if the flight counts as lost.
+    pub(super) result: Option<FlightResult>,
+    pub(super) to_drop: DropAfterUnlock,
+}
+
+/// What a transition replaced. Dropping the last handle to a flight wakes the flight's task, and
+/// dropping an error may run any code.
+#[must_use = "has to be dropped after unlocking"]
 #[derive(Default)]
 pub(super) struct DropAfterUnlock {
     _flight: Option<Flight<FlightResult>>,
     _failure: Option<Failure>,
 }
 
-/// What becomes of a token that the API rejected; see [`TokenCache::reject`](crate::TokenCache::reject).
+/// What happens to a token that the API rejected. See
+/// [`TokenCache::reject`](crate::TokenCache::reject).
 ///
 /// # Examples
 ///
 /// ```
 /// use tower_client_credentials::Rejection;
 ///
-/// /// Whether it makes sense to try again with the next token.
+/// /// Whether to try again with the next token.
 /// fn may_try_again(rejection: &Rejection) -> bool {
 ///     matches!(rejection, Rejection::Withheld | Rejection::Replaced)
 /// }
@@ -152,13 +163,13 @@ pub(super) struct DropAfterUnlock {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Rejection {
-    /// The token is given to nobody from now on; whoever asks for a token next waits for its renewal.
+    /// The cache no longer returns the token. The next caller waits for its renewal.
     Withheld,
-    /// A newer token is there already.
+    /// The cache already holds a newer token.
     Replaced,
-    /// A renewal was tried so lately that another would not help; the token stays in use.
+    /// The token was renewed too recently to renew it again, so it stays in use.
     CoolingDown,
-    /// The token service failed so lately that it is not asked yet; the token stays in use.
+    /// The last token request failed too recently to send another, so the token stays in use.
     Failing(Error),
 }
 
@@ -174,18 +185,28 @@ impl Rejection {
     }
 }
 
-/// Current token and flight.
+/// The newest token and the flight that will replace it.
 #[derive(Default)]
 pub(super) struct Entry {
-    held: Option<Arc<CachedToken>>,
+    cached: Option<Arc<CachedToken>>,
     availability: Availability,
     flight: Option<ActiveFlight>,
     last_flight: Generation,
+    /// When the last renewal ended, for the cool-down.
     renewed_at: Option<Instant>,
     failure: Option<Failure>,
 }
 
-/// A flight that has not landed.
+/// Whether the cached token may be used until it expires.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Availability {
+    #[default]
+    Available,
+    /// The API rejected the token, and its renewal hasn't ended.
+    Withheld,
+}
+
+/// A flight without a result.
 struct ActiveFlight {
     generation: Generation,
     flight: Flight<FlightResult>,
@@ -195,20 +216,11 @@ struct ActiveFlight {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Refresh,
-    /// The token service was told which token the API rejected.
+    /// The token request names the token that the API rejected.
     Renewal,
 }
 
-/// What the API thinks of the token that is held.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Availability {
-    #[default]
-    Available,
-    /// Rejected: nobody is given the token until its renewal has landed.
-    Withheld,
-}
-
-/// The last flight's failure, and until when it answers for the token service.
+/// The failure of the last flight, which all callers get until `until`.
 struct Failure {
     error: Error,
     in_a_row: u32,
@@ -216,38 +228,39 @@ struct Failure {
 }
 
 impl Entry {
-    /// The token that may be given out until it expires.
+    /// The token that calls may use until it expires.
     pub(super) fn current(&self) -> Option<&Arc<CachedToken>> {
-        self.held
+        self.cached
             .as_ref()
             .filter(|_| self.availability == Availability::Available)
     }
 
     /// The token that came last, whatever has become of it.
     pub(super) fn last_token(&self) -> Option<Arc<CachedToken>> {
-        self.held.clone()
+        self.cached.clone()
     }
 
-    /// A call needs a token and the snapshot had none, or the one that the API `rejected`.
+    /// Decides what a call does that found no token, or only the one that the API `rejected`.
     pub(super) fn join(
         &mut self,
         rejected: Option<Generation>,
         now: &Moment,
         settings: &Settings,
     ) -> Join {
-        // Looked at again under the lock: a flight may have landed in between.
-        if let Some(held) = self.current().filter(|held| held.may_serve(rejected, now)) {
-            return Join::Token(held.for_later_calls());
+        // Checked again under the lock: a flight may have completed in the meantime.
+        if let Some(cached) = self
+            .current()
+            .filter(|token| token.may_serve(rejected, now))
+        {
+            return Join::Token(cached.for_later_calls());
         }
-        // A token that may be used is there, so it is the rejected one: it is in use again, as nobody
-        // could renew it. The rejection counts as if it came now.
-        if let Some(issue) = rejected.filter(|_| self.has_usable(now)) {
-            match self.reject(issue, now, settings) {
+        // A usable token is current, so it is the rejected one, which is in use again because its
+        // renewal failed. Treat the rejection as a new one.
+        if let Some(generation) = rejected.filter(|_| self.has_usable(now)) {
+            match self.reject(generation, now, settings) {
                 Rejection::CoolingDown => return Join::CoolingDown,
                 Rejection::Failing(error) => return Join::Failing(error),
-                Rejection::Withheld => {}
-                // The token that is there is the rejected one.
-                Rejection::Replaced => {}
+                Rejection::Withheld | Rejection::Replaced => {}
             }
         }
         if let Some(flight) = self.active_flight(now) {
@@ -256,44 +269,44 @@ impl Entry {
         if let Some(error) = self.recent_failure(now) {
             return Join::Failing(error);
         }
-        let cause = match self.held {
+        let cause = match self.cached {
             None => Cause::First,
             Some(_) => Cause::Expired,
         };
         Join::Start(self.start_flight(cause, now, settings))
     }
 
-    /// A call found the current token stale.
+    /// Starts the refresh of a token that a call found due, unless another call already has.
     pub(super) fn refresh(&mut self, now: &Moment, settings: &Settings) -> Option<NewFlight> {
-        let held = self.current()?;
-        // Not stale any more if somebody was faster: a flight puts the next refresh off.
-        let is_stale = held.freshness(now) == Freshness::DueForRefresh;
-        is_stale.then(|| self.start_flight(Cause::DueForRefresh, now, settings))
+        let cached = self.current()?;
+        // An active flight postpones the next refresh, so the token isn't due while one is active.
+        let is_due = cached.freshness(now) == Freshness::DueForRefresh;
+        is_due.then(|| self.start_flight(Cause::DueForRefresh, now, settings))
     }
 
-    /// When a token that is kept warm has to be refreshed; `None` if a later flight sees to that.
-    pub(super) fn keep_warm_refresh_at(&self, landed: Generation, now: &Moment) -> Option<Instant> {
-        if self.last_flight != landed {
+    /// When to refresh a token that is kept warm; `None` if a flight after `last` takes care of it.
+    pub(super) fn keep_warm_refresh_at(&self, last: Generation, now: &Moment) -> Option<Instant> {
+        if self.last_flight != last {
             return None;
         }
-        Some(match (&self.failure, &self.held) {
+        Some(match (&self.failure, &self.cached) {
             (Some(failure), _) => failure.until,
-            (None, Some(held)) if held.freshness(now) != Freshness::Expired => {
-                held.schedule.refresh_at()
+            (None, Some(cached)) if cached.freshness(now) != Freshness::Expired => {
+                cached.schedule.refresh_at()
             }
-            // It ended early, by the wall clock, or the flight ended without a word.
+            // The wall clock ended the token early, or the flight was lost.
             (None, _) => now.monotonic,
         })
     }
 
-    /// The time has come to refresh a token that is kept warm.
+    /// Starts the refresh of a token that is kept warm, unless there was a flight after `last`.
     pub(super) fn keep_warm_refresh(
         &mut self,
-        landed: Generation,
+        last: Generation,
         now: &Moment,
         settings: &Settings,
     ) -> Option<NewFlight> {
-        (self.last_flight == landed).then(|| self.start_flight(Cause::KeepWarm, now, settings))
+        (self.last_flight == last).then(|| self.start_flight(Cause::KeepWarm, now, settings))
     }
 
     /// The API rejected the token of this generation.
@@ -319,112 +332,127 @@ impl Entry {
         Rejection::Withheld
     }
 
-    /// The generation of the token that is held, if it is this one.
+    /// The generation of the cached token, if `token` is the same.
     pub(super) fn generation_of(&self, token: &AccessToken) -> Option<Generation> {
-        let held = self.held.as_ref()?;
-        held.token.is_same(token).then_some(held.generation)
+        let cached = self.cached.as_ref()?;
+        cached.token.is_same(token).then_some(cached.generation)
     }
 
-    /// A flight brought a token or an error; returns what its waiters are told, if anything.
+    /// A flight ended with a token or an error.
     pub(super) fn complete(
         &mut self,
         generation: Generation,
-        result: Result<(AccessToken, Moment), Error>,
+        result: Result<IssuedToken, Error>,
         now: &Moment,
         settings: &Settings,
-    ) -> (Option<FlightResult>, DropAfterUnlock) {
-        let Some(ActiveFlight {
-            flight, purpose, ..
-        }) = self.remove_flight(generation)
-        else {
-            // Overdue, and another flight took its place: this one must not overwrite what that
-            // one brings. Its own waiters have left.
-            let outcome = result.map(|(token, asked_at)| {
-                Arc::new(self.cached_token(generation, token, &asked_at, now, settings))
-            });
-            return (Some(outcome), DropAfterUnlock::default());
+    ) -> Completed {
+        let Some(active) = self.remove_flight(generation) else {
+            return self.complete_replaced(generation, result, now, settings);
         };
-        if result.is_err() && now.monotonic >= flight.overdue_at() {
-            // Nobody drove the flight's runtime meanwhile: that says nothing of the token service.
-            self.retry_refresh_later(now);
-            let to_drop = DropAfterUnlock {
-                _flight: Some(flight),
-                ..DropAfterUnlock::default()
+        if result.is_err() && now.monotonic >= active.flight.overdue_at() {
+            // Nobody drove the flight's runtime, so the error says nothing about the token service.
+            return Completed {
+                result: None,
+                to_drop: self.lose(active, now),
             };
-            return (None, to_drop);
         }
-        if purpose == Purpose::Renewal {
+        if active.purpose == Purpose::Renewal {
             self.renewed_at = Some(now.monotonic);
         }
-        // A refresh that began before the rejection may bring the rejected token once more: then its
-        // renewal is still due.
-        let is_unchanged = matches!(&result, Ok((token, _)) if self.is_cached(token));
-        if purpose == Purpose::Renewal || !is_unchanged {
-            self.availability = Availability::Available;
-        }
-
-        match result {
-            Ok((token, asked_at)) => {
-                let first_generation = match &self.held {
-                    Some(last) if is_unchanged && purpose == Purpose::Refresh => {
-                        last.first_generation
-                    }
-                    _ => generation,
-                };
-                let held = Arc::new(CachedToken {
-                    first_generation,
-                    ..self.cached_token(generation, token, &asked_at, now, settings)
-                });
-                self.held = Some(Arc::clone(&held));
-                let to_drop = DropAfterUnlock {
-                    _flight: Some(flight),
-                    _failure: self.failure.take(),
-                };
-                (Some(Ok(held)), to_drop)
-            }
+        let last_failure = self.failure.take();
+        let result = match result {
+            Ok(issued) => Ok(self.store(&active, issued, now, settings)),
             Err(error) => {
-                let (error, failure) = self.record_failure(error, now, settings);
-                let to_drop = DropAfterUnlock {
-                    _flight: Some(flight),
-                    _failure: failure,
-                };
-                (Some(Err(error)), to_drop)
+                self.availability = Availability::Available;
+                Err(self.record_failure(error, last_failure.as_ref(), now, settings))
             }
+        };
+        Completed {
+            result: Some(result),
+            to_drop: DropAfterUnlock {
+                _flight: Some(active.flight),
+                _failure: last_failure,
+            },
         }
     }
 
-    /// A flight went away without landing; whoever needs a token starts another.
+    /// A flight was dropped before it had a result. Whoever needs a token starts another.
     pub(super) fn flight_lost(&mut self, generation: Generation, now: &Moment) -> DropAfterUnlock {
-        let lost = self.remove_flight(generation);
-        if lost.is_some() {
-            self.retry_refresh_later(now);
-        }
-        DropAfterUnlock {
-            _flight: lost.map(|active| active.flight),
-            ..DropAfterUnlock::default()
+        match self.remove_flight(generation) {
+            Some(active) => self.lose(active, now),
+            None => DropAfterUnlock::default(),
         }
     }
 
-    /// A stale token cannot be refreshed here and now; a flight that is under way will.
+    /// Postpones a refresh that can't start here and now. An active flight is not postponed.
     pub(super) fn retry_refresh_later(&mut self, now: &Moment) {
         if self.active_flight(now).is_none() {
             self.postpone_refresh(now.after(LOST_REFRESH_PAUSE).monotonic);
         }
     }
 
-    /// Nobody can renew the rejected token: it is used again rather than nothing.
+    /// Lets calls use a rejected token again because nobody can renew it.
     pub(super) fn make_available(&mut self, now: &Moment) {
         if self.active_flight(now).is_none() {
             self.availability = Availability::Available;
         }
     }
 
-    /// Whether a token that ended on landing may be given to one who waited for it.
-    pub(super) fn may_serve_waiter(&self, landed: &CachedToken) -> bool {
-        // A server may have handed it out again since, which makes it the same token.
+    /// Whether a token that has expired may still serve a call that waited for its flight.
+    pub(super) fn may_serve_waiter(&self, token: &CachedToken) -> bool {
+        // Compared by text: a later flight may have returned the same token, which was then rejected.
         let is_withheld =
-            self.availability == Availability::Withheld && self.is_cached(&landed.token);
-        landed.expired_on_arrival && !is_withheld
+            self.availability == Availability::Withheld && self.is_cached(&token.token);
+        token.expired_on_arrival && !is_withheld
+    }
+
+    /// Another flight has taken this one's place, and its token must not replace the other's.
+    fn complete_replaced(
+        &self,
+        generation: Generation,
+        result: Result<IssuedToken, Error>,
+        now: &Moment,
+        settings: &Settings,
+    ) -> Completed {
+        let result =
+            result.map(|issued| Arc::new(self.cached_token(generation, issued, now, settings)));
+        Completed {
+            result: Some(result),
+            to_drop: DropAfterUnlock::default(),
+        }
+    }
+
+    fn lose(&mut self, active: ActiveFlight, now: &Moment) -> DropAfterUnlock {
+        self.retry_refresh_later(now);
+        DropAfterUnlock {
+            _flight: Some(active.flight),
+            _failure: None,
+        }
+    }
+
+    /// Makes the token of an active flight the current one.
+    fn store(
+        &mut self,
+        active: &ActiveFlight,
+        issued: IssuedToken,
+        now: &Moment,
+        settings: &Settings,
+    ) -> Arc<CachedToken> {
+        let is_refresh = active.purpose == Purpose::Refresh;
+        let same = self.cached.as_ref();
+        let same = same.filter(|cached| is_refresh && cached.token.is_same(&issued.token));
+        let first_generation = same.map(|cached| cached.first_generation);
+
+        let mut token = self.cached_token(active.generation, issued, now, settings);
+        match first_generation {
+            // A rejection under an earlier generation concerns this token. If there was one while
+            // the refresh was under way, the renewal is still due.
+            Some(first_generation) => token.first_generation = first_generation,
+            None => self.availability = Availability::Available,
+        }
+        let token = Arc::new(token);
+        self.cached = Some(Arc::clone(&token));
+        token
     }
 
     fn active_flight(&self, now: &Moment) -> Option<&Flight<FlightResult>> {
@@ -433,7 +461,8 @@ impl Entry {
     }
 
     fn has_usable(&self, now: &Moment) -> bool {
-        self.current().is_some_and(|held| held.may_serve(None, now))
+        self.current()
+            .is_some_and(|cached| cached.may_serve(None, now))
     }
 
     fn recent_failure(&self, now: &Moment) -> Option<Error> {
@@ -448,34 +477,37 @@ impl Entry {
         })
     }
 
+    /// Registers a flight, which renews the cached token if that is withheld.
     fn start_flight(&mut self, cause: Cause, now: &Moment, settings: &Settings) -> NewFlight {
         let generation = Generation(self.last_flight.0 + 1);
         self.last_flight = generation;
         let (flight, completer) = Flight::prepare(now, settings.limits.deadline);
-        // Until then the flight answers for the refresh: calls need not look for it.
+        // Calls need not check for a refresh while this flight may bring a token.
         self.postpone_refresh(flight.overdue_at());
-        let rejected = match self.availability {
-            Availability::Available => None,
-            Availability::Withheld => self.held.as_ref().map(|held| held.token.clone()),
+        let rejected = self.withheld_token();
+        let (purpose, cause) = match rejected {
+            None => (Purpose::Refresh, cause),
+            Some(_) => (Purpose::Renewal, Cause::Rejected),
         };
         let replaced = self.flight.replace(ActiveFlight {
             generation,
             flight: flight.clone(),
-            purpose: match rejected {
-                None => Purpose::Refresh,
-                Some(_) => Purpose::Renewal,
-            },
+            purpose,
         });
         NewFlight {
             flight,
             completer,
             generation,
-            cause: match rejected {
-                None => cause,
-                Some(_) => Cause::Rejected,
-            },
+            cause,
             rejected,
             _replaced: replaced.map(|active| active.flight),
+        }
+    }
+
+    fn withheld_token(&self) -> Option<AccessToken> {
+        match self.availability {
+            Availability::Available => None,
+            Availability::Withheld => self.cached.as_ref().map(|cached| cached.token.clone()),
         }
     }
 
@@ -484,30 +516,32 @@ impl Entry {
             .take_if(|active| active.generation == generation)
     }
 
-    /// Whether the token that is held is what this flight brought.
     fn is_cached_generation(&self, generation: Generation) -> bool {
-        let held = self.held.as_ref();
-        held.is_some_and(|held| held.came_with(generation))
+        let cached = self.cached.as_ref();
+        cached.is_some_and(|cached| cached.came_with(generation))
     }
 
     fn is_cached(&self, token: &AccessToken) -> bool {
-        let held = self.held.as_ref();
-        held.is_some_and(|held| held.token.is_same(token))
+        let cached = self.cached.as_ref();
+        cached.is_some_and(|cached| cached.token.is_same(token))
     }
 
     fn cached_token(
         &self,
         generation: Generation,
-        token: AccessToken,
-        asked_at: &Moment,
+        issued: IssuedToken,
         now: &Moment,
         settings: &Settings,
     ) -> CachedToken {
-        let is_unchanged = self.is_cached(&token);
-        let mut schedule = settings
-            .timing
-            .schedule(*asked_at, token.lifetime(), fastrand::f64());
-        if is_unchanged {
+        let IssuedToken {
+            token,
+            requested_at,
+        } = issued;
+        let mut schedule =
+            settings
+                .timing
+                .schedule(requested_at, token.lifetime(), fastrand::f64());
+        if self.is_cached(&token) {
             schedule = schedule.unchanged(now);
         }
         CachedToken {
@@ -519,34 +553,32 @@ impl Entry {
         }
     }
 
-    /// Notes a failure; returns it with when the token service is asked again, and the last one.
+    /// Records a failure and returns its error, which says when the next token request may follow.
     fn record_failure(
         &mut self,
         error: Error,
+        last: Option<&Failure>,
         now: &Moment,
         settings: &Settings,
-    ) -> (Error, Option<Failure>) {
-        let in_a_row = self
-            .failure
-            .as_ref()
-            .map_or(1, |last| last.in_a_row.saturating_add(1));
+    ) -> Error {
+        let in_a_row = last.map_or(1, |last| last.in_a_row.saturating_add(1));
         let pause = settings
             .backoff
             .pause(in_a_row, error.retry_after(), fastrand::f64());
         let error = error.with_retry_after(Some(pause));
         let until = now.after(pause).monotonic;
         self.postpone_refresh(until);
-        let last = self.failure.replace(Failure {
+        self.failure = Some(Failure {
             error: error.clone(),
             in_a_row,
             until,
         });
-        (error, last)
+        error
     }
 
     fn postpone_refresh(&mut self, refresh_at: Instant) {
-        if let Some(held) = &mut self.held {
-            *held = held.refresh_not_before(refresh_at);
+        if let Some(cached) = &mut self.cached {
+            *cached = cached.refresh_not_before(refresh_at);
         }
     }
 }
@@ -578,9 +610,19 @@ mod tests {
         now: &Moment,
         settings: &Settings,
     ) {
-        let token = AccessToken::new(token).map(|token| token.with_lifetime(1800 * SECOND));
-        let landed = token.map(|token| (token, *now));
-        drop(entry.complete(new_flight.generation, landed, now, settings));
+        let _ = entry.complete(
+            new_flight.generation,
+            issued(token, 1800 * SECOND, now),
+            now,
+            settings,
+        );
+    }
+
+    fn issued(token: &str, lifetime: Duration, now: &Moment) -> Result<IssuedToken, Error> {
+        Ok(IssuedToken {
+            token: AccessToken::new(token)?.with_lifetime(lifetime),
+            requested_at: *now,
+        })
     }
 
     #[test]
@@ -691,7 +733,7 @@ mod tests {
             panic!("its renewal is due");
         };
         let failure = Err(Error::permanent("no"));
-        drop(entry.complete(renewal.generation, failure, &start, &settings));
+        let _ = entry.complete(renewal.generation, failure, &start, &settings);
 
         let almost = start.after(settings.cool_down - NANOSECOND);
         let join = entry.join(Some(rejected), &almost, &settings);
@@ -717,7 +759,7 @@ mod tests {
             panic!("its renewal is due");
         };
         let failure = Err(Error::permanent("no"));
-        drop(entry.complete(renewal.generation, failure, &end, &settings));
+        let _ = entry.complete(renewal.generation, failure, &end, &settings);
 
         let join = entry.join(Some(rejected), &end.after(2 * SECOND), &settings);
 
@@ -734,11 +776,9 @@ mod tests {
             let Join::Start(new_flight) = entry.join(None, &now, &settings) else {
                 panic!("a token without life is asked for each time");
             };
-            let token =
-                AccessToken::new("the-same").map(|token| token.with_lifetime(Duration::ZERO));
-            let landed = token.map(|token| (token, now));
-            let (outcome, _) = entry.complete(new_flight.generation, landed, &now, &settings);
-            issues.push(outcome.unwrap().unwrap());
+            let token = issued("the-same", Duration::ZERO, &now);
+            let completed = entry.complete(new_flight.generation, token, &now, &settings);
+            issues.push(completed.result.unwrap().unwrap());
         }
         assert!(issues.iter().all(|issue| entry.may_serve_waiter(issue)));
 

@@ -1,7 +1,7 @@
-//! One acquisition, shared by everybody who waits for it; its deadline and its retries.
+//! A flight: one token request and everyone waiting for it.
 //!
-//! A flight is a task of its own. Nobody owns it: a waiter that goes away changes nothing. It ends
-//! early only when nobody is left to whom its outcome could matter.
+//! A flight runs in its own task and belongs to no caller: dropping a waiter changes nothing. It
+//! ends early only when nobody is left who could use its result.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -28,9 +28,161 @@ use crate::{
     telemetry,
 };
 
-/// The token service of a cache: erased once, because every use of it is on a cold path.
+/// How long after its deadline a flight without a result counts as lost.
 ///
-/// Behind a lock because it need not be `Sync`; the lock is held to clone it, no longer.
+/// A flight ends itself at its deadline. One that doesn't is on a runtime that nobody drives.
+const OVERDUE_AFTER: Duration = Duration::from_secs(1);
+
+/// A flight, as seen by those who wait for its result.
+#[derive(Clone, Debug)]
+pub(super) struct Flight<T> {
+    result: watch::Receiver<Option<T>>,
+    deadline: Instant,
+}
+
+/// A flight, as seen by the task that runs it.
+#[derive(Debug)]
+pub(super) struct Completer<T> {
+    result: watch::Sender<Option<T>>,
+}
+
+impl<T: Clone> Flight<T> {
+    /// Prepares a flight that has to end within `deadline` from `now`.
+    pub(super) fn prepare(now: &Moment, deadline: Duration) -> (Self, Completer<T>) {
+        let (sender, receiver) = watch::channel(None);
+        let flight = Self {
+            result: receiver,
+            deadline: now.after(deadline).monotonic,
+        };
+        (flight, Completer { result: sender })
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// When the flight counts as lost if it has no result.
+    pub(super) fn overdue_at(&self) -> Instant {
+        self.deadline + OVERDUE_AFTER
+    }
+
+    /// Waits for the result. Returns `None` if the flight is lost, so that there will be none.
+    pub(super) async fn result(mut self) -> Option<T> {
+        match timeout_at(self.overdue_at(), self.result.wait_for(Option::is_some)).await {
+            Ok(Ok(result)) => result.clone(),
+            // The task is gone: its runtime was shut down.
+            Ok(Err(_)) => None,
+            Err(_overdue) => None,
+        }
+    }
+}
+
+impl<T> Completer<T> {
+    /// Runs `future` for as long as somebody could use the result; returns `None` if nobody can.
+    pub(super) async fn run<F: Future>(&self, future: F) -> Option<F::Output> {
+        match select(pin!(future), pin!(self.result.closed())).await {
+            Either::Left((output, _)) => Some(output),
+            Either::Right(_) => None,
+        }
+    }
+
+    pub(super) fn waiters(&self) -> usize {
+        self.result.receiver_count()
+    }
+
+    /// Gives the result to all waiters.
+    pub(super) fn complete(self, result: T) {
+        self.result.send_replace(Some(result));
+    }
+}
+
+/// A token as the token service returned it.
+pub(super) struct IssuedToken {
+    pub(super) token: AccessToken,
+    /// When the successful attempt started: the token's lifetime counts from then.
+    pub(super) requested_at: Moment,
+}
+
+/// What one flight may cost. The builder documents each option.
+#[derive(Clone, Debug)]
+pub(super) struct Limits {
+    pub(super) deadline: Duration,
+    pub(super) max_attempts: u32,
+    pub(super) retry_backoff: Duration,
+}
+
+/// The attempts of one flight.
+pub(super) struct Attempts {
+    pub(super) token_service: SharedTokenService,
+    pub(super) request: TokenRequest,
+    pub(super) limits: Limits,
+    pub(super) deadline: Instant,
+    pub(super) clock: Clock,
+    pub(super) telemetry: telemetry::Flight,
+}
+
+impl Attempts {
+    /// Asks the token service until it returns a token or a permanent error, or until the attempts
+    /// or the time are used up.
+    pub(super) async fn run(&mut self) -> Result<IssuedToken, Error> {
+        let mut failed_attempts = 0;
+        let mut last_error = None;
+        loop {
+            let requested_at = self.clock.now();
+            let error = match self.attempt(requested_at, last_error.take()).await {
+                Ok(token) => {
+                    return Ok(IssuedToken {
+                        token,
+                        requested_at,
+                    });
+                }
+                Err(error) => error,
+            };
+            failed_attempts += 1;
+            let Some(pause) = self.pause_before_retry(failed_attempts, &error) else {
+                return Err(error);
+            };
+            sleep(pause).await;
+            if self.clock.now().monotonic >= self.deadline {
+                // The process stood still during the pause: a reply would come too late.
+                return Err(self.timed_out(Some(error)));
+            }
+            last_error = Some(error);
+        }
+    }
+
+    async fn attempt(
+        &mut self,
+        started_at: Moment,
+        last_error: Option<Error>,
+    ) -> Result<AccessToken, Error> {
+        let answer = self.token_service.call(&self.request, self.deadline).await;
+        let answer = answer.unwrap_or_else(|| Err(self.timed_out(last_error)));
+        self.telemetry
+            .attempted(started_at.monotonic, answer.as_ref().err());
+        answer
+    }
+
+    /// How long to wait before the next attempt; `None` if there is no time or use for one.
+    fn pause_before_retry(&self, failed_attempts: u32, error: &Error) -> Option<Duration> {
+        if !error.is_transient() || failed_attempts >= self.limits.max_attempts {
+            return None;
+        }
+        let draw = fastrand::f64();
+        let backoff = schedule::retry_pause(self.limits.retry_backoff, failed_attempts, draw);
+        let pause = backoff.max(schedule::obeyed(error.retry_after(), draw));
+        let ends_at = self.clock.now().after(pause).monotonic;
+        (ends_at < self.deadline).then_some(pause)
+    }
+
+    fn timed_out(&self, last_error: Option<Error>) -> Error {
+        Error::timed_out(self.limits.deadline, last_error)
+    }
+}
+
+/// The token service of a cache. Its type is erased, because it is used on cold paths only.
+///
+/// The lock makes up for a service that isn't `Sync`. It is held only to clone the service.
 #[derive(Clone)]
 pub(super) struct SharedTokenService(Arc<Mutex<BoxTokenService>>);
 
@@ -47,164 +199,32 @@ impl SharedTokenService {
         Self(Arc::new(Mutex::new(BoxCloneService::new(token_service))))
     }
 
-    /// One request to the token service, whose panics are errors like any other; `None` if it does
-    /// not answer in time.
-    async fn attempt(
+    /// Calls the service once; returns `None` if it doesn't answer by `deadline`.
+    ///
+    /// A panic of the service is an error like any other.
+    async fn call(
         &self,
         request: &TokenRequest,
         deadline: Instant,
     ) -> Option<Result<AccessToken, Error>> {
-        // Each attempt has a clone of its own: nothing of a service that panicked is used again. The
-        // request is dropped in here as well, for that may panic, too.
-        let attempt = async {
+        // Nothing of a service that panicked is used again: each call gets its own clone. The
+        // service's future is dropped inside as well, because its `drop` may panic, too.
+        let call = async {
             let answer = self.clone_service().oneshot(request.clone());
             timeout_at(deadline, answer).await.ok()
         };
-        match AssertUnwindSafe(attempt).catch_unwind().await {
+        match AssertUnwindSafe(call).catch_unwind().await {
             Ok(answer) => answer,
-            // The payload may hold anything, a secret too.
+            // The payload is not shown: it may contain anything, including a secret.
             Err(_payload) => Some(Err(Error::new(Kind::Panicked))),
         }
     }
 
     fn clone_service(&self) -> BoxTokenService {
-        // Cloning does not change the service, so one that panicked has left it as it was.
+        // Cloning doesn't change the service, so a panic while cloning leaves it as it was.
         self.0
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
-    }
-}
-
-/// How much later than its deadline a flight that has not landed counts as lost.
-///
-/// A flight ends itself at its deadline; one that does not is on a runtime that nobody drives.
-const OVERDUE_AFTER: Duration = Duration::from_secs(1);
-
-/// A flight, as those see it who wait for it.
-#[derive(Clone, Debug)]
-pub(super) struct Flight<T> {
-    result: watch::Receiver<Option<T>>,
-    deadline: Instant,
-}
-
-/// A flight, as the task sees it that carries it out.
-#[derive(Debug)]
-pub(super) struct Completer<T> {
-    result: watch::Sender<Option<T>>,
-}
-
-impl<T: Clone> Flight<T> {
-    /// Prepares a flight that has to land within `deadline` from `now`.
-    pub(super) fn prepare(now: &Moment, deadline: Duration) -> (Self, Completer<T>) {
-        let (sender, receiver) = watch::channel(None);
-        let flight = Self {
-            result: receiver,
-            deadline: now.after(deadline).monotonic,
-        };
-        (flight, Completer { result: sender })
-    }
-
-    /// When the flight has to have an outcome.
-    pub(super) fn deadline(&self) -> Instant {
-        self.deadline
-    }
-
-    /// When the flight counts as lost if it has not landed.
-    pub(super) fn overdue_at(&self) -> Instant {
-        self.deadline + OVERDUE_AFTER
-    }
-
-    /// Waits for the outcome; `None` if there will be none, because the flight was lost.
-    pub(super) async fn result(mut self) -> Option<T> {
-        match timeout_at(self.overdue_at(), self.result.wait_for(Option::is_some)).await {
-            Ok(Ok(outcome)) => outcome.clone(),
-            // The task is gone: its runtime was shut down.
-            Ok(Err(_)) => None,
-            Err(_overdue) => None,
-        }
-    }
-}
-
-impl<T> Completer<T> {
-    /// Carries out the acquisition; `None` if nobody is left who could use its outcome.
-    pub(super) async fn run<F: Future>(&self, acquisition: F) -> Option<F::Output> {
-        match select(pin!(acquisition), pin!(self.result.closed())).await {
-            Either::Left((outcome, _)) => Some(outcome),
-            Either::Right(_) => None,
-        }
-    }
-
-    /// How many wait.
-    pub(super) fn waiters(&self) -> usize {
-        self.result.receiver_count()
-    }
-
-    /// Tells all waiters.
-    pub(super) fn complete(self, outcome: T) {
-        self.result.send_replace(Some(outcome));
-    }
-}
-
-/// What one flight may cost; each number is documented where it is set, at the builder.
-#[derive(Clone, Debug)]
-pub(super) struct Limits {
-    pub(super) deadline: Duration,
-    pub(super) attempts: u32,
-    pub(super) first_pause: Duration,
-}
-
-impl Limits {
-    /// Asks the token service until it answers with a token or a permanent error, or until the
-    /// attempts or the time are used up. Also says when the token was asked for.
-    pub(super) async fn request_token(
-        &self,
-        service: &SharedTokenService,
-        request: &TokenRequest,
-        deadline: Instant,
-        clock: &Clock,
-        telemetry: &mut telemetry::Flight,
-    ) -> Result<(AccessToken, Moment), Error> {
-        let mut failed_attempts = 0;
-        let mut last_error = None;
-        loop {
-            let asked_at = clock.now();
-            let (is_late, answer) = match service.attempt(request, deadline).await {
-                Some(answer) => (false, answer),
-                None => (
-                    true,
-                    Err(Error::timed_out(self.deadline, last_error.take())),
-                ),
-            };
-            telemetry.attempted(asked_at.monotonic, answer.as_ref().err());
-            let error = match answer {
-                Ok(token) => return Ok((token, asked_at)),
-                Err(error) => error,
-            };
-            if is_late {
-                return Err(error);
-            }
-
-            failed_attempts += 1;
-            let pause = self.pause_before_retry(failed_attempts, &error);
-            match pause.filter(|pause| clock.now().after(*pause).monotonic < deadline) {
-                Some(pause) => sleep(pause).await,
-                None => return Err(error),
-            }
-            if clock.now().monotonic >= deadline {
-                // The process stood still meanwhile; an answer would come too late.
-                return Err(Error::timed_out(self.deadline, Some(error)));
-            }
-            last_error = Some(error);
-        }
-    }
-
-    fn pause_before_retry(&self, failed_attempts: u32, error: &Error) -> Option<Duration> {
-        if !error.is_transient() || failed_attempts >= self.attempts {
-            return None;
-        }
-        let draw = fastrand::f64();
-        let pause = schedule::retry_pause(self.first_pause, failed_attempts, draw);
-        Some(pause.max(schedule::obeyed(error.retry_after(), draw)))
     }
 }

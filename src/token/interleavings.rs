@@ -13,6 +13,7 @@ use tower::{BoxError, service_fn};
 use super::{
     AccessToken, Generation, Rejection, TokenCache, TokenRequest,
     entry::{Join, NewFlight},
+    flight::IssuedToken,
     last_seen::LastSeen,
 };
 
@@ -63,7 +64,11 @@ fn refreshing() -> (TokenCache, Generation, NewFlight) {
 
 fn complete(cache: &TokenCache, new_flight: NewFlight, text: &'static str) {
     let landed = cache.transition(|entry, now, settings| {
-        let token = AccessToken::new(text).map(|token| (token, *now));
+        let requested_at = *now;
+        let token = AccessToken::new(text).map(|token| IssuedToken {
+            token,
+            requested_at,
+        });
         entry.complete(new_flight.generation, token, now, settings)
     });
     drop((landed, new_flight));

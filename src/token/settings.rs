@@ -38,8 +38,8 @@ impl Default for Settings {
             },
             limits: Limits {
                 deadline: Duration::from_secs(30),
-                attempts: 3,
-                first_pause: Duration::from_millis(200),
+                max_attempts: 3,
+                retry_backoff: Duration::from_millis(200),
             },
             backoff: Backoff {
                 first: Duration::from_secs(1),
