@@ -44,6 +44,12 @@ impl Clock {
         Self { in_step, ..self }
     }
 
+    /// The same clock, whose wall clock is asked once for each span of `in_step`.
+    #[cfg(all(test, interleavings))]
+    pub(crate) fn asked_every(self, in_step: Duration) -> Self {
+        Self { in_step, ..self }
+    }
+
     pub(crate) fn now(&self) -> Moment {
         Moment {
             monotonic: Instant::now(),

@@ -1,13 +1,20 @@
-//! Every way in which transitions of the entry and readers of the snapshot can come in between each
-//! other; see `replay/interleavings.rs` for how to run it.
+//! Every interleaving of transitions of the entry with readers of the snapshot, under a weak memory
+//! model. `replay/interleavings.rs` says how to run these tests.
 //!
-//! What it shows is that the snapshot follows the entry: the token that the last transition left is
-//! the one that calls are given, and no call sees an older one once it was replaced. Flights, waiters
-//! and wakers are not part of it: they meet in `tokio::sync::watch`.
+//! They show that the snapshot follows the entry: calls get the token that the last transition made
+//! current, and once a call has seen a token, no later call gets an older one. Flights and wakers are
+//! not covered: waiters meet in `tokio::sync::watch`.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use loom::{model::Builder, sync::Mutex, thread};
+use loom::{
+    model::Builder,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+};
 use tower::{BoxError, service_fn};
 
 use super::{
@@ -15,14 +22,30 @@ use super::{
     entry::{Join, NewFlight},
     flight::IssuedToken,
     last_seen::LastSeen,
+    settings::Settings,
 };
+use crate::clock::Clock;
 
-/// What the snapshot is made of here: one atomic cell, as `arc_swap` promises to be.
-pub(super) struct ArcSwapOption<T>(Mutex<Option<Arc<T>>>);
+/// Replaces `arc_swap::ArcSwapOption`: an atomic index in place of its atomic pointer.
+///
+/// The orderings are those that `arc_swap` documents for the pointer: an `AcqRel` swap and `Acquire`
+/// loads. The `SeqCst` that it uses serves its own bookkeeping; loom would answer such a load with the
+/// newest store, whether or not anything orders the two.
+pub(super) struct ArcSwapOption<T> {
+    index: AtomicUsize,
+    /// Every value stored so far. Not loom's mutex, which would order the loads and stores around it.
+    values: Mutex<Vec<Option<Arc<T>>>>,
+}
 
 impl<T> ArcSwapOption<T> {
+    /// More values than any test here stores.
+    const MOST_VALUES: usize = 8;
+
     pub(super) fn empty() -> Self {
-        Self(Mutex::new(None))
+        Self {
+            index: AtomicUsize::new(0),
+            values: Mutex::new(vec![None]),
+        }
     }
 
     pub(super) fn load(&self) -> Option<Arc<T>> {
@@ -30,66 +53,70 @@ impl<T> ArcSwapOption<T> {
     }
 
     pub(super) fn load_full(&self) -> Option<Arc<T>> {
-        self.0
-            .lock()
-            .expect("nothing panics with this lock")
-            .clone()
+        let index = self.index.load(Ordering::Acquire);
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)[index].clone()
     }
 
     pub(super) fn store(&self, value: Option<Arc<T>>) {
-        // What was there is dropped after unlocking.
-        let _replaced = {
-            let mut cell = self.0.lock().expect("nothing panics with this lock");
-            std::mem::replace(&mut *cell, value)
+        let index = {
+            let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+            assert!(values.len() < Self::MOST_VALUES, "a test stores too often");
+            values.push(value);
+            values.len() - 1
         };
+        self.index.swap(index, Ordering::AcqRel);
     }
 }
 
-/// A cache with "token-1", and a refresh that is about to land.
+/// A cache that holds "token-1", and a refresh that is about to complete.
 fn refreshing() -> (TokenCache, Generation, NewFlight) {
-    let never_asked =
+    let never_called =
         service_fn(|_: TokenRequest| async { Err::<AccessToken, BoxError>("".into()) });
-    let cache = TokenCache::new(never_asked);
+    let settings = Settings {
+        // So that callers look again only if the edition has changed.
+        clock: Clock::default().asked_every(Duration::from_secs(3600)),
+        ..Settings::default()
+    };
+    let cache = TokenCache::with_settings(never_called, settings);
     let Join::Start(new_flight) =
         cache.transition(|entry, now, settings| entry.join(None, now, settings))
     else {
-        unreachable!("an empty entry has to ask");
+        unreachable!("an empty entry starts a flight");
     };
     let first = new_flight.generation;
     complete(&cache, new_flight, "token-1");
     let refresh =
         cache.transition(|entry, now, settings| entry.keep_warm_refresh(first, now, settings));
-    (cache, first, refresh.expect("no other flight has departed"))
+    (cache, first, refresh.expect("there is no later flight"))
 }
 
 fn complete(cache: &TokenCache, new_flight: NewFlight, text: &'static str) {
-    let landed = cache.transition(|entry, now, settings| {
-        let requested_at = *now;
-        let token = AccessToken::new(text).map(|token| IssuedToken {
+    let completed = cache.transition(|entry, now, settings| {
+        let issued = AccessToken::new(text).map(|token| IssuedToken {
             token,
-            requested_at,
+            requested_at: *now,
         });
-        entry.complete(new_flight.generation, token, now, settings)
+        entry.complete(new_flight.generation, issued, now, settings)
     });
-    drop((landed, new_flight));
+    drop((completed, new_flight));
 }
 
 /// A service that makes one call after the other.
 struct Caller<'a>(&'a TokenCache, LastSeen);
 
 impl<'a> Caller<'a> {
-    /// One that has seen the token that is there.
+    /// Returns a caller that has seen the current token.
     fn of(cache: &'a TokenCache) -> Self {
         let mut caller = Self(cache, LastSeen::new());
         caller.token();
         caller
     }
 
-    /// The generation of the token that a call would be sent with now.
+    /// The generation of the token that a call would send now.
     fn token(&mut self) -> Option<Generation> {
-        let Self(cache, view) = self;
-        let _ = view.see(cache);
-        Some(view.token()?.generation())
+        let Self(cache, last_seen) = self;
+        let _ = last_seen.see(cache);
+        Some(last_seen.token()?.generation())
     }
 }
 
@@ -100,12 +127,12 @@ fn in_every_interleaving(check: impl Fn() + Sync + Send + 'static) {
 }
 
 #[test]
-fn token_that_lands_while_the_last_one_is_rejected_is_used() {
+fn token_that_arrives_while_the_last_one_is_rejected_is_used() {
     in_every_interleaving(|| {
         let (cache, first, refresh) = refreshing();
         let second = refresh.generation;
         let mut caller = Caller::of(&cache);
-        let landing = {
+        let completing = {
             let cache = cache.clone();
             thread::spawn(move || complete(&cache, refresh, "token-2"))
         };
@@ -113,9 +140,9 @@ fn token_that_lands_while_the_last_one_is_rejected_is_used() {
         let rejection = cache.reject_generation(first);
 
         if matches!(rejection, Rejection::Withheld) {
-            assert_ne!(caller.token(), Some(first), "it is given to nobody");
+            assert_ne!(caller.token(), Some(first), "a withheld token is used");
         }
-        landing.join().expect("nothing panics");
+        completing.join().expect("nothing panics");
         assert_eq!(caller.token(), Some(second));
     });
 }
@@ -144,12 +171,12 @@ fn token_that_is_rejected_while_its_refresh_is_lost_stays_withheld() {
 }
 
 #[test]
-fn call_is_not_given_an_older_token_than_the_call_before_it() {
+fn call_does_not_get_an_older_token_than_the_call_before() {
     in_every_interleaving(|| {
         let (cache, first, refresh) = refreshing();
         let second = refresh.generation;
         let mut caller = Caller::of(&cache);
-        let landing = {
+        let completing = {
             let cache = cache.clone();
             thread::spawn(move || complete(&cache, refresh, "token-2"))
         };
@@ -158,7 +185,7 @@ fn call_is_not_given_an_older_token_than_the_call_before_it() {
         let after = caller.token();
 
         assert!(before >= Some(first) && after >= before);
-        landing.join().expect("nothing panics");
+        completing.join().expect("nothing panics");
         assert_eq!(caller.token(), Some(second));
     });
 }
