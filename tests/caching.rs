@@ -9,9 +9,9 @@ use std::{
 
 use futures_util::FutureExt;
 
-use support::{Api, Failure, Issuer, LONG, call, settle, stack};
+use support::{Api, Failure, Issuer, LONG, call, request, settle, stack};
 use tokio::time::{Instant, advance, sleep};
-use tower::{BoxError, Layer, service_fn};
+use tower::{BoxError, Layer, Service, service_fn};
 use tower_client_credentials::{AccessToken, ClientCredentialsLayer, TokenCache, TokenRequest};
 
 const NANOSECOND: Duration = Duration::from_nanos(1);
@@ -80,6 +80,34 @@ async fn an_expired_token_is_never_sent() {
     call(&service).await.unwrap();
 
     assert_eq!(api.tokens(), ["token-1", "token-2"]);
+}
+
+/// A service that has just checked the cache doesn't check it again for a millisecond.
+#[tokio::test(start_paused = true)]
+async fn an_expired_token_is_never_sent_although_the_service_has_just_checked_the_cache() {
+    const HALF_A_MILLISECOND: Duration = Duration::from_micros(500);
+    let issuer = Issuer::new();
+    let api = Api::accepting_all();
+    let cache = TokenCache::builder()
+        .refresh_window(Duration::from_secs(10))
+        .jitter(0.0)
+        .build(issuer.service());
+    let mut service = ClientCredentialsLayer::with_cache(cache).layer(api.service());
+    service.call(request()).await.unwrap();
+    // The refresh hangs beyond the expiry of the token, and no other starts.
+    issuer.fail(Failure::Silence);
+    advance(EXPIRED_AT - Duration::from_secs(10)).await;
+    service.call(request()).await.unwrap();
+    settle().await;
+
+    advance(Duration::from_secs(10) - HALF_A_MILLISECOND).await;
+    service.call(request()).await.unwrap();
+    advance(HALF_A_MILLISECOND).await;
+    let waiting = service.call(request()).now_or_never();
+
+    assert!(waiting.is_none());
+    assert_eq!(api.tokens(), ["token-1"; 3]);
+    assert_eq!(issuer.requests(), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -205,6 +205,44 @@ fn waiter_on_another_runtime_starts_anew_when_the_first_goes_away() {
     assert_eq!(token.expose(), "token-2");
 }
 
+#[tokio::test(start_paused = true)]
+async fn caller_whose_own_token_requests_are_lost_starts_three_more() {
+    let issuer = Issuer::new();
+    issuer.fail(Failure::Silence);
+    let cache = issuer.cache();
+    let mut caller = tokio_test::task::spawn(cache.token());
+
+    for number in 1..=4 {
+        assert!(caller.poll().is_pending(), "token request {number}");
+        settle().await;
+        assert_eq!(issuer.requests(), number);
+        // The process stands still until the token request counts as lost.
+        advance(Duration::from_secs(32)).await;
+    }
+
+    let error = caller.await.unwrap_err();
+    assert!(error.is_no_runtime(), "{error}");
+    assert_eq!(issuer.requests(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn caller_that_is_polled_too_late_for_eleven_tokens_gives_up() {
+    let issuer = Issuer::new();
+    let cache = issuer.cache();
+    let mut caller = tokio_test::task::spawn(cache.token());
+
+    for number in 1..=11 {
+        assert!(caller.poll().is_pending(), "token {number}");
+        settle().await;
+        assert_eq!(issuer.requests(), number);
+        advance(LONG).await;
+    }
+
+    let error = caller.await.unwrap_err();
+    assert!(error.is_expired(), "{error}");
+    assert_eq!(issuer.requests(), 11);
+}
+
 #[test]
 fn runtime_that_nobody_drives_hangs_nobody() {
     let issuer = Issuer::new().latency(LATENCY);
@@ -339,6 +377,11 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
+fn paused_runtime() -> Runtime {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().start_paused(true).build().unwrap()
+}
+
 /// Short runtimes take flights with them all the time: that is no failure of those who stay.
 #[test]
 fn cache_in_a_static_serves_many_runtimes_at_once() {
@@ -387,11 +430,7 @@ fn flights_that_others_lost_do_not_count() {
         assert!(given_up.is_none());
         runtime
     };
-    let lasting = Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .unwrap();
+    let lasting = paused_runtime();
     let mut waiter = tokio_test::task::spawn(cache.token());
 
     let mut elsewhere = begin_elsewhere();

@@ -708,6 +708,24 @@ mod tests {
         assert_eq!(renewal.rejected.as_ref().unwrap().expose(), "token-1");
     }
 
+    /// The server insists on the token, so the calls that waited for the renewal try it again.
+    #[test]
+    fn token_that_its_renewal_returns_again_counts_as_a_new_one() {
+        let (mut entry, start, settings) = entry();
+        let rejected = entry.current().unwrap().generation;
+        entry.reject(rejected, &start, &settings);
+        let Join::Start(renewal) = entry.join(Some(rejected), &start, &settings) else {
+            panic!("its renewal is due");
+        };
+
+        complete(&mut entry, &renewal, "token-1", &start, &settings);
+
+        let join = entry.join(Some(rejected), &start, &settings);
+        assert!(matches!(join, Join::Token(_)));
+        let rejection = entry.reject(rejected, &start, &settings);
+        assert!(matches!(rejection, Rejection::Replaced), "{rejection:?}");
+    }
+
     /// It would be sent again otherwise, as if it were newer than itself.
     #[test]
     fn token_that_was_handed_out_again_is_withheld_by_a_rejection_of_its_earlier_issue() {
