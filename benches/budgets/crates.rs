@@ -1,4 +1,4 @@
-//! How many crates the layer brings along.
+//! The number of crates in the dependency tree.
 
 use std::{collections::BTreeSet, env, process::Command};
 
@@ -9,7 +9,7 @@ use crate::table::Table;
 const BUDGET: f64 = 40.0;
 
 pub(crate) fn measure(table: &mut Table) -> Result<(), BoxError> {
-    table.part("Crates");
+    table.section("Crates");
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml");
     let output = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
         .args(["tree", "--locked", "-e", "normal", "--prefix", "none"])
@@ -19,13 +19,13 @@ pub(crate) fn measure(table: &mut Table) -> Result<(), BoxError> {
         return Err(String::from_utf8_lossy(&output.stderr).into());
     }
     let list = String::from_utf8(output.stdout)?;
-    // A crate that was listed before is marked; the name and version are the same.
+    // cargo marks repeated crates; name and version stay the same.
     let crates: BTreeSet<_> = list
         .lines()
         .map(|line| line.split(' ').take(2).collect::<Vec<_>>())
         .filter(|words| words.len() == 2)
         .collect();
-    let what = "in `cargo tree -e normal`, the crate included";
-    table.row(what, crates.len() as f64, BUDGET, "");
+    let name = "`cargo tree -e normal`, this crate included";
+    table.row(name, crates.len() as f64, BUDGET, "");
     Ok(())
 }

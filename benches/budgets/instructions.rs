@@ -1,4 +1,4 @@
-//! Instructions of a call, counted by callgrind: a loop of two lengths, and the difference.
+//! Instructions of a call, counted by callgrind: the difference between a long and a short loop.
 
 use std::process::Command;
 
@@ -7,94 +7,136 @@ use tower::BoxError;
 
 use crate::table::Table;
 
-/// What a call through tower-http's constant header, or tower's second sends, may be exceeded by.
-const NEVER: f64 = 1.25;
+/// Instructions that `NoReplay` may need on top of a constant header.
+const NO_REPLAY: f64 = 220.0;
+
+/// Instructions of `CloneBody`, relative to tower's `Retry` around a constant header.
 const CLONE_BODY: f64 = 1.0;
 
-/// A service looks at the cache when its view is a millisecond old, so how many calls do depends on
-/// the machine. They are not counted; the row of calls that all look has them.
-const WITHOUT_LOOKS: [&str; 2] = ["--toggle-collect=*LastSeen*look*", "--collect-atstart=yes"];
+/// The function in which a service looks up the cache. Services do so when their last lookup is a
+/// millisecond old, so the number of lookups depends on the machine.
+const LOOKUP: &str = "*LastSeen*look*";
 
-/// The programs whose calls are counted.
+/// A lookup takes at least this many instructions.
+const MIN_LOOKUP: f64 = 50.0;
+
 const HOT_LOOP: &str = env!("CARGO_BIN_EXE_hot_loop");
 const CALLERS: &str = env!("CARGO_BIN_EXE_callers");
+const REPLAY_CALLERS: &str = env!("CARGO_BIN_EXE_replay_callers");
 
 const SHORT: i64 = 500;
 const LONG: i64 = 3500;
 
-pub(crate) fn can_be_counted() -> bool {
+pub(crate) fn has_valgrind() -> bool {
     Command::new("valgrind").arg("--version").output().is_ok()
 }
 
 pub(crate) fn measure(table: &mut Table) -> Result<(), BoxError> {
-    table.part(
-        "Instructions of a call less those of the bare leaf, as a ratio. The leaf's future is on the heap,\n\
-         as that of hyper-util's client (boxed), or it holds the response, and its `poll` is called\n\
-         (opaque) or not (inlined).",
-    );
+    let mut rows = Vec::new();
     for leaf in ["boxed", "opaque", "inlined"] {
         for headers in HEADERS {
-            ratios(table, leaf, headers)?;
+            let name = format!("{headers} headers, {leaf} leaf");
+            rows.push(Row::measure(name, |stack| {
+                let arguments = [stack, leaf, &headers.to_string()];
+                per_call(HOT_LOOP, arguments, Lookups::Skipped)
+            })?);
         }
     }
-    let [bare, looking] = [["leaf", "opaque", "4"], ["watchful", "opaque", "4"]]
-        .map(|arguments| per_call(HOT_LOOP, arguments, &[]));
-    println!(
-        "\nFor your information: with `NoReplay` and 4 headers, a call that looks at the cache and at both\n\
-         clocks takes {:.0} instructions. Each service does so once in a millisecond at most.",
-        looking? - bare?
+    for (style, name) in [("async", "async fn"), ("cloned", "clone per call")] {
+        for headers in HEADERS {
+            let name = format!("{headers} headers, {name}");
+            rows.push(Row::measure(name, |stack| {
+                let program = match stack {
+                    "retry" | "clone_body" => REPLAY_CALLERS,
+                    _ => CALLERS,
+                };
+                let arguments = [style, stack, &headers.to_string()];
+                per_call(program, arguments, Lookups::Skipped)
+            })?);
+        }
+    }
+
+    table.section(
+        "Instructions of a call. The leaf's future is on the heap, like that of hyper-util's client\n\
+         (boxed), or holds the response, and its `poll` is called (opaque) or inlined. Where the calls\n\
+         are made in an `async fn`, or with a clone of the service each, the leaf is boxed.\n\n\
+         `NoReplay`, less `AddAuthorization`:",
     );
-    println!(
-        "\nThe same rows, boxed leaf, where the code around the call is compiled otherwise:\n"
-    );
-    callers("async", "in an `async` function")?;
-    callers("cloned", "a clone for each call")
+    for row in &rows {
+        let (figure, details) = row.difference();
+        table.row(&row.name, figure, NO_REPLAY, &details);
+    }
+    table.section("`CloneBody`, relative to `Retry` and `AddAuthorization`, less the bare leaf:");
+    for row in &rows {
+        let (figure, details) = row.ratio();
+        table.row(&row.name, figure, CLONE_BODY, &details);
+    }
+    report_lookup(table)
 }
 
-fn callers(caller: &str, what: &str) -> Result<(), BoxError> {
-    for headers in HEADERS {
-        let [bare, theirs, ours] = ["leaf", "add_authorization", "never"].map(|stack| {
-            let arguments = [caller, stack, &headers.to_string()];
-            per_call(CALLERS, arguments, &WITHOUT_LOOKS)
-        });
-        let bare = bare?;
-        let (ours, theirs) = (ours? - bare, theirs? - bare);
-        println!(
-            "NoReplay, {headers} headers, {what:<22} {:10.3}   {ours:.0} to {theirs:.0}",
-            ours / theirs
-        );
+/// Not counted above.
+fn report_lookup(table: &mut Table) -> Result<(), BoxError> {
+    let arguments = ["lookup_each_call", "opaque", "4"];
+    let with_lookup = per_call(HOT_LOOP, arguments, Lookups::Counted)?;
+    let without = per_call(HOT_LOOP, arguments, Lookups::Skipped)?;
+    table.section(
+        "A lookup in the cache, which reads both clocks. A service that lasts makes one at most once\n\
+         per millisecond. The instructions above do not include it.",
+    );
+    table.report("lookup", with_lookup - without, "instructions");
+    if with_lookup - without < MIN_LOOKUP {
+        table.fail(&format!("instructions: no function matches {LOOKUP}"));
     }
     Ok(())
 }
 
-fn ratios(table: &mut Table, leaf: &str, headers: usize) -> Result<(), BoxError> {
-    let per_call = |stack| {
-        per_call(
-            HOT_LOOP,
-            [stack, leaf, &headers.to_string()],
-            &WITHOUT_LOOKS,
-        )
-    };
-    let bare = per_call("leaf")?;
-    for (policy, stack, peer, budget) in [
-        ("Never", "never", "add_authorization", NEVER),
-        ("CloneBody", "clone_body", "retry", CLONE_BODY),
-    ] {
-        let ours = per_call(stack)? - bare;
-        let theirs = per_call(peer)? - bare;
-        table.row(
-            &format!("{policy}, {headers} headers, {leaf} leaf"),
-            ours / theirs,
-            budget,
-            &format!("{ours:.0} to {theirs:.0}"),
-        );
-    }
-    Ok(())
+/// Instructions of a call through each of the stacks.
+struct Row {
+    name: String,
+    leaf: f64,
+    add_authorization: f64,
+    no_replay: f64,
+    retry: f64,
+    clone_body: f64,
 }
 
-/// A part of an instruction is what some calls take and others do not.
-fn per_call(program: &str, arguments: [&str; 3], options: &[&str]) -> Result<f64, BoxError> {
-    let count = |calls| count(program, arguments, calls, options);
+impl Row {
+    fn measure(
+        name: String,
+        per_call: impl Fn(&str) -> Result<f64, BoxError>,
+    ) -> Result<Self, BoxError> {
+        Ok(Self {
+            name,
+            leaf: per_call("leaf")?,
+            add_authorization: per_call("add_authorization")?,
+            no_replay: per_call("no_replay")?,
+            retry: per_call("retry")?,
+            clone_body: per_call("clone_body")?,
+        })
+    }
+
+    /// How many more instructions `NoReplay` needs than a constant header.
+    fn difference(&self) -> (f64, String) {
+        let [ours, theirs] = [self.no_replay, self.add_authorization].map(|it| it - self.leaf);
+        ((ours - theirs).round(), format!("{ours:.0} to {theirs:.0}"))
+    }
+
+    /// How many times the instructions of `Retry` `CloneBody` needs.
+    fn ratio(&self) -> (f64, String) {
+        let [ours, theirs] = [self.clone_body, self.retry].map(|it| it - self.leaf);
+        (ours / theirs, format!("{ours:.0} to {theirs:.0}"))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Lookups {
+    Counted,
+    Skipped,
+}
+
+/// The fraction stems from instructions that only some of the calls need.
+fn per_call(program: &str, arguments: [&str; 3], lookups: Lookups) -> Result<f64, BoxError> {
+    let count = |calls| count(program, arguments, calls, lookups);
     Ok((count(LONG)? - count(SHORT)?) as f64 / (LONG - SHORT) as f64)
 }
 
@@ -102,11 +144,15 @@ fn count(
     program: &str,
     arguments: [&str; 3],
     calls: i64,
-    options: &[&str],
+    lookups: Lookups,
 ) -> Result<i64, BoxError> {
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
-        .args(options)
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
+    if let Lookups::Skipped = lookups {
+        valgrind.arg(format!("--toggle-collect={LOOKUP}"));
+        valgrind.arg("--collect-atstart=yes");
+    }
+    let output = valgrind
         .arg(program)
         .args(arguments)
         .arg(calls.to_string())
@@ -117,6 +163,6 @@ fn count(
         .find_map(|line| line.split_once("Collected : "));
     match collected {
         Some((_, count)) if output.status.success() => Ok(count.trim().parse()?),
-        _ => Err(format!("valgrind counted nothing of {arguments:?}: {report}").into()),
+        _ => Err(format!("callgrind counted nothing for {arguments:?}: {report}").into()),
     }
 }

@@ -1,11 +1,11 @@
-//! The budgets that do not depend on the machine: prints each figure beside its budget, and ends
-//! non-zero when one is broken.
+//! The budgets that do not depend on the machine. Prints each figure next to its budget and exits
+//! non-zero when one is exceeded.
 //!
 //! ```text
 //! cargo bench --manifest-path benches/Cargo.toml --bench budgets
 //! ```
 //!
-//! Instructions are counted by valgrind; `-- --without-instructions` leaves them out.
+//! Instructions are counted by valgrind; `-- --without-instructions` skips them.
 
 mod allocations;
 mod crates;
@@ -30,13 +30,13 @@ fn main() -> Result<ExitCode, BoxError> {
     requests::measure(&mut table)?;
     crates::measure(&mut table)?;
     if without_instructions {
-        println!("\nInstructions: left out, as {WITHOUT_INSTRUCTIONS} says.");
-    } else if instructions::can_be_counted() {
+        println!("\nInstructions: skipped because of {WITHOUT_INSTRUCTIONS}.");
+    } else if instructions::has_valgrind() {
         instructions::measure(&mut table)?;
     } else {
-        table.cannot_measure(&format!(
-            "instructions: valgrind is not installed; {WITHOUT_INSTRUCTIONS} leaves them out"
+        table.fail(&format!(
+            "instructions: valgrind is not installed; {WITHOUT_INSTRUCTIONS} skips them"
         ));
     }
-    Ok(table.verdict())
+    Ok(table.exit_code())
 }

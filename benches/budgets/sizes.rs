@@ -1,4 +1,4 @@
-//! What the response future is made of: the inner one, what is kept for a second send, and the rest.
+//! The size of the response future: the inner future, what a replay needs, and the rest.
 
 use std::{
     future::Ready,
@@ -10,7 +10,7 @@ use std::{
 use benches::ApiResponse;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use http::{Extensions, HeaderName, HeaderValue, Method, Request, Uri, Version};
+use http::{Request, request::Parts};
 use http_body_util::Full;
 use tower::{BoxError, Service};
 use tower_client_credentials::{
@@ -20,66 +20,62 @@ use tower_client_credentials::{
 
 use crate::table::Table;
 
-/// What the future may take beside the inner one and what is kept.
-const REST: f64 = 192.0;
+/// What the future may hold besides the inner future and what a replay needs.
+const BUDGET: f64 = 192.0;
 
-type Answer = Result<ApiResponse, BoxError>;
+type Output = Result<ApiResponse, BoxError>;
 
 pub(crate) fn measure(table: &mut Table) {
-    table.part(
-        "Bytes of the response future beside the inner one and what is kept for a second send",
+    table.section(
+        "Bytes of the response future, less the inner future and what a replay needs: the head and the\n\
+         body of the request, and a clone of the inner service",
     );
-    small_and_large::<NoReplay>(table, "Never", Keeps::Nothing);
-    small_and_large::<CloneBody>(table, "CloneBody", Keeps::Request);
-    small_and_large::<Buffered>(table, "Buffered", Keeps::Request);
+    policy::<NoReplay>(table, "NoReplay", Replay::Never);
+    policy::<CloneBody>(table, "CloneBody", Replay::Once);
+    policy::<Buffered>(table, "Buffered", Replay::Once);
 }
 
 #[derive(Clone, Copy)]
-enum Keeps {
-    Nothing,
-    Request,
+enum Replay {
+    Never,
+    Once,
 }
 
-fn small_and_large<R: ReplayPolicy<Full<Bytes>>>(table: &mut Table, policy: &str, keeps: Keeps) {
-    row::<R, 0, BoxFuture<'static, Answer>>(table, policy, keeps, "boxed future");
-    row::<R, 0, Ready<Answer>>(table, policy, keeps, "Ready");
-    row::<R, 0, Large<1024>>(table, policy, keeps, "future of 1 KiB");
-    row::<R, 256, BoxFuture<'static, Answer>>(table, policy, keeps, "boxed, service of 256 B");
+fn policy<R: ReplayPolicy<Full<Bytes>>>(table: &mut Table, name: &str, replay: Replay) {
+    row::<R, 0, BoxFuture<'static, Output>>(table, name, replay, "boxed future");
+    row::<R, 0, Ready<Output>>(table, name, replay, "Ready");
+    row::<R, 0, Large<1024>>(table, name, replay, "future of 1 KiB");
+    row::<R, 256, BoxFuture<'static, Output>>(table, name, replay, "boxed, service of 256 B");
 }
 
-fn row<R, const SIZE: usize, F>(table: &mut Table, policy: &str, keeps: Keeps, inner: &str)
+fn row<R, const SIZE: usize, F>(table: &mut Table, policy: &str, replay: Replay, inner: &str)
 where
     R: ReplayPolicy<Full<Bytes>>,
-    F: Future<Output = Answer>,
+    F: Future<Output = Output>,
 {
     let all = size_of::<ResponseFuture<Inner<SIZE, F>, R, Full<Bytes>>>();
     let inner_future = size_of::<F>();
-    let kept = match keeps {
-        Keeps::Nothing => 0,
-        Keeps::Request => HEAD + size_of::<R::Kept>(),
+    let (kept, service) = match replay {
+        Replay::Never => (0, 0),
+        Replay::Once => (
+            size_of::<Parts>() + size_of::<R::Kept>(),
+            size_of::<Inner<SIZE, F>>(),
+        ),
     };
-    let rest = all - inner_future - kept;
     table.row(
         &format!("{policy}, {inner}"),
-        rest as f64,
-        REST,
-        &format!("{all} in all: {inner_future} inner, {kept} kept"),
+        all as f64 - (inner_future + kept + service) as f64,
+        BUDGET,
+        &format!("{all} in all: {inner_future} inner, {kept} kept, {service} service"),
     );
 }
 
-/// A request without its body, as it is kept.
-const HEAD: usize = size_of::<Method>()
-    + size_of::<Uri>()
-    + size_of::<Version>()
-    + size_of::<Box<[(HeaderName, HeaderValue)]>>()
-    + size_of::<Extensions>();
-
-/// A service of some size with a future of some size; nobody calls it.
+/// A service of a given size, with a future of a given size. Nothing calls it.
 struct Inner<const SIZE: usize, F>([u8; SIZE], PhantomData<F>);
 
 impl<const SIZE: usize, F, B> Service<Request<B>> for Inner<SIZE, F>
 where
-    F: Future<Output = Answer>,
+    F: Future<Output = Output>,
 {
     type Response = ApiResponse;
     type Error = BoxError;
@@ -90,17 +86,17 @@ where
     }
 
     fn call(&mut self, _: Request<B>) -> F {
-        unreachable!("it is never ready")
+        unreachable!("never ready")
     }
 }
 
-/// A future of some size; nobody polls it.
+/// A future of a given size. Nothing polls it.
 struct Large<const SIZE: usize>([u8; SIZE]);
 
 impl<const SIZE: usize> Future for Large<SIZE> {
-    type Output = Answer;
+    type Output = Output;
 
-    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Answer> {
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Output> {
         Poll::Pending
     }
 }

@@ -1,39 +1,44 @@
 use std::process::ExitCode;
 
-/// What was measured so far, printed as it comes.
+/// Prints figures as they are measured and remembers which budgets they exceeded.
 #[derive(Default)]
 pub(crate) struct Table {
-    broken: Vec<String>,
+    exceeded: Vec<String>,
 }
 
 impl Table {
-    pub(crate) fn part(&self, title: &str) {
+    pub(crate) fn section(&self, title: &str) {
         println!("\n{title}\n");
     }
 
-    /// A figure beside its budget, which it must not exceed.
-    pub(crate) fn row(&mut self, what: &str, figure: f64, budget: f64, details: &str) {
-        let is_kept = figure <= budget;
-        if !is_kept {
-            self.broken.push(what.to_owned());
+    /// Adds a figure that must not exceed its budget.
+    pub(crate) fn row(&mut self, name: &str, figure: f64, budget: f64, details: &str) {
+        let holds = figure <= budget;
+        if !holds {
+            self.exceeded.push(name.to_owned());
         }
-        let verdict = if is_kept { "ok" } else { "BROKEN" };
+        let verdict = if holds { "ok" } else { "BROKEN" };
         let (figure, budget) = (number(figure), number(budget));
-        println!("{what:<44} {figure:>7}   budget {budget:>6}   {verdict:<6} {details}");
+        println!("{name:<44} {figure:>7}   budget {budget:>6}   {verdict:<6} {details}");
     }
 
-    pub(crate) fn cannot_measure(&mut self, what: &str) {
-        println!("\n{what}");
-        self.broken.push(what.to_owned());
+    /// Adds a figure without a budget.
+    pub(crate) fn report(&self, name: &str, figure: f64, details: &str) {
+        println!("{name:<44} {:>7}   {details}", number(figure));
     }
 
-    pub(crate) fn verdict(&self) -> ExitCode {
+    pub(crate) fn fail(&mut self, reason: &str) {
+        println!("\n{reason}");
+        self.exceeded.push(reason.to_owned());
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
         println!();
-        for what in &self.broken {
-            eprintln!("BROKEN: {what}");
+        for name in &self.exceeded {
+            eprintln!("BROKEN: {name}");
         }
-        if self.broken.is_empty() {
-            println!("No budget is broken.");
+        if self.exceeded.is_empty() {
+            println!("All budgets hold.");
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
@@ -41,7 +46,7 @@ impl Table {
     }
 }
 
-/// Whole numbers as they are, ratios with three digits.
+/// Formats integers without decimals and ratios with three.
 fn number(figure: f64) -> String {
     let digits = if figure.fract() == 0.0 { 0 } else { 3 };
     format!("{figure:.digits$}")

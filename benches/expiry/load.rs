@@ -1,4 +1,4 @@
-//! The load, and what became of its calls.
+//! A steady load, and the latency of its calls.
 
 use std::{
     sync::{
@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use benches::{ApiRequest, ApiResponse, ENDPOINT, Tokens, request};
+use benches::{ApiRequest, ApiResponse, TOKEN_DELAY, Tokens, request};
 use futures_util::future::{BoxFuture, poll_immediate};
 use http::header::AUTHORIZATION;
 use tokio::{
@@ -19,35 +19,36 @@ use tokio::{
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{AccessToken, ClientCredentialsLayer};
 
-/// How long a token lives; so short that 20 expiries take no longer than a minute.
+/// The lifetime of a token: short, so that 20 expiries take at most a minute.
 pub(crate) const LIFETIME: Duration = Duration::from_secs(3);
 
-/// How long the API takes.
-pub(crate) const API: Duration = Duration::from_millis(5);
+/// Time that the API takes.
+pub(crate) const API_DELAY: Duration = Duration::from_millis(5);
 
-const PACE: Duration = Duration::from_millis(1);
+const INTERVAL: Duration = Duration::from_millis(1);
 const EXPIRIES: usize = 20;
 
-/// What counts as around an expiry, before and after.
+/// A call is around an expiry if it was due within this time before or after it.
 const AROUND: Duration = Duration::from_millis(500);
 
-/// What one of the two ways to a token came to. Times are counted from the start.
+/// The calls of one client. Times are counted from the start.
 pub(crate) struct Run {
     pub(crate) samples: Vec<Sample>,
-    /// When the request for each token but the first began.
+    /// The moments at which tokens were requested, except the first.
     pub(crate) expiries: Vec<Duration>,
 }
 
 pub(crate) struct Sample {
-    /// When the call was due, which is earlier than when it was made if the machine was busy.
+    /// The moment at which the call was due. On a busy machine it was made later.
     pub(crate) due: Duration,
     pub(crate) latency: Duration,
-    /// For a token, however short.
+    /// Whether the call waited for a token.
     pub(crate) waited: bool,
 }
 
 impl Run {
-    /// How many milliseconds calls were due after each expiry, and how many they took.
+    /// For each expiry and call: the milliseconds from the expiry to the call, and those that the call
+    /// took.
     pub(crate) fn since_expiries(&self) -> impl Iterator<Item = (f64, f64)> {
         let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
         self.expiries.iter().flat_map(move |expiry| {
@@ -58,7 +59,7 @@ impl Run {
         })
     }
 
-    /// The latencies around the expiries, and those away from them. The start is neither.
+    /// The latencies around the expiries and those away from them. The start belongs to neither.
     pub(crate) fn around_and_away(&self) -> (Vec<Duration>, Vec<Duration>) {
         let (around, away): (Vec<_>, Vec<_>) = self
             .samples
@@ -73,13 +74,13 @@ impl Run {
     }
 }
 
-/// Makes the calls with the layer and, beside each, one with a token that never expires: what disturbs
-/// the one disturbs the other.
+/// Makes calls with the layer and, at the same moments, calls with a token that never expires: a
+/// disturbance of the machine then affects both.
 pub(crate) async fn with_layer() -> Result<[Run; 2], BoxError> {
-    let tokens = Tokens::living(ENDPOINT, LIFETIME);
+    let tokens = Tokens::with_lifetime(TOKEN_DELAY, LIFETIME);
     let constant = Tokens::new(Duration::ZERO);
-    let ways = [Calls::with_layer(&tokens), Calls::on_demand(&constant)];
-    let [layer, constant] = load(ways, &tokens).await?;
+    let clients = [Client::with_layer(&tokens), Client::on_demand(&constant)];
+    let [layer, constant] = load(clients, &tokens).await?;
     let expiries = layer.expiries.clone();
     Ok([
         layer,
@@ -90,62 +91,66 @@ pub(crate) async fn with_layer() -> Result<[Run; 2], BoxError> {
     ])
 }
 
-/// Makes the calls with a token that is fetched when a call finds it expired.
+/// Makes calls with a token that is fetched when a call finds it expired.
 pub(crate) async fn on_demand() -> Result<Run, BoxError> {
-    let tokens = Tokens::living(ENDPOINT, LIFETIME);
-    let [on_demand] = load([Calls::on_demand(&tokens)], &tokens).await?;
+    let tokens = Tokens::with_lifetime(TOKEN_DELAY, LIFETIME);
+    let [on_demand] = load([Client::on_demand(&tokens)], &tokens).await?;
     Ok(on_demand)
 }
 
-async fn load<const N: usize>(mut ways: [Calls; N], tokens: &Tokens) -> Result<[Run; N], BoxError> {
-    // The load begins when the first call of each has its token.
-    ways.iter_mut().for_each(|way| way.make(Instant::now()));
-    sleep(2 * ENDPOINT).await;
-    let mut ticks = interval(PACE);
-    while tokens.asked() <= EXPIRIES {
+async fn load<const N: usize>(
+    mut clients: [Client; N],
+    tokens: &Tokens,
+) -> Result<[Run; N], BoxError> {
+    // The load begins when each client has its first token.
+    let now = Instant::now();
+    clients.iter_mut().for_each(|client| client.call(now));
+    sleep(2 * TOKEN_DELAY).await;
+    let mut ticks = interval(INTERVAL);
+    while tokens.requests() <= EXPIRIES {
         let due = ticks.tick().await;
-        ways.iter_mut().for_each(|way| way.make(due));
+        clients.iter_mut().for_each(|client| client.call(due));
     }
     let mut runs = Vec::new();
-    for way in ways {
-        runs.push(way.finish(tokens).await?);
+    for client in clients {
+        runs.push(client.finish(tokens).await?);
     }
-    runs.try_into().map_err(|_| "each way has a run".into())
+    runs.try_into().map_err(|_| "each client has a run".into())
 }
 
 type Response = BoxFuture<'static, Result<ApiResponse, BoxError>>;
 
-struct Calls {
+struct Client {
     start: Instant,
-    make: Box<dyn Fn() -> Response>,
-    /// How many requests came to the API.
-    sent: Arc<AtomicU64>,
-    made: JoinSet<Result<Sample, BoxError>>,
+    send: Box<dyn Fn() -> Response>,
+    /// The number of requests that the API received.
+    received: Arc<AtomicU64>,
+    calls: JoinSet<Result<Sample, BoxError>>,
 }
 
-impl Calls {
-    fn new(make: impl Fn() -> Response + 'static, sent: Arc<AtomicU64>) -> Self {
+impl Client {
+    fn new(send: impl Fn() -> Response + 'static, received: Arc<AtomicU64>) -> Self {
         Self {
             start: Instant::now(),
-            make: Box::new(make),
-            sent,
-            made: JoinSet::new(),
+            send: Box::new(send),
+            received,
+            calls: JoinSet::new(),
         }
     }
 
     fn with_layer(tokens: &Tokens) -> Self {
-        let sent = Arc::default();
-        let service = ClientCredentialsLayer::new(tokens.service()).layer(api(&sent));
-        let make = move || Box::pin(service.clone().oneshot(request(4))) as Response;
-        Self::new(make, sent)
+        let received = Arc::default();
+        let service = ClientCredentialsLayer::new(tokens.service()).layer(api(&received));
+        let send = move || Box::pin(service.clone().oneshot(request(4))) as Response;
+        Self::new(send, received)
     }
 
-    /// The usual cache of one's own: who finds the token expired fetches another, under the lock.
+    /// The usual hand-written cache: a call that finds the token expired fetches another under the lock.
     fn on_demand(tokens: &Tokens) -> Self {
-        let sent = Arc::default();
-        let (api, tokens) = (api(&sent), tokens.clone());
+        let received = Arc::default();
+        let (api, tokens) = (api(&received), tokens.clone());
         let current: Arc<Mutex<Option<(AccessToken, Instant)>>> = Arc::default();
-        let make = move || {
+        let send = move || {
             let (api, tokens, current) = (api.clone(), tokens.clone(), Arc::clone(&current));
             Box::pin(async move {
                 let mut current = current.lock().await;
@@ -153,7 +158,7 @@ impl Calls {
                     Some((token, expires_at)) if Instant::now() < *expires_at => token.clone(),
                     _ => {
                         let token = tokens.issue().await?;
-                        // As early as the layer takes a token for expired.
+                        // The layer considers a token expired this early, too.
                         *current =
                             Some((token.clone(), Instant::now() + tokens.lifetime() * 9 / 10));
                         token
@@ -166,18 +171,18 @@ impl Calls {
                 api.oneshot(request).await
             }) as Response
         };
-        Self::new(make, sent)
+        Self::new(send, received)
     }
 
-    fn make(&mut self, due: Instant) {
-        let (start, sent) = (self.start, Arc::clone(&self.sent));
-        let mut call = (self.make)();
-        self.made.spawn(async move {
-            let sent_before = sent.load(Ordering::Relaxed);
-            let answer = poll_immediate(&mut call).await;
-            // Nothing else runs during a poll, so it was this call's request or none.
-            let waited = sent.load(Ordering::Relaxed) == sent_before;
-            match answer {
+    fn call(&mut self, due: Instant) {
+        let (start, received) = (self.start, Arc::clone(&self.received));
+        let mut call = (self.send)();
+        self.calls.spawn(async move {
+            let before = received.load(Ordering::Relaxed);
+            let response = poll_immediate(&mut call).await;
+            // Nothing else runs during a poll, so the API received this call's request or none.
+            let waited = received.load(Ordering::Relaxed) == before;
+            match response {
                 Some(response) => response?,
                 None => call.await?,
             };
@@ -191,30 +196,30 @@ impl Calls {
 
     async fn finish(mut self, tokens: &Tokens) -> Result<Run, BoxError> {
         let mut samples = Vec::new();
-        while let Some(sample) = self.made.join_next().await {
+        while let Some(sample) = self.calls.join_next().await {
             samples.push(sample??);
         }
-        let begun = tokens.begun();
-        let since_start = |begun: &Instant| begun.saturating_duration_since(self.start);
+        let requested_at = tokens.requested_at();
+        let since_start = |moment: &Instant| moment.saturating_duration_since(self.start);
         Ok(Run {
             samples,
-            expiries: begun.iter().skip(1).map(since_start).collect(),
+            expiries: requested_at.iter().skip(1).map(since_start).collect(),
         })
     }
 }
 
-/// Answers after a while, and counts what it answers.
+/// Responds after a delay, and counts the requests.
 fn api(
-    sent: &Arc<AtomicU64>,
+    received: &Arc<AtomicU64>,
 ) -> impl Service<ApiRequest, Response = ApiResponse, Error = BoxError, Future = Response>
 + Clone
 + Send
 + use<> {
-    let sent = Arc::clone(sent);
+    let received = Arc::clone(received);
     service_fn(move |_: ApiRequest| {
-        sent.fetch_add(1, Ordering::Relaxed);
+        received.fetch_add(1, Ordering::Relaxed);
         Box::pin(async {
-            sleep(API).await;
+            sleep(API_DELAY).await;
             Ok(ApiResponse::default())
         }) as Response
     })

@@ -1,5 +1,5 @@
-//! Latency across expiries: a steady load for 20 of them, with the layer and with a token that is
-//! fetched on demand, in one run. Draws `docs/expiry.svg`; takes about a minute.
+//! Latency across token expiries: a steady load with the layer, and with a token that is fetched on
+//! demand. Draws `docs/expiry.svg`; takes about a minute.
 //!
 //! ```text
 //! cargo bench --manifest-path benches/Cargo.toml --bench expiry
@@ -10,13 +10,13 @@ mod picture;
 
 use std::{path::Path, thread, time::Duration};
 
-use benches::{ENDPOINT, milliseconds};
+use benches::{TOKEN_DELAY, milliseconds};
 use tokio::runtime::{self, Runtime};
 use tower::BoxError;
 
 use self::load::{LIFETIME, Run};
 
-/// The 99.9th percentile around an expiry, to that away from it.
+/// The 99.9th percentile around an expiry, relative to that away from it.
 const BUDGET: f64 = 1.2;
 
 fn main() -> Result<(), BoxError> {
@@ -26,23 +26,23 @@ fn main() -> Result<(), BoxError> {
     let on_demand = on_demand.join().map_err(|_| "a call panicked")??;
 
     println!(
-        "A call each millisecond; the API takes {}, the token endpoint {}, a token lives {LIFETIME:?}.\n\
-         Around an expiry: half a second either way.\n",
-        milliseconds(load::API),
-        milliseconds(ENDPOINT),
+        "One call per millisecond. The API takes {}, the token endpoint {}; a token lives {LIFETIME:?}.\n\
+         Around an expiry: half a second before and after.\n",
+        milliseconds(load::API_DELAY),
+        milliseconds(TOKEN_DELAY),
     );
     let with_layer = print("the layer", &layer);
     let machine = print("a token that never expires, at the same moments", &constant);
     print("a token fetched on demand", &on_demand);
     println!(
-        "\nThe layer's ratio, to that of a token that never expires: {:.2} (budget {BUDGET}).\n\
-         Budget for calls that wait: 1, the first.",
+        "\nRatio of the layer, relative to a token that never expires: {:.2} (budget {BUDGET}).\n\
+         Calls that waited: budget 1, the first.",
         with_layer / machine
     );
 
     let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/expiry.svg");
     picture::draw(&picture, &layer, &on_demand)?;
-    println!("\nDrawn: docs/expiry.svg");
+    println!("\nSaved docs/expiry.svg");
     Ok(())
 }
 
@@ -50,7 +50,7 @@ fn runtime() -> std::io::Result<Runtime> {
     runtime::Builder::new_current_thread().enable_time().build()
 }
 
-/// Prints a run and returns the ratio.
+/// Prints a run and returns its ratio.
 fn print(name: &str, run: &Run) -> f64 {
     let (around, away) = run.around_and_away();
     let [around, away] = [around, away].map(|latencies| percentile(latencies, 0.999));

@@ -1,4 +1,4 @@
-//! The latencies around an expiry as a picture: 20 expiries on top of each other.
+//! A picture of the latencies around an expiry; 20 expiries are overlaid.
 
 use std::{ops::Range, path::Path};
 
@@ -13,13 +13,14 @@ use crate::load::Run;
 
 const SIZE: (u32, u32) = (900, 560);
 
-/// In milliseconds since a token request began.
+/// The visible time, in milliseconds since the start of a token request.
 const SHOWN: Range<f64> = -100.0..200.0;
 
-/// In milliseconds.
+/// The width of a bucket in milliseconds.
 const BUCKET: f64 = 2.0;
 
-const HIGHEST: f64 = 80.0;
+/// The highest visible latency in milliseconds.
+const MAX_LATENCY: f64 = 80.0;
 
 const LAYER: RGBColor = RGBColor(31, 119, 180);
 const ON_DEMAND: RGBColor = RGBColor(214, 96, 20);
@@ -28,10 +29,10 @@ type Panel<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 pub(crate) fn draw(path: &Path, layer: &Run, on_demand: &Run) -> Result<(), BoxError> {
     let page = SVGBackend::new(path, SIZE).into_drawing_area();
-    // Pages may be dark.
+    // Pages may have a dark theme.
     page.fill(&WHITE)?;
     let (title, page) = page.split_vertically(34);
-    let words = "Latency of calls while a token is replaced, over 20 expiries";
+    let words = "Latency of calls around 20 token expiries";
     let style = TextStyle::from(("sans-serif", 21)).pos(Pos::new(HPos::Center, VPos::Top));
     title.draw_text(words, &style, (SIZE.0 as i32 / 2, 12))?;
 
@@ -48,7 +49,7 @@ fn draw_run(panel: &Panel<'_>, name: &str, colour: RGBColor, run: &Run) -> Resul
         .margin_right(24)
         .x_label_area_size(40)
         .y_label_area_size(58)
-        .build_cartesian_2d(SHOWN, 0.0..HIGHEST)?;
+        .build_cartesian_2d(SHOWN, 0.0..MAX_LATENCY)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -57,8 +58,8 @@ fn draw_run(panel: &Panel<'_>, name: &str, colour: RGBColor, run: &Run) -> Resul
         .y_labels(8)
         .x_label_formatter(&|x| format!("{x:.0}"))
         .y_label_formatter(&|y| format!("{y:.0}"))
-        .x_desc("milliseconds since the token request began")
-        .y_desc("milliseconds")
+        .x_desc("milliseconds since the start of the token request")
+        .y_desc("latency in milliseconds")
         .label_style(("sans-serif", 14))
         .axis_desc_style(("sans-serif", 15))
         .draw()?;
@@ -66,7 +67,7 @@ fn draw_run(panel: &Panel<'_>, name: &str, colour: RGBColor, run: &Run) -> Resul
     let buckets = buckets(run);
     let slowest = buckets
         .iter()
-        .map(|(x, slowest, _)| (*x, slowest.min(HIGHEST)));
+        .map(|(x, slowest, _)| (*x, slowest.min(MAX_LATENCY)));
     let slowest = AreaSeries::new(slowest, 0.0, colour.mix(0.3)).border_style(colour.mix(0.6));
     chart
         .draw_series(slowest)?
@@ -89,7 +90,7 @@ fn draw_run(panel: &Panel<'_>, name: &str, colour: RGBColor, run: &Run) -> Resul
     Ok(())
 }
 
-/// When, the slowest call and the median one, of all expiries.
+/// The time, the slowest call and the median call of each bucket.
 fn buckets(run: &Run) -> Vec<(f64, f64, f64)> {
     let mut buckets = vec![Vec::new(); ((SHOWN.end - SHOWN.start) / BUCKET) as usize];
     for (since, latency) in run.since_expiries() {

@@ -11,46 +11,48 @@ use tower::{BoxError, Service};
 
 use crate::{ApiRequest, ApiResponse};
 
-/// A service that answers at once, in place of an HTTP client.
+/// A service that responds at once, in place of an HTTP client.
 ///
-/// It looks at the request where no optimizer can see it, as a client in another crate does. `USE`
-/// keeps the types of the stacks apart: what two of them share would be compiled otherwise than in a
-/// program that has one.
+/// The optimizer cannot see that it ignores the request, as with a client in another crate. `USE` gives
+/// each stack its own leaf type: code that two stacks share is compiled differently than in a program
+/// that has only one of them.
 #[derive(Debug)]
 pub struct Leaf<F, const USE: usize = 0>(PhantomData<fn() -> F>);
 
-/// A future that is there already.
-pub trait Answer: Future<Output = Result<ApiResponse, BoxError>> + Send {
+/// The future of a [`Leaf`], ready at once.
+pub trait LeafFuture: Future<Output = Result<ApiResponse, BoxError>> + Send {
     fn new(response: ApiResponse) -> Self;
 }
 
-/// An answer that the compiler sees through: what is around it is all that is left to measure.
-impl Answer for Ready<Result<ApiResponse, BoxError>> {
+/// A future that the compiler sees through.
+pub type InlinedFuture = Ready<Result<ApiResponse, BoxError>>;
+
+impl LeafFuture for InlinedFuture {
     fn new(response: ApiResponse) -> Self {
         ready(Ok(response))
     }
 }
 
-/// An answer on the heap, as that of hyper-util's client is.
-pub type BoxedAnswer = Pin<Box<dyn Future<Output = Result<ApiResponse, BoxError>> + Send>>;
+/// A future on the heap, like that of hyper-util's client.
+pub type BoxedFuture = Pin<Box<dyn Future<Output = Result<ApiResponse, BoxError>> + Send>>;
 
-impl Answer for BoxedAnswer {
+impl LeafFuture for BoxedFuture {
     fn new(response: ApiResponse) -> Self {
         Box::pin(ready(Ok(response)))
     }
 }
 
-/// An answer that holds the response, and whose `poll` is called and not inlined.
+/// A future that holds the response and whose `poll` is never inlined.
 #[derive(Debug)]
-pub struct OpaqueAnswer(Option<ApiResponse>);
+pub struct OpaqueFuture(Option<ApiResponse>);
 
-impl Answer for OpaqueAnswer {
+impl LeafFuture for OpaqueFuture {
     fn new(response: ApiResponse) -> Self {
         Self(Some(response))
     }
 }
 
-impl Future for OpaqueAnswer {
+impl Future for OpaqueFuture {
     type Output = Result<ApiResponse, BoxError>;
 
     #[inline(never)]
@@ -71,7 +73,7 @@ impl<F, const USE: usize> Clone for Leaf<F, USE> {
     }
 }
 
-impl<F: Answer, const USE: usize> Service<ApiRequest> for Leaf<F, USE> {
+impl<F: LeafFuture, const USE: usize> Service<ApiRequest> for Leaf<F, USE> {
     type Response = ApiResponse;
     type Error = BoxError;
     type Future = F;

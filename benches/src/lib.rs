@@ -1,7 +1,7 @@
-//! What all benches measure: the same requests through the same leaf service, with the layer and with
-//! what it is compared with in between.
+//! Shared parts of the benches: the same requests through the same leaf service, with this crate's layer
+//! or one of the alternatives around it.
 
-mod crowd;
+mod burst;
 mod leaf;
 mod request;
 mod stacks;
@@ -9,10 +9,12 @@ mod timing;
 mod tokens;
 
 pub use self::{
-    crowd::{Crowd, ENDPOINT, crowd_runtime},
-    leaf::{Answer, BoxedAnswer, Leaf, OpaqueAnswer},
+    burst::{Burst, TOKEN_DELAY, burst_runtime},
+    leaf::{BoxedFuture, InlinedFuture, Leaf, LeafFuture, OpaqueFuture},
     request::{ApiRequest, ApiResponse, HEADERS, request},
     stacks::{Api, RetryOnce, Stacks},
-    timing::{interleaved, median, milliseconds, repeat, repeat_async, repeat_cloned, time_calls},
+    timing::{
+        interleaved, median, milliseconds, repeat, repeat_cloned, repeat_in_style, time_calls,
+    },
     tokens::{Tokens, secret},
 };

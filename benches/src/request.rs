@@ -11,8 +11,8 @@ use http_body_util::Full;
 pub type ApiRequest = Request<Full<Bytes>>;
 pub type ApiResponse = Response<Full<Bytes>>;
 
-/// How many headers a request has in the tables: none, a usual number, the number at which one more
-/// makes the map grow, and many.
+/// Numbers of headers in the tables: none, a typical number, the number at which one more makes the map
+/// grow, and many.
 pub const HEADERS: [usize; 4] = [0, 4, 6, 12];
 
 static NAMES: [HeaderName; 12] = [
@@ -30,7 +30,7 @@ static NAMES: [HeaderName; 12] = [
     VIA,
 ];
 
-/// A request with so many headers, twelve at most.
+/// Builds a request with the given number of headers, at most twelve.
 pub fn request(headers: usize) -> ApiRequest {
     let mut request = Request::post("https://api.linkedin.com/v2/people?q=1")
         .body(Full::new(Bytes::from_static(b"{\"name\":\"Ada\"}")))

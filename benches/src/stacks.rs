@@ -3,7 +3,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use http::StatusCode;
+use http::{Request, Response, StatusCode};
 use tokio::runtime;
 use tower::{
     BoxError, Layer, Service,
@@ -16,16 +16,16 @@ use tower_http::auth::{AddAuthorization, AddAuthorizationLayer};
 
 use crate::{ApiRequest, ApiResponse, Leaf, Tokens, secret};
 
-/// A service that is measured.
+/// A service that the benches call.
 pub trait Api: Service<ApiRequest, Response = ApiResponse, Error = BoxError> {}
 
 impl<S: Service<ApiRequest, Response = ApiResponse, Error = BoxError>> Api for S {}
 
-/// The stacks that are compared. Each call attaches a token that is there already.
+/// Builds the stacks that are compared. Their tokens are fresh from the start.
 pub struct Stacks {
     token: String,
     cache: TokenCache,
-    watchful: TokenCache,
+    cache_with_wall_clock: TokenCache,
 }
 
 impl Stacks {
@@ -41,26 +41,27 @@ impl Stacks {
         Ok(Self {
             token: secret(1),
             cache: cache(TokenCache::builder())?,
-            watchful: cache(TokenCache::builder().wall_clock(SystemTime::now))?,
+            cache_with_wall_clock: cache(TokenCache::builder().wall_clock(SystemTime::now))?,
         })
     }
 
+    /// The leaf alone. All other figures are less those of this one.
     pub fn leaf<F>(&self) -> Leaf<F> {
         Leaf::default()
     }
 
-    /// A constant header: no expiry, no second send.
+    /// A constant header: no expiry and no replay.
     pub fn add_authorization<F>(&self) -> AddAuthorization<Leaf<F>> {
         AddAuthorizationLayer::bearer(&self.token).layer(Leaf::default())
     }
 
-    /// The same, with tower's own way of a second send.
+    /// A constant header, and tower's own middleware for sending a request again.
     pub fn retry<F>(&self) -> Retry<RetryOnce, AddAuthorization<Leaf<F, 1>>> {
         let layer = AddAuthorizationLayer::bearer(&self.token);
         Retry::new(RetryOnce, layer.layer(Leaf::default()))
     }
 
-    pub fn never<F>(&self) -> ClientCredentials<Leaf<F>, NoReplay> {
+    pub fn no_replay<F>(&self) -> ClientCredentials<Leaf<F>, NoReplay> {
         let layer = ClientCredentialsLayer::with_cache(self.cache.clone());
         layer.no_replay().layer(Leaf::default())
     }
@@ -69,24 +70,28 @@ impl Stacks {
         ClientCredentialsLayer::with_cache(self.cache.clone()).layer(Leaf::default())
     }
 
-    /// With a wall clock that is read by each call, and not once in a millisecond.
-    pub fn watchful<F>(&self) -> ClientCredentials<Leaf<F, 1>, NoReplay> {
-        let layer = ClientCredentialsLayer::with_cache(self.watchful.clone());
+    /// `NoReplay` with a wall clock of its own, which makes every call look up the cache and read both
+    /// clocks.
+    pub fn lookup_each_call<F>(&self) -> ClientCredentials<Leaf<F, 1>, NoReplay> {
+        let layer = ClientCredentialsLayer::with_cache(self.cache_with_wall_clock.clone());
         layer.no_replay().layer(Leaf::default())
     }
 }
 
-/// Keeps a clone of every request, and sends it once more after a 401.
+/// Keeps a clone of every request and sends it once more after a 401.
 #[derive(Clone, Debug)]
 pub struct RetryOnce;
 
-impl Policy<ApiRequest, ApiResponse, BoxError> for RetryOnce {
+impl<B, ResBody, E> Policy<Request<B>, Response<ResBody>, E> for RetryOnce
+where
+    B: Clone,
+{
     type Future = Ready<()>;
 
     fn retry(
         &mut self,
-        _: &mut ApiRequest,
-        result: &mut Result<ApiResponse, BoxError>,
+        _: &mut Request<B>,
+        result: &mut Result<Response<ResBody>, E>,
     ) -> Option<Ready<()>> {
         match result {
             Ok(response) if response.status() == StatusCode::UNAUTHORIZED => Some(ready(())),
@@ -94,7 +99,7 @@ impl Policy<ApiRequest, ApiResponse, BoxError> for RetryOnce {
         }
     }
 
-    fn clone_request(&mut self, request: &ApiRequest) -> Option<ApiRequest> {
+    fn clone_request(&mut self, request: &Request<B>) -> Option<Request<B>> {
         Some(request.clone())
     }
 }

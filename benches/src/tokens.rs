@@ -8,30 +8,30 @@ use tokio::time::{Instant, sleep};
 use tower::{BoxError, Service, service_fn};
 use tower_client_credentials::{AccessToken, TokenRequest};
 
-/// A token of 800 bytes, as LinkedIn's may be long.
+/// A token of 800 bytes: LinkedIn's tokens can be that long.
 pub fn secret(number: usize) -> String {
     format!("{number:0>800}")
 }
 
-/// A token service that takes its time and remembers when it was asked.
+/// A token service that takes some time for each token and records when it was called.
 #[derive(Clone, Debug)]
 pub struct Tokens {
     delay: Duration,
     lifetime: Duration,
-    begun: Arc<Mutex<Vec<Instant>>>,
+    requested_at: Arc<Mutex<Vec<Instant>>>,
 }
 
 impl Tokens {
-    /// Tokens that outlive every bench.
+    /// Issues tokens that outlive every bench.
     pub fn new(delay: Duration) -> Self {
-        Self::living(delay, Duration::from_secs(3600))
+        Self::with_lifetime(delay, Duration::from_secs(3600))
     }
 
-    pub fn living(delay: Duration, lifetime: Duration) -> Self {
+    pub fn with_lifetime(delay: Duration, lifetime: Duration) -> Self {
         Self {
             delay,
             lifetime,
-            begun: Arc::default(),
+            requested_at: Arc::default(),
         }
     }
 
@@ -39,26 +39,28 @@ impl Tokens {
         self.lifetime
     }
 
-    /// When each token was asked for.
-    pub fn begun(&self) -> Vec<Instant> {
+    /// The moments at which tokens were requested.
+    pub fn requested_at(&self) -> Vec<Instant> {
         self.lock().clone()
     }
 
-    /// How often a token was asked for.
-    pub fn asked(&self) -> usize {
+    /// The number of token requests so far.
+    pub fn requests(&self) -> usize {
         self.lock().len()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Instant>> {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+        self.requested_at
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next token, numbered from 1.
+    /// Issues the next token; the first one has number 1.
     pub async fn issue(&self) -> Result<AccessToken, BoxError> {
         let number = {
-            let mut begun = self.lock();
-            begun.push(Instant::now());
-            begun.len()
+            let mut requested_at = self.lock();
+            requested_at.push(Instant::now());
+            requested_at.len()
         };
         sleep(self.delay).await;
         Ok(AccessToken::new(secret(number))?.with_lifetime(self.lifetime))
