@@ -1,4 +1,4 @@
-//! What stands for the HTTP client and the API behind it.
+//! Mocks of the HTTP client and the API.
 
 use std::{
     convert::Infallible,
@@ -26,7 +26,7 @@ use crate::{
     peer::{ApiRequest, ApiResponse},
 };
 
-/// A request with four headers and a body.
+/// Builds a request with four headers and a body.
 pub(crate) fn request() -> ApiRequest {
     const VERSION: HeaderName = HeaderName::from_static("linkedin-version");
     const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -40,7 +40,7 @@ pub(crate) fn request() -> ApiRequest {
         .expect("the parts are valid")
 }
 
-/// Does nothing, successfully.
+/// Responds at once with an empty success.
 #[derive(Clone)]
 pub(crate) struct Nothing;
 
@@ -59,30 +59,30 @@ impl Service<ApiRequest> for Nothing {
     }
 }
 
-/// Accepts every token until some are revoked.
+/// Accepts all tokens that are not revoked.
 #[derive(Clone)]
-pub(crate) struct Api(Arc<Doors>);
+pub(crate) struct Api(Arc<State>);
 
-struct Doors {
-    /// Tokens up to this number are rejected.
+struct State {
+    /// Tokens up to this number are revoked.
     revoked: AtomicUsize,
-    /// How many calls with a revoked token have come.
+    /// The number of calls with a revoked token so far.
     arrived: AtomicUsize,
-    /// How many of them have to be there before the first is answered.
+    /// The first response waits until this many calls have arrived.
     awaited: usize,
-    /// From the first of these answers to the last.
+    /// The time from the first of these responses to the last.
     spread: Duration,
-    all_there: watch::Sender<bool>,
+    all_arrived: watch::Sender<bool>,
 }
 
 impl Api {
     pub(crate) fn new(awaited: usize, spread: Duration) -> Self {
-        Self(Arc::new(Doors {
+        Self(Arc::new(State {
             revoked: AtomicUsize::new(0),
             arrived: AtomicUsize::new(0),
             awaited,
             spread,
-            all_there: watch::Sender::new(false),
+            all_arrived: watch::Sender::new(false),
         }))
     }
 
@@ -91,8 +91,8 @@ impl Api {
     }
 }
 
-impl Doors {
-    async fn answer(&self, request: ApiRequest) -> ApiResponse {
+impl State {
+    async fn respond(&self, request: ApiRequest) -> ApiResponse {
         let token = request.headers().get(AUTHORIZATION);
         let token = token.and_then(|value| token_number(value.as_bytes()));
         if token.is_some_and(|number| number > self.revoked.load(Ordering::SeqCst)) {
@@ -106,18 +106,18 @@ impl Doors {
             .expect("the parts are valid")
     }
 
-    /// Waits until all are there, then for one's turn; whoever comes later has it at once.
+    /// Waits until all awaited calls have arrived, then for this call's turn. Later calls do not wait.
     async fn hold(&self) {
-        let place = self.arrived.fetch_add(1, Ordering::SeqCst);
-        if place + 1 == self.awaited {
-            self.all_there.send_replace(true);
+        let position = self.arrived.fetch_add(1, Ordering::SeqCst);
+        if position + 1 == self.awaited {
+            self.all_arrived.send_replace(true);
         }
-        if place < self.awaited {
-            let mut all_there = self.all_there.subscribe();
-            let sender_lives = all_there.wait_for(|all_there| *all_there).await;
-            sender_lives.expect("the sender is borrowed here");
+        if position < self.awaited {
+            let mut all_arrived = self.all_arrived.subscribe();
+            let result = all_arrived.wait_for(|all_arrived| *all_arrived).await;
+            result.expect("the sender lives as long as this state");
             if !self.spread.is_zero() {
-                sleep(self.spread.mul_f64(place as f64 / self.awaited as f64)).await;
+                sleep(self.spread.mul_f64(position as f64 / self.awaited as f64)).await;
             }
         }
     }
@@ -133,7 +133,7 @@ impl Service<ApiRequest> for Api {
     }
 
     fn call(&mut self, request: ApiRequest) -> Self::Future {
-        let doors = Arc::clone(&self.0);
-        Box::pin(async move { Ok(doors.answer(request).await) })
+        let state = Arc::clone(&self.0);
+        Box::pin(async move { Ok(state.respond(request).await) })
     }
 }

@@ -1,4 +1,4 @@
-//! The token endpoint that every peer asks: a server on loopback that counts.
+//! The token endpoint of all peers: a server on loopback that counts its requests.
 
 use std::{
     convert::Infallible,
@@ -22,13 +22,13 @@ use tokio::{runtime, sync::oneshot, time::sleep};
 pub(crate) const CLIENT_ID: &str = "client";
 pub(crate) const CLIENT_SECRET: &str = "secret";
 
-/// In bytes; about what a JWT with a few claims has.
+/// In bytes; the typical size of a JWT with a few claims.
 pub(crate) const TOKEN_SIZE: usize = 800;
 
-/// In seconds. Longer than any peer's time of refreshing ahead, so that none has to refresh here.
-const TOKEN_LIFE: u32 = 3 * 60 * 60;
+/// In seconds. Longer than every peer's refresh window, so that none of them refreshes during the bench.
+const TOKEN_LIFETIME: u32 = 3 * 60 * 60;
 
-/// Counts the requests that reach it and issues another token to each. Stops when dropped.
+/// Issues a new token for each request and counts the requests. Stops when dropped.
 pub(crate) struct Endpoint {
     url: String,
     requests: Arc<AtomicUsize>,
@@ -36,27 +36,27 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Starts one that issues tokens, each this long after it was asked for.
+    /// Starts an endpoint that issues a token after `delay`.
     pub(crate) fn issuing_after(delay: Duration) -> Self {
         Self::start(delay, StatusCode::OK)
     }
 
-    /// Starts one that is out of order, and says so this long after it was asked.
+    /// Starts an endpoint that responds with 503 after `delay`.
     pub(crate) fn failing_after(delay: Duration) -> Self {
         Self::start(delay, StatusCode::SERVICE_UNAVAILABLE)
     }
 
-    /// The server has a thread of its own, so that busy callers do not delay its answers.
+    /// The server has its own thread, so that busy callers do not delay its responses.
     fn start(delay: Duration, status: StatusCode) -> Self {
         let listener =
             TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has a free port");
         let address = listener.local_addr().expect("the listener is bound");
         listener
             .set_nonblocking(true)
-            .expect("a listener can be made non-blocking");
+            .expect("the listener supports non-blocking mode");
 
         let requests = Arc::new(AtomicUsize::new(0));
-        let desk = Desk {
+        let handler = Handler {
             delay,
             status,
             requests: Arc::clone(&requests),
@@ -65,7 +65,7 @@ impl Endpoint {
         thread::spawn(move || {
             runtime().block_on(async {
                 tokio::select! {
-                    () = serve(listener, desk) => {}
+                    () = serve(listener, handler) => {}
                     _ = stopped => {}
                 }
             });
@@ -81,21 +81,21 @@ impl Endpoint {
         &self.url
     }
 
-    /// How many token requests have come so far.
+    /// The number of token requests so far.
     pub(crate) fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 }
 
-/// A runtime for the server, and one for the callers.
+/// Builds the runtime of the server or of the callers.
 pub(crate) fn runtime() -> runtime::Runtime {
     runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .expect("the system lets a runtime start")
+        .expect("the system has the resources")
 }
 
-/// The number of the token in a header value, if it is one of these.
+/// Returns the number of the token in a header value, if this endpoint issued it.
 pub(crate) fn token_number(header_value: &[u8]) -> Option<usize> {
     let token = header_value.strip_prefix(b"Bearer ")?;
     let digits = std::str::from_utf8(token).ok()?;
@@ -103,21 +103,21 @@ pub(crate) fn token_number(header_value: &[u8]) -> Option<usize> {
 }
 
 #[derive(Clone)]
-struct Desk {
+struct Handler {
     delay: Duration,
     status: StatusCode,
     requests: Arc<AtomicUsize>,
 }
 
-impl Desk {
-    async fn answer(self) -> Result<Response<Full<Bytes>>, Infallible> {
+impl Handler {
+    async fn respond(self) -> Result<Response<Full<Bytes>>, Infallible> {
         let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
         sleep(self.delay).await;
         let body = if self.status.is_success() {
             json!({
                 "access_token": format!("{number:0>TOKEN_SIZE$}"),
                 "token_type": "Bearer",
-                "expires_in": TOKEN_LIFE,
+                "expires_in": TOKEN_LIFETIME,
             })
         } else {
             json!({ "error": "temporarily_unavailable" })
@@ -131,15 +131,15 @@ impl Desk {
     }
 }
 
-async fn serve(listener: TcpListener, desk: Desk) {
+async fn serve(listener: TcpListener, handler: Handler) {
     let listener = tokio::net::TcpListener::from_std(listener).expect("the listener is ready");
     loop {
         let Ok((connection, _)) = listener.accept().await else {
             continue;
         };
-        let desk = desk.clone();
-        let service = service_fn(move |_| desk.clone().answer());
-        // A caller that gives up may take its connection with it.
+        let handler = handler.clone();
+        let service = service_fn(move |_| handler.clone().respond());
+        // Connections of callers that give up end with an error.
         tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(connection), service));
     }
 }

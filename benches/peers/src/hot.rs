@@ -1,4 +1,4 @@
-//! What a call costs when the token is there: in time, and in instructions.
+//! The cost of a call with a fresh token, in time and in instructions.
 
 use std::{
     env,
@@ -12,32 +12,32 @@ use tower::BoxError;
 
 use crate::{
     api::{Api, Nothing, request},
-    contest::Contestant,
-    crowd::is_served,
+    candidate::Candidate,
     endpoint::{Endpoint, runtime},
     peer::{Bare, Client, Peer},
+    scenario::is_served,
 };
 
-/// Every contestant has one turn in each round. Many short ones: where the machine is busy with
-/// something else, that hits few of them.
+/// Each candidate takes one turn per round. Turns are short and many, so that a disturbance of the machine
+/// affects few of them.
 const ROUNDS: usize = 301;
 const CALLS_PER_TURN: u32 = 1_000;
 
-/// Two lengths, as their difference leaves out what comes before and after the calls.
+/// The difference between the two excludes the instructions before and after the calls.
 const COUNTED_CALLS: [u32; 2] = [500, 2_500];
 
-/// How the leaf by itself is called on the command line.
+/// The name of the leaf alone on the command line.
 const BARE: &str = "bare leaf";
 
-/// Calls on a current-thread runtime, one after the other.
+/// Makes calls one after the other.
 pub(crate) trait HotLoop {
     fn run(&mut self, runtime: &Runtime, calls: u32);
 }
 
-/// A client with a token, and what keeps it alive.
+/// A client with a fresh token, and the values that must outlive it.
 struct Warm<C, K> {
     client: C,
-    _kept: K,
+    _keep_alive: K,
 }
 
 impl<C: Client, K> HotLoop for Warm<C, K> {
@@ -45,7 +45,7 @@ impl<C: Client, K> HotLoop for Warm<C, K> {
         runtime.block_on(async {
             for _ in 0..calls {
                 let response = self.client.send(request()).await;
-                black_box(response.expect("the token is there"));
+                black_box(response.expect("the token is fresh"));
             }
         });
     }
@@ -54,17 +54,17 @@ impl<C: Client, K> HotLoop for Warm<C, K> {
 pub(crate) fn warm<P: Peer>(runtime: &Runtime) -> Box<dyn HotLoop> {
     let endpoint = Endpoint::issuing_after(Duration::ZERO);
     let peer = runtime.block_on(P::start(&endpoint));
-    let peer = peer.expect("the peer is set up right");
+    let peer = peer.expect("the configuration is valid");
 
-    // What sends no token is fast.
+    // A client that sends no token would look fast.
     let mut checked = peer.client(Api::new(0, Duration::ZERO));
-    let answer = runtime.block_on(checked.send(request()));
-    assert!(is_served(&answer), "{} sends its token", P::NAME);
+    let response = runtime.block_on(checked.send(request()));
+    assert!(is_served(&response), "{} sends its token", P::NAME);
 
     let client = peer.client(Nothing);
     let mut warm = Warm {
         client,
-        _kept: (peer, endpoint),
+        _keep_alive: (peer, endpoint),
     };
     warm.run(runtime, 100);
     Box::new(warm)
@@ -73,15 +73,15 @@ pub(crate) fn warm<P: Peer>(runtime: &Runtime) -> Box<dyn HotLoop> {
 fn bare() -> Box<dyn HotLoop> {
     Box::new(Warm {
         client: Bare(Nothing),
-        _kept: (),
+        _keep_alive: (),
     })
 }
 
-/// Nanoseconds for each call, less those of the bare leaf: the median of all rounds.
-pub(crate) fn times(contestants: &[Contestant]) -> Vec<f64> {
+/// Returns the nanoseconds per call, less those of the bare leaf: the median of all rounds.
+pub(crate) fn times(candidates: &[Candidate]) -> Vec<f64> {
     let runtime = runtime();
     let mut bare = bare();
-    let mut loops: Vec<_> = contestants.iter().map(|one| one.warm(&runtime)).collect();
+    let mut loops: Vec<_> = candidates.iter().map(|it| it.warm(&runtime)).collect();
     let mut turns = vec![Vec::with_capacity(ROUNDS); loops.len()];
     for _ in 0..ROUNDS {
         let bare = turn(bare.as_mut(), &runtime);
@@ -103,16 +103,16 @@ fn median(values: &mut [f64]) -> f64 {
     values[values.len() / 2]
 }
 
-/// Instructions for each call, less those of the bare leaf.
+/// Returns the instructions per call, less those of the bare leaf.
 ///
 /// # Errors
 ///
-/// Fails where there is no valgrind.
-pub(crate) fn instructions(contestants: &[Contestant]) -> Result<Vec<f64>, BoxError> {
+/// Fails if valgrind is not installed.
+pub(crate) fn instructions(candidates: &[Candidate]) -> Result<Vec<f64>, BoxError> {
     let bare = instructions_of(BARE)?;
-    contestants
+    candidates
         .iter()
-        .map(|one| Ok(instructions_of(one.name)? - bare))
+        .map(|it| Ok(instructions_of(it.name)? - bare))
         .collect()
 }
 
@@ -122,7 +122,7 @@ fn instructions_of(name: &str) -> Result<f64, BoxError> {
     Ok(difference / f64::from(many - few))
 }
 
-/// Runs this program under callgrind, for the calls of one contestant.
+/// Runs this program under callgrind for one candidate and returns the instructions of its calls.
 fn callgrind(name: &str, calls: u32) -> Result<f64, BoxError> {
     let output = Command::new("valgrind")
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
@@ -130,32 +130,32 @@ fn callgrind(name: &str, calls: u32) -> Result<f64, BoxError> {
         .arg(env::current_exe()?)
         .args(["count", name, &calls.to_string()])
         .output()
-        .map_err(|error| format!("valgrind cannot be started: {error}"))?;
+        .map_err(|error| format!("cannot start valgrind: {error}"))?;
     let report = String::from_utf8_lossy(&output.stderr);
     let collected = report
         .lines()
         .find_map(|line| line.split_once("Collected : "))
-        .ok_or_else(|| format!("callgrind says nothing of {name}:\n{report}"))?;
+        .ok_or_else(|| format!("callgrind counted nothing for {name}:\n{report}"))?;
     Ok(collected.1.trim().parse()?)
 }
 
-/// What callgrind looks at.
-pub(crate) fn count(contestants: &[Contestant], name: &str, calls: u32) -> Result<(), BoxError> {
+/// Makes the calls that callgrind counts.
+pub(crate) fn count(candidates: &[Candidate], name: &str, calls: u32) -> Result<(), BoxError> {
     let runtime = runtime();
     let mut hot = if name == BARE {
         bare()
     } else {
-        let contestant = contestants.iter().find(|one| one.name == name);
-        contestant.ok_or("no such peer")?.warm(&runtime)
+        let candidate = candidates.iter().find(|it| it.name == name);
+        candidate.ok_or("no such peer")?.warm(&runtime)
     };
     counted(hot.as_mut(), &runtime, calls);
     Ok(())
 }
 
-/// Callgrind knows it by its name: it counts from where this begins to where it ends.
+/// Callgrind counts the instructions of the function with this name.
 #[inline(never)]
 fn counted(hot: &mut dyn HotLoop, runtime: &Runtime, calls: u32) {
     hot.run(runtime, calls);
-    // Something after the call, or it becomes a jump and the count has no end.
+    // Prevents a tail call, with which callgrind would not see the function end.
     black_box(calls);
 }

@@ -1,36 +1,34 @@
-//! The layer beside what people would use instead: the same work for each.
+//! Compares the layer with what people would use instead, in the same situations.
 //!
-//! Prints what was measured, draws `docs/peers.svg`, and ends with an exit code other than zero where
-//! this crate has to be ahead of every peer and is not. Needs no network but loopback, and less than
-//! a minute:
+//! Prints the figures and draws `docs/peers.svg`. Exits non-zero if a peer needs fewer instructions per
+//! call, or makes fewer token requests except in the outage. Takes less than a minute and needs valgrind,
+//! but no network except loopback:
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/peers/Cargo.toml
 //! ```
-//!
-//! Instructions are counted by valgrind; without it, the hot path is judged by time.
 
 mod api;
-mod contest;
-mod crowd;
+mod candidate;
 mod endpoint;
 mod hot;
 mod peer;
 mod peers;
 mod picture;
 mod report;
+mod scenario;
 
 use std::{env, path::Path, process::ExitCode};
 
 use tower::BoxError;
 
-use self::{crowd::Work, report::Results};
+use self::{report::Results, scenario::Scenario};
 
 fn main() -> Result<ExitCode, BoxError> {
     let arguments: Vec<_> = env::args().skip(1).collect();
     match arguments.as_slice() {
         [] => compare(),
-        // What this program starts under valgrind.
+        // The program starts itself like this under valgrind.
         [count, name, calls] if count == "count" => {
             hot::count(&peers::all(), name, calls.parse()?)?;
             Ok(ExitCode::SUCCESS)
@@ -40,25 +38,26 @@ fn main() -> Result<ExitCode, BoxError> {
 }
 
 fn compare() -> Result<ExitCode, BoxError> {
-    let contestants = peers::all();
+    let candidates = peers::all();
     let results = Results {
-        times: hot::times(&contestants),
-        instructions: hot::instructions(&contestants),
-        crowds: Work::ALL.map(|work| contestants.iter().map(|one| one.run(work)).collect()),
-        contestants,
+        times: hot::times(&candidates),
+        instructions: hot::instructions(&candidates)?,
+        outcomes: Scenario::ALL
+            .map(|scenario| candidates.iter().map(|it| it.run(scenario)).collect()),
+        candidates,
     };
 
     report::print(&results);
     let all_hold = report::check(&results);
     let picture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/peers.svg");
     picture::draw(&picture, &results)?;
-    println!("\nDrawn: docs/peers.svg");
+    println!("\nSaved docs/peers.svg");
 
     if all_hold {
-        println!("All of it held.");
+        println!("No peer is ahead.");
         Ok(ExitCode::SUCCESS)
     } else {
-        eprintln!("Not all of it held.");
+        eprintln!("A peer is ahead.");
         Ok(ExitCode::FAILURE)
     }
 }

@@ -1,4 +1,4 @@
-//! What a peer has to be able to do, so that the same work can be asked of all.
+//! The interface between the scenarios and the peers.
 
 use std::{convert::Infallible, future::Future};
 
@@ -12,7 +12,7 @@ use crate::endpoint::Endpoint;
 pub(crate) type ApiRequest = Request<Full<Bytes>>;
 pub(crate) type ApiResponse = Response<Full<Bytes>>;
 
-/// What requests are sent to once they have a token; it stands for an HTTP client and an API.
+/// A mock of the HTTP client and the API. It receives requests that carry a token.
 pub(crate) trait Leaf:
     Service<ApiRequest, Response = ApiResponse, Error = Infallible, Future: Send>
     + Clone
@@ -31,41 +31,41 @@ impl<L> Leaf for L where
 {
 }
 
-/// One way to get tokens, keep them, and put them on requests.
+/// A way to get tokens, cache them, and add them to requests.
 pub(crate) trait Peer: Sized + 'static {
     const NAME: &'static str;
 
-    /// Whether it is this crate.
+    /// Whether this is our crate.
     const OURS: bool = false;
 
-    /// Whether it keeps a copy of each request, to send it again after a 401.
-    const KEEPS_REQUESTS: bool = false;
+    /// Whether it keeps a copy of each request to send it again after a 401.
+    const REPLAYS: bool = false;
 
-    /// Why no caller ever finds it without a first token, if that is so.
-    const NEVER_COLD: Option<&'static str> = None;
+    /// The reason why it never has to serve a call without a token, if so.
+    const NO_COLD_START: Option<&'static str> = None;
 
-    /// Why it cannot learn that the API rejects a token, if that is so.
-    const DEAF: Option<&'static str> = None;
+    /// The reason why it does not handle rejected tokens, if so.
+    const NO_REJECTION: Option<&'static str> = None;
 
     type Client<L: Leaf>: Client;
 
-    /// Sets it up as its documentation says, with all defaults.
+    /// Sets the peer up as its documentation says, with all defaults.
     fn start(endpoint: &Endpoint) -> impl Future<Output = Result<Self, BoxError>>;
 
-    /// What an application calls. Clones share the token.
+    /// Returns the client that an application would call. Clones share the token.
     fn client<L: Leaf>(&self, leaf: L) -> Self::Client<L>;
 }
 
 /// An HTTP client whose requests carry a token.
 pub(crate) trait Client: Clone + Send + 'static {
-    /// Gets a token, puts it on the request, and sends that.
+    /// Adds a token to the request and sends it.
     fn send(
         &mut self,
         request: ApiRequest,
     ) -> impl Future<Output = Result<ApiResponse, BoxError>> + Send;
 
-    /// The same for a caller that wants a second send after a 401. Layers do that by themselves; for
-    /// the others it is done as their documentation says.
+    /// Like [`send`](Self::send), but sends once more after a 401, as the peer's documentation says. Layers
+    /// do so on their own.
     fn send_twice(
         &mut self,
         request: ApiRequest,
@@ -74,14 +74,14 @@ pub(crate) trait Client: Clone + Send + 'static {
     }
 }
 
-/// The client of a peer that is no layer: the caller gets a token, sets the header, sends.
+/// The client of a peer without a layer: the caller gets a token, sets the header, and sends.
 #[derive(Clone)]
 pub(crate) struct ByHand<P, L> {
     pub(crate) tokens: P,
     pub(crate) leaf: L,
 }
 
-/// The client of a peer that is a layer.
+/// The client of a peer with a layer.
 #[derive(Clone)]
 pub(crate) struct Layered<S>(pub(crate) S);
 
@@ -98,7 +98,7 @@ where
     }
 }
 
-/// No token at all: what the leaf itself costs, which is taken off everything else.
+/// The leaf without a token. Its cost is subtracted from all others.
 #[derive(Clone)]
 pub(crate) struct Bare<L>(pub(crate) L);
 
@@ -115,7 +115,7 @@ pub(crate) async fn send<L: Leaf>(
     Ok(leaf.ready().await?.call(request).await?)
 }
 
-/// What everybody writes who has a token as text.
+/// Sets the header from a token that the peer returns as text.
 pub(crate) fn set_bearer(request: &mut ApiRequest, token: &str) -> Result<(), BoxError> {
     let header_value = format!("Bearer {token}").try_into()?;
     request.headers_mut().insert(AUTHORIZATION, header_value);

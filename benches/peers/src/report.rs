@@ -1,62 +1,50 @@
-//! What was measured as plain tables, and whether this crate is ahead.
-
-use std::array;
-
-use tower::BoxError;
+//! Prints the figures as tables and checks that no peer is ahead.
 
 use crate::{
-    contest::Contestant,
-    crowd::{Cannot, Tally, Work},
+    candidate::Candidate,
+    scenario::{Outcome, Scenario, Unsupported},
 };
 
-/// In the order of the contestants.
+/// All lists have the order of the candidates.
 pub(crate) struct Results {
-    pub(crate) contestants: Vec<Contestant>,
-    /// Nanoseconds for each call with a token at hand, less the bare leaf.
+    pub(crate) candidates: Vec<Candidate>,
+    /// Nanoseconds per call with a fresh token, less those of the bare leaf.
     pub(crate) times: Vec<f64>,
-    /// Instructions, likewise.
-    pub(crate) instructions: Result<Vec<f64>, BoxError>,
-    /// In the order of [`Work::ALL`].
-    pub(crate) crowds: [Vec<Result<Tally, Cannot>>; Work::ALL.len()],
+    /// Instructions per call with a fresh token, less those of the bare leaf.
+    pub(crate) instructions: Vec<f64>,
+    /// In the order of [`Scenario::ALL`].
+    pub(crate) outcomes: [Vec<Result<Outcome, Unsupported>>; Scenario::ALL.len()],
 }
 
 impl Results {
-    /// What the hot path is judged by: instructions do not depend on the machine.
-    fn costs(&self) -> (&'static str, &[f64]) {
-        match &self.instructions {
-            Ok(instructions) => ("instructions", instructions),
-            Err(_) => ("time", &self.times),
-        }
-    }
-
-    /// Where this crate stands that keeps requests, or not, as the peer does.
-    pub(crate) fn counterpart(&self, keeps_requests: bool) -> usize {
-        self.contestants
+    /// The place of this crate's layer with or without replays.
+    pub(crate) fn counterpart(&self, replays: bool) -> usize {
+        self.candidates
             .iter()
-            .position(|one| one.ours && one.keeps_requests == keeps_requests)
-            .expect("this crate takes part with and without a second send")
+            .position(|it| it.ours && it.replays == replays)
+            .expect("this crate takes part with and without replays")
     }
 
-    /// Those that take part in a work, and how they did.
-    fn tallies(&self, work: Work) -> impl Iterator<Item = (&Contestant, &Tally)> {
-        let tallies = &self.crowds[work as usize];
-        let all = self.contestants.iter().zip(tallies);
-        all.filter_map(|(one, tally)| Some((one, tally.as_ref().ok()?)))
+    /// The outcomes of all candidates that support the scenario.
+    fn outcomes(&self, scenario: Scenario) -> impl Iterator<Item = (&Candidate, &Outcome)> {
+        let outcomes = &self.outcomes[scenario as usize];
+        let all = self.candidates.iter().zip(outcomes);
+        all.filter_map(|(candidate, outcome)| Some((candidate, outcome.as_ref().ok()?)))
     }
 }
 
 pub(crate) fn print(results: &Results) {
     print_hot_path(results);
-    for work in Work::ALL {
-        print_crowd(results, work);
+    for scenario in Scenario::ALL {
+        print_scenario(results, scenario);
     }
 }
 
 fn print_hot_path(results: &Results) {
     println!(
         "Hot path\n\n\
-         A token of 800 bytes that is there, put on a request with 4 headers and a body,\n\
-         less what the bare leaf takes. Medians; ratios are to this crate with `NoReplay`.\n"
+         A fresh token of 800 bytes is added to a request with 4 headers and a body; less the bare leaf.\n\
+         Times are medians; ratios are relative to this crate with `NoReplay`.\n"
     );
     let own = results.counterpart(false);
     let columns = |costs: &[f64], index: usize| {
@@ -66,41 +54,35 @@ fn print_hot_path(results: &Results) {
         ]
     };
     row("", &["ns", "ratio", "instructions", "ratio"]);
-    for (index, one) in results.contestants.iter().enumerate() {
-        let [time, slower] = columns(&results.times, index);
-        let [count, more] = match &results.instructions {
-            Ok(instructions) => columns(instructions, index),
-            Err(_) => array::from_fn(|_| "-".to_owned()),
-        };
-        row(one.name, &[time, slower, count, more]);
-    }
-    if let Err(why) = &results.instructions {
-        println!("\n   Instructions are not counted: {why}");
+    for (index, candidate) in results.candidates.iter().enumerate() {
+        let [time, time_ratio] = columns(&results.times, index);
+        let [count, count_ratio] = columns(&results.instructions, index);
+        row(candidate.name, &[time, time_ratio, count, count_ratio]);
     }
 }
 
-fn print_crowd(results: &Results, work: Work) {
-    println!("\n\n{}\n\n{}\n", work.name(), work.words());
+fn print_scenario(results: &Results, scenario: Scenario) {
+    println!("\n\n{}\n\n{}\n", scenario.name(), scenario.description());
     row("", &["token requests", "served", "last done"]);
-    for (one, tally) in results
-        .contestants
+    for (candidate, outcome) in results
+        .candidates
         .iter()
-        .zip(&results.crowds[work as usize])
+        .zip(&results.outcomes[scenario as usize])
     {
-        match tally {
-            Ok(tally) => {
-                let requests = tally.token_requests.to_string();
-                let [served, callers] = [tally.served, tally.callers].map(thousands);
+        match outcome {
+            Ok(outcome) => {
+                let requests = outcome.token_requests.to_string();
+                let [served, callers] = [outcome.served, outcome.callers].map(thousands);
                 let served = format!("{served} of {callers}");
-                let last = format!("{} ms", tally.last.as_millis());
-                row(one.name, &[requests, served, last]);
+                let elapsed = format!("{} ms", outcome.elapsed.as_millis());
+                row(candidate.name, &[requests, served, elapsed]);
             }
-            Err(why) => println!("   {:<23} cannot: {why}", one.name),
+            Err(reason) => println!("   {:<23} not measured: {reason}", candidate.name),
         }
     }
 }
 
-/// With commas; there are no millions here.
+/// Formats a number below one million with a comma.
 pub(crate) fn thousands(number: usize) -> String {
     match (number / 1_000, number % 1_000) {
         (0, rest) => rest.to_string(),
@@ -113,68 +95,73 @@ fn row(name: &str, cells: &[impl AsRef<str>]) {
     println!("   {name:<23}{}", cells.collect::<String>());
 }
 
-/// Says where this crate is ahead; `false` if it has to be somewhere and is not.
+/// Compares this crate with each peer. Returns `false` if a peer is ahead where none may be.
 pub(crate) fn check(results: &Results) -> bool {
-    println!("\n\nIn words\n");
+    println!("\n\nChecks\n");
     let hot_path = check_hot_path(results);
-    let crowds = Work::ALL.map(|work| check_crowd(results, work));
-    hot_path && crowds.iter().all(|holds| *holds)
+    let scenarios = Scenario::ALL.map(|scenario| check_scenario(results, scenario));
+    hot_path && scenarios.iter().all(|holds| *holds)
 }
 
+/// Compares layers that replay with each other, and all other candidates with each other.
 fn check_hot_path(results: &Results) -> bool {
-    let (unit, costs) = results.costs();
     let mut all_hold = true;
-    for (index, peer) in results.contestants.iter().enumerate() {
+    for (index, peer) in results.candidates.iter().enumerate() {
         if peer.ours {
             continue;
         }
-        let own = results.counterpart(peer.keeps_requests);
-        let words = |costs: &[f64], unit| {
+        let own = results.counterpart(peer.replays);
+        let describe = |costs: &[f64], unit| {
             format!(
                 "Hot path: {} takes {:.2} times the {unit} of {}.",
-                results.contestants[own].name,
+                results.candidates[own].name,
                 costs[own] / costs[index],
                 peer.name,
             )
         };
-        all_hold &= claim(costs[own] < costs[index], &words(costs, unit));
-        // Instructions do not tell what an atomic operation or a look at the clock takes; time does,
-        // on this machine.
-        if results.instructions.is_ok() && results.times[own] >= results.times[index] {
-            remark(&words(&results.times, "time"));
+        let [ours, theirs] = [own, index].map(|index| results.instructions[index]);
+        all_hold &= check_that(
+            ours < theirs,
+            &describe(&results.instructions, "instructions"),
+        );
+        // Times depend on the machine, but show the cost of atomic operations and of reading a clock.
+        if results.times[own] >= results.times[index] {
+            note(&describe(&results.times, "time"));
         }
     }
     all_hold
 }
 
-fn check_crowd(results: &Results, work: Work) -> bool {
+fn check_scenario(results: &Results, scenario: Scenario) -> bool {
     let requests = |ours: bool| {
-        let tallies = results.tallies(work);
-        let side = tallies.filter(move |(one, _)| one.ours == ours);
-        side.map(|(_, tally)| tally.token_requests)
+        let outcomes = results.outcomes(scenario);
+        let side = outcomes.filter(move |(candidate, _)| candidate.ours == ours);
+        side.map(|(_, outcome)| outcome.token_requests)
     };
     let most = requests(true).max().unwrap_or(0);
     let fewest = requests(false).min().unwrap_or(0);
-    let words = format!(
+    let description = format!(
         "{}: token requests of this crate: {most}; of the best peer: {fewest}.",
-        work.name()
+        scenario.name()
     );
-    if work == Work::Outage {
-        // Whether to try again after a failure is a choice, and each peer has its own.
-        remark(&words);
+    if scenario == Scenario::Outage {
+        // The number of attempts after a failure is a design choice.
+        note(&description);
         return true;
     }
-    let mut ours = results.tallies(work).filter(|(one, _)| one.ours);
-    let all_served = ours.all(|(_, tally)| tally.served == tally.callers);
-    claim(all_served && most <= fewest, &words)
+    let mut ours = results
+        .outcomes(scenario)
+        .filter(|(candidate, _)| candidate.ours);
+    let all_served = ours.all(|(_, outcome)| outcome.served == outcome.callers);
+    check_that(all_served && most <= fewest, &description)
 }
 
-fn claim(holds: bool, words: &str) -> bool {
-    println!("   {}  {words}", if holds { "ok" } else { "!!" });
+fn check_that(holds: bool, description: &str) -> bool {
+    println!("   {}  {description}", if holds { "ok" } else { "!!" });
     holds
 }
 
-/// Worth knowing, and nothing to be judged by.
-fn remark(words: &str) {
-    println!("   --  {words}");
+/// Prints something that is worth knowing but not checked.
+fn note(description: &str) {
+    println!("   --  {description}");
 }

@@ -1,8 +1,8 @@
 //! [`aliri_tokens`](https://docs.rs/aliri_tokens): a task that refreshes a token ahead of time and
 //! publishes it on a watch channel.
 //!
-//! Cannot: be cold, as spawning it waits for the first token (one request, and its error is the
-//! caller's); be told of a rejected token.
+//! Limits: it has no cold start, as spawning it waits for the first token (one request, whose error the
+//! caller gets), and it has no way to report a rejected token.
 
 use ::aliri::jwt::Audience;
 use ::aliri_tokens::{
@@ -27,9 +27,9 @@ pub(crate) struct Aliri(TokenWatcher);
 
 impl Peer for Aliri {
     const NAME: &'static str = "aliri_tokens";
-    const NEVER_COLD: Option<&'static str> =
-        Some("it gets its first token while it is spawned, before there is anything to call");
-    const DEAF: Option<&'static str> = Some("it cannot be told that a token was rejected");
+    const NO_COLD_START: Option<&'static str> =
+        Some("it requests its first token before it can be called");
+    const NO_REJECTION: Option<&'static str> = Some("it has no way to report a rejected token");
 
     type Client<L: Leaf> = ByHand<Self, L>;
 

@@ -1,9 +1,8 @@
-//! The identity cache of [`aws-smithy-runtime`](https://docs.rs/aws-smithy-runtime), asked as the
-//! orchestrator of an AWS client asks it, with a bearer token for an identity. It brings no token
-//! request, so it gets the one that an application would write; the header is set as its bearer
-//! signer does it.
+//! The identity cache of [`aws-smithy-runtime`](https://docs.rs/aws-smithy-runtime), called the way the
+//! orchestrator of an AWS client calls it, with a bearer token as the identity. It has no token request,
+//! so this adds one as an application would; the header is set the way its bearer signer does.
 //!
-//! Cannot: be told of a rejected token. A cached identity goes when it ends.
+//! Limits: it has no way to report a rejected token. A cached identity stays until it expires.
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
@@ -46,8 +45,11 @@ impl ResolveIdentity for Resolver {
     ) -> IdentityFuture<'a> {
         IdentityFuture::new(async {
             let fetched = self.0.token().await?;
-            let ends = SystemTime::now() + fetched.lifetime();
-            Ok(Identity::from(Token::new(fetched.access_token, Some(ends))))
+            let expires_at = SystemTime::now() + fetched.lifetime();
+            Ok(Identity::from(Token::new(
+                fetched.access_token,
+                Some(expires_at),
+            )))
         })
     }
 }
@@ -60,7 +62,7 @@ impl fmt::Debug for Resolver {
 
 impl Peer for AwsSmithy {
     const NAME: &'static str = "aws-smithy-runtime";
-    const DEAF: Option<&'static str> = Some("it cannot be told that a token was rejected");
+    const NO_REJECTION: Option<&'static str> = Some("it has no way to report a rejected token");
 
     type Client<L: Leaf> = ByHand<Self, L>;
 
@@ -105,7 +107,9 @@ impl AwsSmithy {
 impl<L: Leaf> Client for ByHand<AwsSmithy, L> {
     async fn send(&mut self, mut request: ApiRequest) -> Result<ApiResponse, BoxError> {
         let identity = self.tokens.identity().await?;
-        let token = identity.data::<Token>().ok_or("the identity is a token")?;
+        let token = identity
+            .data::<Token>()
+            .ok_or("the identity is not a token")?;
         set_bearer(&mut request, token.token())?;
         send(&mut self.leaf, request).await
     }

@@ -1,5 +1,5 @@
 //! [`cf-gears-toolkit-auth`](https://docs.rs/cf-gears-toolkit-auth): two tower layers over one token
-//! provider. Both are written for services whose error is that of its own HTTP client.
+//! provider. Both require services with the error type of its own HTTP client.
 
 use std::convert::Infallible;
 
@@ -30,12 +30,12 @@ fn tokens(endpoint: &Endpoint) -> Result<TokenProvider, BoxError> {
     Ok(TokenProvider::new(config)?)
 }
 
-/// The layer for APIs that revoke no tokens.
+/// The layer without replays.
 pub(crate) struct Plain(BearerAuthLayer);
 
 impl Peer for Plain {
     const NAME: &'static str = "cf-gears, plain";
-    const DEAF: Option<&'static str> = Some("its other layer does that");
+    const NO_REJECTION: Option<&'static str> = Some("its other layer handles them");
 
     type Client<L: Leaf> = Layered<<BearerAuthLayer as Layer<Adapted<L>>>::Service>;
 
@@ -48,12 +48,12 @@ impl Peer for Plain {
     }
 }
 
-/// The layer that sends a second time after a 401.
+/// The layer that sends a request once more after a 401.
 pub(crate) struct AutoRefresh(BearerAuthAutoRefreshLayer);
 
 impl Peer for AutoRefresh {
     const NAME: &'static str = "cf-gears, auto-refresh";
-    const KEEPS_REQUESTS: bool = true;
+    const REPLAYS: bool = true;
 
     type Client<L: Leaf> = Layered<<BearerAuthAutoRefreshLayer as Layer<Adapted<L>>>::Service>;
 

@@ -1,9 +1,9 @@
-//! [`google-cloud-auth`](https://docs.rs/google-cloud-auth): credentials whose task fetches a token as
-//! soon as they are built, and again before it ends. Offline, its user credentials can be pointed to
-//! another token endpoint; they use the refresh-token grant (RFC 6749 §6), as it has no
-//! client-credentials grant, and make one token request for one token all the same.
+//! [`google-cloud-auth`](https://docs.rs/google-cloud-auth): credentials whose task requests a token when
+//! they are built, and again before it expires. The crate has no client-credentials grant. Its user
+//! credentials accept another token endpoint; they use the refresh-token grant (RFC 6749 §6), which also
+//! takes one token request per token.
 //!
-//! Cannot: be told of a rejected token.
+//! Limits: it has no way to report a rejected token.
 
 use google_cloud_auth::credentials::{CacheableResource, Credentials, user_account};
 use http::Extensions;
@@ -20,7 +20,7 @@ pub(crate) struct GoogleCloud(Credentials);
 
 impl Peer for GoogleCloud {
     const NAME: &'static str = "google-cloud-auth";
-    const DEAF: Option<&'static str> = Some("it cannot be told that a token was rejected");
+    const NO_REJECTION: Option<&'static str> = Some("it has no way to report a rejected token");
 
     type Client<L: Leaf> = ByHand<Self, L>;
 
@@ -45,10 +45,10 @@ impl Peer for GoogleCloud {
 
 impl<L: Leaf> Client for ByHand<GoogleCloud, L> {
     async fn send(&mut self, mut request: ApiRequest) -> Result<ApiResponse, BoxError> {
-        // Without an entity tag of its caller's, it always answers with the headers.
+        // Without an entity tag in the extensions, it always returns the headers.
         let headers = self.tokens.0.headers(Extensions::new()).await?;
         let CacheableResource::New { data, .. } = headers else {
-            return Err("no headers for a caller that has none".into());
+            return Err("the credentials returned no headers".into());
         };
         request.headers_mut().extend(data);
         send(&mut self.leaf, request).await

@@ -1,7 +1,6 @@
-//! What most applications have: a lock around a token and its end, checked again once it is held for
-//! writing.
+//! What most applications write: a lock around a token and its expiry, checked again under the write lock.
 //!
-//! Cannot: be told of a rejected token; most have no such thing.
+//! Limits: like most hand-written caches, it has no way to report a rejected token.
 
 use std::{sync::Arc, time::Instant};
 
@@ -22,28 +21,28 @@ pub(crate) struct HomeMade {
 
 impl HomeMade {
     async fn token(&self) -> Result<String, BoxError> {
-        if let Some((token, ends)) = &*self.cached.read().await
-            && Instant::now() < *ends
+        if let Some((token, expires_at)) = &*self.cached.read().await
+            && Instant::now() < *expires_at
         {
             return Ok(token.clone());
         }
         let mut cached = self.cached.write().await;
-        // Another caller may have fetched one while this one waited for the lock.
-        if let Some((token, ends)) = &*cached
-            && Instant::now() < *ends
+        // Another caller may have fetched a token while this one waited for the lock.
+        if let Some((token, expires_at)) = &*cached
+            && Instant::now() < *expires_at
         {
             return Ok(token.clone());
         }
         let fetched = self.fetch.token().await?;
-        let ends = Instant::now() + fetched.lifetime();
-        *cached = Some((fetched.access_token.clone(), ends));
+        let expires_at = Instant::now() + fetched.lifetime();
+        *cached = Some((fetched.access_token.clone(), expires_at));
         Ok(fetched.access_token)
     }
 }
 
 impl Peer for HomeMade {
     const NAME: &'static str = "home-made RwLock";
-    const DEAF: Option<&'static str> = Some("it uses a token until that ends, as most of its kind");
+    const NO_REJECTION: Option<&'static str> = Some("it has no way to report a rejected token");
 
     type Client<L: Leaf> = ByHand<Self, L>;
 

@@ -1,5 +1,5 @@
-//! [`huskarl`](https://docs.rs/huskarl): a cache around a grant, and an authorizer that makes headers
-//! of what is in it. Its guide asks for `process_response` after every response.
+//! [`huskarl`](https://docs.rs/huskarl): a cache around a grant, and an authorizer that
+//! turns cached tokens into headers. Its guide asks for `process_response` after every response.
 
 use std::sync::Arc;
 

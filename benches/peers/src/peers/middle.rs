@@ -1,8 +1,8 @@
-//! [`middle`](https://docs.rs/middle): an authorizer that is built with a token and refreshes it in a
-//! task of its own. Its own client is bound to reqwest, so the header is set as that client does it.
+//! [`middle`](https://docs.rs/middle): an authorizer that is built with a token and refreshes it in its
+//! own task. Its own client is tied to reqwest, so this sets the header the way that client does.
 //!
-//! Cannot: be cold, as `build` waits for the first token (and makes four requests 10 ms apart before
-//! it gives up); be told of a rejected token.
+//! Limits: it has no cold start, as `build` waits for the first token (and makes up to four requests 10 ms
+//! apart), and it has no way to report a rejected token.
 
 use std::sync::Arc;
 
@@ -21,9 +21,9 @@ pub(crate) struct Middle(BasicClientCredentialAuthorizer);
 
 impl Peer for Middle {
     const NAME: &'static str = "middle";
-    const NEVER_COLD: Option<&'static str> =
-        Some("it gets its first token while it is built, before there is anything to call");
-    const DEAF: Option<&'static str> = Some("it cannot be told that a token was rejected");
+    const NO_COLD_START: Option<&'static str> =
+        Some("it requests its first token before it can be called");
+    const NO_REJECTION: Option<&'static str> = Some("it has no way to report a rejected token");
 
     type Client<L: Leaf> = ByHand<Self, L>;
 

@@ -1,4 +1,4 @@
-//! The peers, one file each: how it is set up, how a call is made with it, and what it cannot do.
+//! The peers, one file each: setup, calls, and limits.
 
 mod aliri;
 mod aws_smithy;
@@ -11,22 +11,22 @@ mod ours;
 mod plain_fetch;
 mod tower_mcp;
 
-use crate::contest::Contestant;
+use crate::candidate::Candidate;
 
-/// All of them, this crate first.
-pub(crate) fn all() -> Vec<Contestant> {
+/// Returns all peers, this crate first.
+pub(crate) fn all() -> Vec<Candidate> {
     vec![
-        Contestant::of::<ours::WithNever>(),
-        Contestant::of::<ours::WithCloneBody>(),
-        Contestant::of::<ours::Cache>(),
-        Contestant::of::<middle::Middle>(),
-        Contestant::of::<huskarl::Huskarl>(),
-        Contestant::of::<tower_mcp::TowerMcp>(),
-        Contestant::of::<cf_gears::Plain>(),
-        Contestant::of::<cf_gears::AutoRefresh>(),
-        Contestant::of::<aws_smithy::AwsSmithy>(),
-        Contestant::of::<google_cloud::GoogleCloud>(),
-        Contestant::of::<aliri::Aliri>(),
-        Contestant::of::<home_made::HomeMade>(),
+        Candidate::of::<ours::WithNoReplay>(),
+        Candidate::of::<ours::WithCloneBody>(),
+        Candidate::of::<ours::Cache>(),
+        Candidate::of::<middle::Middle>(),
+        Candidate::of::<huskarl::Huskarl>(),
+        Candidate::of::<tower_mcp::TowerMcp>(),
+        Candidate::of::<cf_gears::Plain>(),
+        Candidate::of::<cf_gears::AutoRefresh>(),
+        Candidate::of::<aws_smithy::AwsSmithy>(),
+        Candidate::of::<google_cloud::GoogleCloud>(),
+        Candidate::of::<aliri::Aliri>(),
+        Candidate::of::<home_made::HomeMade>(),
     ]
 }

@@ -1,11 +1,14 @@
-//! This crate: the layer with and without a second send, and the cache by itself.
+//! This crate: the layer with and without replays, and the cache alone.
 
 use bytes::Bytes;
 use http::{StatusCode, header::AUTHORIZATION};
 use http_body_util::Full;
 use hyper_util::{client::legacy::Client as HyperClient, rt::TokioExecutor};
 use tower::{BoxError, Layer};
-use tower_client_credentials::{AccessToken, ClientAuth, ClientCredentials, ClientCredentialsLayer, TokenCache, TokenEndpoint, replay::{CloneBody, NoReplay}};
+use tower_client_credentials::{
+    AccessToken, ClientAuth, ClientCredentials, ClientCredentialsLayer, TokenCache, TokenEndpoint,
+    replay::{CloneBody, NoReplay},
+};
 
 use crate::{
     endpoint::{CLIENT_ID, CLIENT_SECRET, Endpoint},
@@ -22,13 +25,13 @@ fn tokens(endpoint: &Endpoint) -> Result<TokenCache, BoxError> {
     )?))
 }
 
-/// The layer, when no request has to be sent a second time.
-pub(crate) struct WithNever(ClientCredentialsLayer<NoReplay>);
+/// The layer without replays.
+pub(crate) struct WithNoReplay(ClientCredentialsLayer<NoReplay>);
 
-impl Peer for WithNever {
-    const NAME: &'static str = "this crate, Never";
+impl Peer for WithNoReplay {
+    const NAME: &'static str = "this crate, NoReplay";
     const OURS: bool = true;
-    const DEAF: Option<&'static str> = Some("asked to send once; it leaves a 401 to its caller");
+    const NO_REJECTION: Option<&'static str> = Some("configured to return a 401 to the caller");
 
     type Client<L: Leaf> = Layered<ClientCredentials<L, NoReplay>>;
 
@@ -48,7 +51,7 @@ pub(crate) struct WithCloneBody(ClientCredentialsLayer<CloneBody>);
 impl Peer for WithCloneBody {
     const NAME: &'static str = "this crate, CloneBody";
     const OURS: bool = true;
-    const KEEPS_REQUESTS: bool = true;
+    const REPLAYS: bool = true;
 
     type Client<L: Leaf> = Layered<ClientCredentials<L, CloneBody>>;
 
@@ -61,7 +64,7 @@ impl Peer for WithCloneBody {
     }
 }
 
-/// The cache without the layer, as for what is no HTTP request.
+/// The cache without the layer, for protocols other than HTTP.
 #[derive(Clone)]
 pub(crate) struct Cache(TokenCache);
 

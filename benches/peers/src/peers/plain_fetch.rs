@@ -1,4 +1,4 @@
-//! A token request as an application writes it, for peers that leave it to their user.
+//! A token request as an application would write it, for peers that have none.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! The token provider of [`tower-mcp`](https://docs.rs/tower-mcp). Its own HTTP transport speaks MCP
-//! only, so the header is set, and a rejection heeded, as that transport does it.
+//! The token provider of [`tower-mcp`](https://docs.rs/tower-mcp). Its own HTTP transport only speaks MCP,
+//! so this sets the header and handles rejections the way that transport does.
 
 use ::tower_mcp::client::{OAuthClientCredentials, TokenProvider};
 use http::StatusCode;

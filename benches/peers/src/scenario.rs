@@ -1,4 +1,4 @@
-//! Many callers at once, and a token endpoint that is slow, fails, or has its tokens revoked.
+//! Concurrent callers, and a token endpoint that is slow, fails, or has its tokens revoked.
 
 use std::time::Duration;
 
@@ -18,46 +18,46 @@ use crate::{
 /// A call that takes longer counts as not served.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// How long an impatient caller waits, how often it tries, and how long a token takes it.
+/// The timeout of an impatient caller, its number of attempts, and the time that a token takes.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
-const TRIES: usize = 4;
+const ATTEMPTS: usize = 4;
 pub(crate) const SLOW: Duration = Duration::from_millis(80);
 
-/// In all other works, until there is a token, or none.
+/// The delays of the token endpoint in the other scenarios.
 const TOKEN_DELAY: Duration = Duration::from_millis(50);
 const REFUSAL_DELAY: Duration = Duration::from_millis(10);
 
-/// Several times as long as a token takes, so that calls are rejected before, during and after that.
+/// Several times as long as a token request, so that rejections arrive before, during and after it.
 pub(crate) const SPREAD: Duration = Duration::from_millis(200);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Work {
-    /// Nobody has a token yet.
+pub(crate) enum Scenario {
+    /// No caller has a token yet.
     Stampede,
-    /// Callers that give up before the first token is there, and try again.
+    /// Callers give up before the first token arrives, and try again.
     Impatience,
-    /// The token endpoint is out of order.
+    /// The token endpoint is unavailable.
     Outage,
-    /// The API rejects the token of calls in flight, all at the same moment.
+    /// The API rejects the token of all calls in flight at the same moment.
     Storm,
-    /// The same, one call after the other.
+    /// The API rejects the token of all calls in flight, one after the other.
     LongStorm,
 }
 
-/// Why a peer has no part in a work.
-pub(crate) type Cannot = &'static str;
+/// The reason why a peer does not support a scenario.
+pub(crate) type Unsupported = &'static str;
 
-pub(crate) struct Tally {
+pub(crate) struct Outcome {
     pub(crate) callers: usize,
-    /// How many got an answer of the API other than a rejection.
+    /// Callers whose call was accepted by the API.
     pub(crate) served: usize,
-    /// How many token requests had been made when the last caller had its answer.
+    /// Token requests until the last caller was done.
     pub(crate) token_requests: usize,
-    /// When that was.
-    pub(crate) last: Duration,
+    /// The time until the last caller was done.
+    pub(crate) elapsed: Duration,
 }
 
-impl Work {
+impl Scenario {
     pub(crate) const ALL: [Self; 5] = [
         Self::Stampede,
         Self::Impatience,
@@ -84,86 +84,90 @@ impl Work {
         }
     }
 
-    pub(crate) fn words(self) -> String {
+    pub(crate) fn description(self) -> String {
         let callers = thousands(self.callers());
         let [patience, slow, token, refusal, spread] =
             [PATIENCE, SLOW, TOKEN_DELAY, REFUSAL_DELAY, SPREAD].map(|time| time.as_millis());
         match self {
             Self::Stampede => format!(
-                "{callers} callers at once, no token yet; the token endpoint takes {token} ms."
+                "{callers} concurrent callers, no token yet; the token endpoint takes {token} ms."
             ),
             Self::Impatience => format!(
-                "{callers} callers at once, no token yet; each gives up after {patience} ms and \
-                 tries {TRIES} times;\nthe token endpoint takes {slow} ms."
+                "{callers} concurrent callers, no token yet; each gives up after {patience} ms and \
+                 tries {ATTEMPTS} times;\nthe token endpoint takes {slow} ms."
             ),
             Self::Outage => format!(
-                "{callers} callers at once, no token yet; the token endpoint answers 503 after \
-                 {refusal} ms."
+                "{callers} concurrent callers, no token yet; the token endpoint responds with 503 \
+                 after {refusal} ms."
             ),
             Self::Storm => format!(
-                "{callers} calls in flight are answered 401 at once; \
+                "{callers} calls in flight get a 401 at the same moment; \
                  the token endpoint takes {token} ms."
             ),
             Self::LongStorm => format!(
-                "{callers} calls in flight are answered 401 one after the other, in {spread} ms;\n\
+                "{callers} calls in flight get a 401 one after the other, within {spread} ms;\n\
                  the token endpoint takes {token} ms."
             ),
         }
     }
 
-    fn obstacle<P: Peer>(self) -> Option<Cannot> {
+    fn unsupported_by<P: Peer>(self) -> Option<Unsupported> {
         match self {
-            Self::Stampede | Self::Impatience | Self::Outage => P::NEVER_COLD,
-            Self::Storm | Self::LongStorm => P::DEAF,
+            Self::Stampede | Self::Impatience | Self::Outage => P::NO_COLD_START,
+            Self::Storm | Self::LongStorm => P::NO_REJECTION,
         }
     }
 }
 
-pub(crate) fn run<P: Peer>(work: Work) -> Result<Tally, Cannot> {
-    if let Some(why) = work.obstacle::<P>() {
-        return Err(why);
+pub(crate) fn run<P: Peer>(scenario: Scenario) -> Result<Outcome, Unsupported> {
+    if let Some(reason) = scenario.unsupported_by::<P>() {
+        return Err(reason);
     }
-    let callers = work.callers();
-    let tally = runtime().block_on(async {
-        match work {
-            Work::Stampede => {
+    let callers = scenario.callers();
+    let outcome = runtime().block_on(async {
+        match scenario {
+            Scenario::Stampede => {
                 cold::<P, _>(callers, Endpoint::issuing_after(TOKEN_DELAY), patient).await
             }
-            Work::Impatience => {
+            Scenario::Impatience => {
                 cold::<P, _>(callers, Endpoint::issuing_after(SLOW), impatient).await
             }
-            Work::Outage => {
+            Scenario::Outage => {
                 cold::<P, _>(callers, Endpoint::failing_after(REFUSAL_DELAY), patient).await
             }
-            Work::Storm => storm::<P>(callers, Duration::ZERO).await,
-            Work::LongStorm => storm::<P>(callers, SPREAD).await,
+            Scenario::Storm => storm::<P>(callers, Duration::ZERO).await,
+            Scenario::LongStorm => storm::<P>(callers, SPREAD).await,
         }
     });
-    Ok(tally)
+    Ok(outcome)
 }
 
 async fn cold<P: Peer, F>(
     callers: usize,
     endpoint: Endpoint,
     call: fn(P::Client<Nothing>) -> F,
-) -> Tally
+) -> Outcome
 where
     F: Future<Output = bool> + Send + 'static,
 {
-    let peer = P::start(&endpoint).await.expect("the peer is set up right");
+    let peer = P::start(&endpoint)
+        .await
+        .expect("the configuration is valid");
     let client = peer.client(Nothing);
-    let (served, last) = gather(callers, || call(client.clone())).await;
-    Tally {
+    let (served, elapsed) = gather(callers, || call(client.clone())).await;
+    Outcome {
         callers,
         served,
         token_requests: endpoint.requests(),
-        last,
+        elapsed,
     }
 }
 
-async fn storm<P: Peer>(callers: usize, spread: Duration) -> Tally {
+async fn storm<P: Peer>(callers: usize, spread: Duration) -> Outcome {
     let endpoint = Endpoint::issuing_after(TOKEN_DELAY);
-    let peer = P::start(&endpoint).await.expect("the peer is set up right");
+    let peer = P::start(&endpoint)
+        .await
+        .expect("the configuration is valid");
     let api = Api::new(callers, spread);
     let mut client = peer.client(api.clone());
     let first = client.send(request()).await;
@@ -171,31 +175,31 @@ async fn storm<P: Peer>(callers: usize, spread: Duration) -> Tally {
 
     let issued = endpoint.requests();
     api.revoke(issued);
-    let (served, last) = gather(callers, || {
+    let (served, elapsed) = gather(callers, || {
         let mut client = client.clone();
         async move { is_served(&client.send_twice(request()).await) }
     })
     .await;
-    Tally {
+    Outcome {
         callers,
         served,
         token_requests: endpoint.requests() - issued,
-        last,
+        elapsed,
     }
 }
 
-/// Makes all calls at once; how many were served, and when the last was done.
+/// Makes all calls concurrently. Returns how many were served, and the time until the last was done.
 async fn gather<F>(callers: usize, call: impl Fn() -> F) -> (usize, Duration)
 where
     F: Future<Output = bool> + Send + 'static,
 {
-    let began = Instant::now();
+    let started = Instant::now();
     let mut calls: JoinSet<_> = (0..callers).map(|_| timeout(LIMIT, call())).collect();
     let mut served = 0;
     while let Some(call) = calls.join_next().await {
         served += usize::from(matches!(call, Ok(Ok(true))));
     }
-    (served, began.elapsed())
+    (served, started.elapsed())
 }
 
 async fn patient(mut client: impl Client) -> bool {
@@ -203,9 +207,9 @@ async fn patient(mut client: impl Client) -> bool {
 }
 
 async fn impatient(mut client: impl Client) -> bool {
-    for _ in 0..TRIES {
-        if let Ok(answer) = timeout(PATIENCE, client.send(request())).await
-            && is_served(&answer)
+    for _ in 0..ATTEMPTS {
+        if let Ok(response) = timeout(PATIENCE, client.send(request())).await
+            && is_served(&response)
         {
             return true;
         }
@@ -213,8 +217,8 @@ async fn impatient(mut client: impl Client) -> bool {
     false
 }
 
-pub(crate) fn is_served(answer: &Result<ApiResponse, BoxError>) -> bool {
-    answer
+pub(crate) fn is_served(response: &Result<ApiResponse, BoxError>) -> bool {
+    response
         .as_ref()
         .is_ok_and(|response| response.status().is_success())
 }
