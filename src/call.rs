@@ -108,16 +108,23 @@ pin_project! {
 
 pin_project! {
     #[project = StateProj]
+    #[project_replace = StateReplaced]
     enum State<S, R, B>
     where
         S: Service<Request<R::Body>>,
         R: ReplayPolicy<B>,
     {
-        // The API has the request.
+        // The API has the request, with a token.
         Calling {
             #[pin]
             response: S::Future,
             sent: Sent<S, R, R::Kept>,
+        },
+        // The API has the request, with a token of the caller's own or with none.
+        CallingUntouched {
+            #[pin]
+            response: S::Future,
+            omitted: Option<TokenOmitted>,
         },
         // The call waits before a send, or its response has something to report.
         Slow { call: Pin<Box<SlowCall<S, R, B>>> },
@@ -126,29 +133,11 @@ pin_project! {
     }
 }
 
-/// What a call remembers of a request while the API has it.
-enum Sent<S, R, K> {
-    WithToken {
-        token: Arc<CachedToken>,
-        options: Arc<Options<R>>,
-        replay: Result<Replay<S, K>, NotSaved>,
-    },
-    /// The request must not carry the token.
-    WithoutToken { reason: TokenOmitted },
-    /// The request carries a token of the caller's own.
-    Untouched,
-}
-
-impl<S, R, K> Sent<S, R, K> {
-    /// Whether the response has to be read, or can be handed on as it is.
-    #[inline]
-    fn must_read<B>(&self, response: &Response<B>) -> bool {
-        match self {
-            Self::WithToken { token, options, .. } => options.must_read(token, response),
-            Self::WithoutToken { .. } => true,
-            Self::Untouched => false,
-        }
-    }
+/// A token that was sent with a request, and what a replay needs.
+pub(crate) struct Sent<S, R, K> {
+    pub(crate) token: Arc<CachedToken>,
+    pub(crate) options: Arc<Options<R>>,
+    pub(crate) replay: Result<Replay<S, K>, NotSaved>,
 }
 
 /// What is needed to send a request again.
@@ -180,29 +169,21 @@ where
 {
     /// The request was sent with a token.
     #[inline]
-    pub(crate) fn with_token(
-        response: S::Future,
-        token: Arc<CachedToken>,
-        options: Arc<Options<R>>,
-        replay: Result<Replay<S, R::Kept>, NotSaved>,
-    ) -> Self {
-        let sent = Sent::WithToken {
-            token,
-            options,
-            replay,
-        };
-        Self::calling(response, sent)
+    pub(crate) fn calling(response: S::Future, sent: Sent<S, R, R::Kept>) -> Self {
+        Self {
+            state: State::Calling { response, sent },
+        }
     }
 
-    /// The request was sent without a token, because it must not carry one.
-    pub(crate) fn without_token(response: S::Future, reason: TokenOmitted) -> Self {
-        telemetry::token_omitted(reason.label());
-        Self::calling(response, Sent::WithoutToken { reason })
-    }
-
-    /// The request was sent as it is, because it carries a token of the caller's own.
-    pub(crate) fn untouched(response: S::Future) -> Self {
-        Self::calling(response, Sent::Untouched)
+    /// The request was sent without a token of ours: it carries one of the caller's own, or must not
+    /// carry any.
+    pub(crate) fn calling_untouched(response: S::Future, omitted: Option<TokenOmitted>) -> Self {
+        if let Some(reason) = omitted {
+            telemetry::token_omitted(reason.label());
+        }
+        Self {
+            state: State::CallingUntouched { response, omitted },
+        }
     }
 
     /// The request waits for a token.
@@ -216,13 +197,6 @@ where
         let error = Some(error);
         Self {
             state: State::Failed { error },
-        }
-    }
-
-    #[inline]
-    fn calling(response: S::Future, sent: Sent<S, R, R::Kept>) -> Self {
-        Self {
-            state: State::Calling { response, sent },
         }
     }
 
@@ -250,6 +224,13 @@ where
                 Poll::Ready(Ok(response)) if sent.must_read(&response) => self.read(response, cx),
                 output => output.map_err(Into::into),
             },
+            StateProj::CallingUntouched { response, omitted } => {
+                let response = ready!(response.poll(cx)).map_err(Into::into)?;
+                Poll::Ready(Ok(match omitted.take() {
+                    Some(reason) => TokenOutcome::without_token(reason).attach_to(response),
+                    None => response,
+                }))
+            }
             StateProj::Slow { call } => call.as_mut().poll(cx),
             StateProj::Failed { error } => {
                 let error = error.take().expect(POLLED_AFTER_READY);
@@ -268,31 +249,23 @@ where
 {
     /// Gives the response to the caller, or goes on by the slow path.
     #[cold]
+    #[inline(never)]
     fn read(
         mut self: Pin<&mut Self>,
         response: Response<ResBody>,
         cx: &mut Context<'_>,
     ) -> Poll<<Self as Future>::Output> {
-        let StateProj::Calling { sent, .. } = self.as_mut().project().state.project() else {
+        let failed = State::Failed { error: None };
+        let state = self.as_mut().project().state.project_replace(failed);
+        let StateReplaced::Calling { sent, .. } = state else {
             unreachable!("the response is that of a call")
         };
-        match mem::replace(sent, Sent::Untouched) {
-            Sent::Untouched => Poll::Ready(Ok(response)),
-            Sent::WithoutToken { reason } => {
-                let outcome = TokenOutcome::without_token(reason);
-                Poll::Ready(Ok(outcome.attach_to(response)))
+        match sent.follow_up(response) {
+            FollowUp::Return(response) => Poll::Ready(Ok(response)),
+            FollowUp::Continue(call) => {
+                self.set(Self::slow(call));
+                self.poll(cx)
             }
-            Sent::WithToken {
-                token,
-                options,
-                replay,
-            } => match follow_up(token, options, replay, response) {
-                FollowUp::Return(response) => Poll::Ready(Ok(response)),
-                FollowUp::Continue(call) => {
-                    self.set(Self::slow(call));
-                    self.poll(cx)
-                }
-            },
         }
     }
 }
@@ -305,6 +278,7 @@ where
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match &self.state {
             State::Calling { .. } => "Calling",
+            State::CallingUntouched { .. } => "CallingUntouched",
             State::Slow { call } => call.stage.name(),
             State::Failed { .. } => "Failed",
         };
@@ -322,37 +296,41 @@ enum FollowUp<Res, Next> {
     Continue(Next),
 }
 
-/// Decides what follows the response to the first send.
-fn follow_up<S, R, B, ResBody>(
-    token: Arc<CachedToken>,
-    options: Arc<Options<R>>,
-    replay: Result<Replay<S, R::Kept>, NotSaved>,
-    response: Response<ResBody>,
-) -> FollowUp<Response<ResBody>, SlowCall<S, R, B>>
-where
-    S: Service<Request<R::Body>, Response = Response<ResBody>>,
-    R: ReplayPolicy<B>,
-{
-    let (head, body) = response.into_parts();
-    let verdict = options.verdict(&token, &head);
-    let response = Response::from_parts(head, body);
-    if verdict == Verdict::Accepted {
-        return FollowUp::Return(response);
+impl<S, R, K> Sent<S, R, K> {
+    /// Whether the response may say something about the token.
+    #[inline]
+    fn must_read<B>(&self, response: &Response<B>) -> bool {
+        self.options.must_read(&self.token, response)
     }
-    match replay {
-        Ok(Replay { service, request }) => {
-            let mut job = Job::new(options, service, Ok(request));
-            match job.refused(verdict, token, response) {
-                FollowUp::Return(response) => FollowUp::Return(response),
-                FollowUp::Continue(stage) => FollowUp::Continue(SlowCall { stage, job }),
+
+    /// Decides what follows the response to the first send.
+    fn follow_up<B, ResBody>(
+        self,
+        response: Response<ResBody>,
+    ) -> FollowUp<Response<ResBody>, SlowCall<S, R, B>>
+    where
+        S: Service<Request<R::Body>, Response = Response<ResBody>>,
+        R: ReplayPolicy<B, Kept = K>,
+    {
+        let (head, body) = response.into_parts();
+        let verdict = self.options.verdict(&self.token, &head);
+        let response = Response::from_parts(head, body);
+        match self.replay {
+            _ if verdict == Verdict::Accepted => FollowUp::Return(response),
+            Ok(Replay { service, request }) => {
+                let mut job = Job::new(self.options, service, Ok(request));
+                match job.refused(verdict, self.token, response) {
+                    FollowUp::Return(response) => FollowUp::Return(response),
+                    FollowUp::Continue(stage) => FollowUp::Continue(SlowCall { stage, job }),
+                }
             }
-        }
-        Err(not_saved) => {
-            if verdict == Verdict::Rejected {
-                options.reject_for_others(&token);
+            Err(not_saved) => {
+                if verdict == Verdict::Rejected {
+                    self.options.reject_for_others(&self.token);
+                }
+                let reason = self.options.reason(not_saved);
+                FollowUp::Return(TokenOutcome::default().explain(reason, response))
             }
-            let reason = options.reason(not_saved);
-            FollowUp::Return(TokenOutcome::default().explain(reason, response))
         }
     }
 }

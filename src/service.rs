@@ -10,7 +10,7 @@ use tower::{BoxError, Service};
 
 use crate::{
     Error, TokenCache, TokenOmitted,
-    call::{Job, Options, Replay, ResponseFuture},
+    call::{Job, Options, Replay, ResponseFuture, Sent},
     error::Kind,
     replay::{CloneBody, ReplayPolicy, SavedRequest},
     scheme::Put,
@@ -140,7 +140,12 @@ where
         let (body, kept) = options.policy.split(body);
         let replay = Replay::prepare(&self.inner, token, &head, kept);
         let response = self.inner.call(Request::from_parts(head, body));
-        ResponseFuture::with_token(response, Arc::clone(token), Arc::clone(options), replay)
+        let sent = Sent {
+            token: Arc::clone(token),
+            options: Arc::clone(options),
+            replay,
+        };
+        ResponseFuture::calling(response, sent)
     }
 }
 
@@ -160,7 +165,7 @@ impl<S, R> ClientCredentials<S, R> {
             return self.send_untouched(request);
         }
         let response = self.send_once(request);
-        ResponseFuture::without_token(response, reason)
+        ResponseFuture::calling_untouched(response, Some(reason))
     }
 
     /// The request carries a token of the caller's own.
@@ -171,7 +176,7 @@ impl<S, R> ClientCredentials<S, R> {
         R: ReplayPolicy<B>,
     {
         let response = self.send_once(request);
-        ResponseFuture::untouched(response)
+        ResponseFuture::calling_untouched(response, None)
     }
 
     /// Sends a request that will not be sent again, with the body that the policy makes of it.

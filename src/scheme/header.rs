@@ -5,7 +5,8 @@ use std::{iter, ops::Range};
 use http::{
     HeaderMap, HeaderName, HeaderValue,
     header::{
-        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, MaxSizeReached, TE, TRAILER,
+        TRANSFER_ENCODING, UPGRADE,
     },
     response,
 };
@@ -32,17 +33,25 @@ const FRAMING: [HeaderName; 7] = [
 /// Cloning copies no text. The text is wiped when its last clone is dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct TokenHeader {
-    name: HeaderName,
+    field: Field,
     // The prefix and one space, unless the prefix is empty; then the token.
     value: HeaderValue,
     prefix_len: usize,
+}
+
+/// The header that carries a token.
+#[derive(Clone, PartialEq, Eq)]
+enum Field {
+    /// `Authorization`, which needs no copy of a name per request.
+    Authorization,
+    Other(HeaderName),
 }
 
 impl TokenHeader {
     /// `Authorization: Bearer {token}` (RFC 6750 §2.1).
     pub(crate) fn bearer(token: &str) -> Result<Self, Error> {
         check_sendable("access token", token)?;
-        Ok(Self::from_texts(AUTHORIZATION, BEARER, token))
+        Ok(Self::from_texts(Field::Authorization, BEARER, token))
     }
 
     /// The same token in another header or after another prefix.
@@ -54,11 +63,19 @@ impl TokenHeader {
         if !prefix.is_empty() {
             check_sendable("prefix of the token header", prefix)?;
         }
-        Ok(Self::from_texts(name, prefix, self.token()))
+        let field = if name == AUTHORIZATION {
+            Field::Authorization
+        } else {
+            Field::Other(name)
+        };
+        Ok(Self::from_texts(field, prefix, self.token()))
     }
 
     pub(crate) fn name(&self) -> &HeaderName {
-        &self.name
+        match &self.field {
+            Field::Authorization => &AUTHORIZATION,
+            Field::Other(name) => name,
+        }
     }
 
     pub(crate) fn value(&self) -> &HeaderValue {
@@ -80,13 +97,18 @@ impl TokenHeader {
 
     #[inline]
     pub(super) fn is_on(&self, headers: &HeaderMap) -> bool {
-        headers.contains_key(&self.name)
+        headers.contains_key(self.name())
     }
 
     #[inline]
     pub(super) fn put_on(&self, headers: &mut HeaderMap) -> Put {
         // One look-up: a header of the caller's own is found by appending to it.
-        match headers.try_append(self.name.clone(), self.value.clone()) {
+        let value = self.value.clone();
+        let appended = match &self.field {
+            Field::Authorization => headers.try_append(AUTHORIZATION, value),
+            Field::Other(name) => append_other(headers, name, value),
+        };
+        match appended {
             Ok(false) => Put::Done,
             Ok(true) => {
                 self.withdraw(headers);
@@ -100,11 +122,11 @@ impl TokenHeader {
     /// Removes the value that was appended to the caller's own, which keep their order.
     #[cold]
     fn withdraw(&self, headers: &mut HeaderMap) {
-        let own = headers.get_all(&self.name).iter().count() - 1;
+        let own = headers.get_all(self.name()).iter().count() - 1;
         let mut is_own = iter::repeat_n(true, own).chain(iter::repeat(false));
         *headers = headers
             .iter()
-            .filter(|(name, _)| **name != self.name || is_own.next() == Some(true))
+            .filter(|(name, _)| *name != self.name() || is_own.next() == Some(true))
             .map(|(name, value)| (name.clone(), value.clone()))
             .collect();
     }
@@ -118,14 +140,14 @@ impl TokenHeader {
     }
 
     /// Both texts can be sent.
-    fn from_texts(name: HeaderName, prefix: &str, token: &str) -> Self {
+    fn from_texts(field: Field, prefix: &str, token: &str) -> Self {
         let space = if prefix.is_empty() { "" } else { " " };
         let text = wiped_on_drop([prefix, space, token].concat());
         let mut value = HeaderValue::from_maybe_shared(text)
             .expect("visible ASCII characters and a space are a valid header value");
         value.set_sensitive(true);
         Self {
-            name,
+            field,
             value,
             prefix_len: prefix.len(),
         }
@@ -135,6 +157,16 @@ impl TokenHeader {
         std::str::from_utf8(&self.value.as_bytes()[range])
             .expect("a token header holds ASCII characters only")
     }
+}
+
+// Few tokens go anywhere but into `Authorization`.
+#[cold]
+fn append_other(
+    headers: &mut HeaderMap,
+    name: &HeaderName,
+    value: HeaderValue,
+) -> Result<bool, MaxSizeReached> {
+    headers.try_append(name.clone(), value)
 }
 
 /// Refuses text that a header can't carry as one word.
