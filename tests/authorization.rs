@@ -138,7 +138,7 @@ async fn rest_of_the_request_is_unchanged() {
     assert_eq!(response.extensions().get(), Some(&Mark(7)));
 }
 
-/// A layer whose tokens go into `name`, after `prefix`.
+/// A layer whose tokens are sent in the header `name`, after `prefix`.
 fn layer_with_header(name: &'static str, prefix: &'static str) -> ClientCredentialsLayer {
     let name = HeaderName::from_static(name);
     ClientCredentialsLayer::new(service_fn(move |_: TokenRequest| {
@@ -170,9 +170,9 @@ async fn token_is_sent_in_the_header_that_it_names() {
     }
 }
 
-/// Walmart's API wants a token in one header and the client's Basic credentials in another.
+/// Walmart's API expects the token in one header and the client's Basic credentials in another.
 #[tokio::test(start_paused = true)]
-async fn a_callers_own_authorization_header_is_left_alone_if_the_token_has_another_header() {
+async fn callers_own_authorization_header_is_left_alone_if_the_token_uses_another_header() {
     let layer = layer_with_header("wm_sec.access_token", "");
     layer.cache().token().await.unwrap();
     let service = layer.layer(mirror());
@@ -187,7 +187,7 @@ async fn a_callers_own_authorization_header_is_left_alone_if_the_token_has_anoth
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_callers_own_token_header_wins_before_and_after_the_first_token() {
+async fn callers_own_header_wins_if_the_token_uses_a_custom_header() {
     let service = layer_with_header("x-token", "").layer(mirror());
 
     for _ in 0..2 {

@@ -333,14 +333,32 @@ fn inner_service_is_accessible() {
 }
 
 #[test]
+fn service_is_covariant_in_its_inner_service() {
+    fn shorten<'a>(
+        service: ClientCredentials<&'static str, CloneBody>,
+        _: &'a str,
+    ) -> ClientCredentials<&'a str, CloneBody> {
+        service
+    }
+    let local = String::from("local");
+
+    let mut service = shorten(stack(&Issuer::new(), "static"), &local);
+    *service.get_mut() = &local;
+
+    assert_eq!(*service.get_ref(), "local");
+}
+
+#[test]
 fn services_and_futures_have_the_auto_traits_of_their_parts() {
     fn all<T: Clone + Send + Sync + Unpin>() {}
+    fn sync<T: Sync>() {}
     fn send<T: Send>(_: &T) {}
     type Inner = tower::util::BoxCloneSyncService<Request<NotSync>, Response<String>, BoxError>;
 
     all::<TokenCache>();
     all::<ClientCredentialsLayer>();
     all::<ClientCredentials<tower::util::BoxCloneSyncService<(), (), ()>>>();
+    sync::<ClientCredentials<std::sync::MutexGuard<'_, ()>>>();
     all::<tower_client_credentials::Error>();
     all::<AccessToken>();
 
