@@ -22,6 +22,12 @@ const STALE_AT: Duration = Duration::from_secs(1800 - 10 - 300);
 /// Ten seconds before the end.
 const EXPIRED_AT: Duration = Duration::from_secs(1800 - 10);
 
+/// A wall clock that advances with tokio's paused clock, however slow the machine is.
+fn paused_wall_clock() -> impl Fn() -> SystemTime + Send + Sync + 'static {
+    let start = Instant::now();
+    move || SystemTime::UNIX_EPOCH + start.elapsed()
+}
+
 fn without_jitter(issuer: &Issuer) -> TokenCache {
     TokenCache::builder().jitter(0.0).build(issuer.service())
 }
@@ -138,14 +144,17 @@ async fn jitter_puts_a_refresh_off_by_half_of_the_window_at_most() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_waits_for_what_could_be_foreseen() {
+async fn no_request_waits_for_a_routine_refresh() {
     for lifetime in [1, 2, 60, 1800] {
         let latency = Duration::from_millis(50);
         let issuer = Issuer::new()
             .lifetime(Duration::from_secs(lifetime))
             .latency(latency);
+        let cache = TokenCache::builder()
+            .wall_clock(paused_wall_clock())
+            .build(issuer.service());
         let api = Api::accepting_all();
-        let service = stack(&issuer, api.service());
+        let service = ClientCredentialsLayer::with_cache(cache).layer(api.service());
 
         // Traffic through twenty lifetimes, forty calls in each.
         let pause = Duration::from_secs(lifetime) / 40;
@@ -179,6 +188,7 @@ async fn a_token_that_was_just_obtained_is_used() {
         let cache = TokenCache::builder()
             .refresh_window(hour)
             .expiry_margin(hour)
+            .wall_clock(paused_wall_clock())
             .build(issuer.service());
         let service = ClientCredentialsLayer::with_cache(cache).layer(api.service());
 

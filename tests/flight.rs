@@ -172,7 +172,7 @@ fn runtime_that_goes_away_in_mid_flight_hangs_nobody() {
     let issuer = Issuer::new().latency(LATENCY);
     let cache = issuer.cache();
 
-    let first = runtime();
+    let first = paused_runtime();
     first.block_on(async {
         assert!(timeout(LATENCY / 8, cache.token()).await.is_err());
     });
@@ -184,25 +184,20 @@ fn runtime_that_goes_away_in_mid_flight_hangs_nobody() {
 
 #[test]
 fn waiter_on_another_runtime_starts_anew_when_the_first_goes_away() {
-    let issuer = Issuer::new().latency(Duration::from_millis(300));
+    let issuer = Issuer::new().latency(LATENCY);
     let cache = issuer.cache();
-    let first = runtime();
+    let (first, second) = (paused_runtime(), paused_runtime());
     first.block_on(async {
-        assert!(timeout(LATENCY, cache.token()).await.is_err());
+        assert!(timeout(LATENCY / 8, cache.token()).await.is_err());
     });
+    let mut waiter = tokio_test::task::spawn(cache.token());
+    second.block_on(async { assert!(waiter.poll().is_pending()) });
 
-    let waiter = {
-        let cache = cache.clone();
-        std::thread::spawn(move || token_from_another_runtime(&cache))
-    };
-    // The first runtime is not driven now, so the waiter can only wait until it is gone.
-    while issuer.requests() == 0 {
-        std::thread::yield_now();
-    }
     drop(first);
 
-    let token = waiter.join().unwrap();
-    assert_eq!(token.expose(), "token-2");
+    assert!(waiter.is_woken());
+    assert_eq!(second.block_on(waiter).unwrap().expose(), "token-2");
+    assert_eq!(issuer.requests(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -249,7 +244,7 @@ fn runtime_that_nobody_drives_hangs_nobody() {
     let cache = TokenCache::builder()
         .deadline(Duration::from_millis(200))
         .build(issuer.service());
-    let parked = runtime();
+    let parked = paused_runtime();
     parked.block_on(async {
         assert!(timeout(LATENCY / 8, cache.token()).await.is_err());
     });
@@ -367,7 +362,7 @@ fn touch(cache: &TokenCache) {
 }
 
 fn token_from_another_runtime(cache: &TokenCache) -> AccessToken {
-    runtime()
+    paused_runtime()
         .block_on(async { timeout(HANGING, cache.token()).await })
         .expect("nobody hangs")
         .expect("another flight brings a token")
