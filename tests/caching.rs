@@ -1,4 +1,4 @@
-//! Fresh, stale, expired: at the boundaries and just beside them, under paused time.
+//! Fresh, due for refresh, expired: at each boundary and a nanosecond before it, under paused time.
 
 mod support;
 
@@ -16,10 +16,10 @@ use tower_client_credentials::{AccessToken, ClientCredentialsLayer, TokenCache, 
 
 const NANOSECOND: Duration = Duration::from_nanos(1);
 
-/// Five minutes before the end less ten seconds: where a token of half an hour gets stale.
-const STALE_AT: Duration = Duration::from_secs(1800 - 10 - 300);
+/// When a token that lives for half an hour is due for refresh: one refresh window before it expires.
+const DUE_AT: Duration = Duration::from_secs(1800 - 10 - 300);
 
-/// Ten seconds before the end.
+/// When it expires: one expiry margin before its end.
 const EXPIRED_AT: Duration = Duration::from_secs(1800 - 10);
 
 /// A wall clock that advances with tokio's paused clock, however slow the machine is.
@@ -33,12 +33,12 @@ fn without_jitter(issuer: &Issuer) -> TokenCache {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fresh_token_is_used_and_nothing_is_asked() {
+async fn fresh_token_is_used_without_a_token_request() {
     let issuer = Issuer::new();
     let cache = without_jitter(&issuer);
     cache.token().await.unwrap();
 
-    advance(STALE_AT - NANOSECOND).await;
+    advance(DUE_AT - NANOSECOND).await;
     let token = cache.token().await.unwrap();
     settle().await;
 
@@ -47,12 +47,12 @@ async fn fresh_token_is_used_and_nothing_is_asked() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stale_token_is_used_while_its_refresh_runs() {
+async fn token_due_for_refresh_is_used_while_its_refresh_runs() {
     let issuer = Issuer::new();
     let cache = without_jitter(&issuer);
     cache.token().await.unwrap();
 
-    advance(STALE_AT).await;
+    advance(DUE_AT).await;
     let during = cache.token().await.unwrap();
     settle().await;
     let after = cache.token().await.unwrap();
@@ -63,7 +63,7 @@ async fn stale_token_is_used_while_its_refresh_runs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stale_token_is_used_until_it_expires() {
+async fn token_due_for_refresh_is_used_until_it_expires() {
     let issuer = Issuer::new();
     let cache = without_jitter(&issuer);
     cache.token().await.unwrap();
@@ -76,7 +76,7 @@ async fn stale_token_is_used_until_it_expires() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_expired_token_is_never_sent() {
+async fn an_expired_token_is_not_sent() {
     let issuer = Issuer::new();
     let api = Api::accepting_all();
     let service = ClientCredentialsLayer::with_cache(without_jitter(&issuer)).layer(api.service());
@@ -88,9 +88,9 @@ async fn an_expired_token_is_never_sent() {
     assert_eq!(api.tokens(), ["token-1", "token-2"]);
 }
 
-/// A service that has just checked the cache doesn't check it again for a millisecond.
+/// A service that has checked the cache doesn't check it again for a millisecond.
 #[tokio::test(start_paused = true)]
-async fn an_expired_token_is_never_sent_although_the_service_has_just_checked_the_cache() {
+async fn an_expired_token_is_not_sent_even_if_the_cache_was_just_checked() {
     const HALF_A_MILLISECOND: Duration = Duration::from_micros(500);
     let issuer = Issuer::new();
     let api = Api::accepting_all();
@@ -100,7 +100,7 @@ async fn an_expired_token_is_never_sent_although_the_service_has_just_checked_th
         .build(issuer.service());
     let mut service = ClientCredentialsLayer::with_cache(cache).layer(api.service());
     service.call(request()).await.unwrap();
-    // The refresh hangs beyond the expiry of the token, and no other starts.
+    // The refresh hangs until after the token has expired.
     issuer.fail(Failure::Silence);
     advance(EXPIRED_AT - Duration::from_secs(10)).await;
     service.call(request()).await.unwrap();
@@ -117,14 +117,14 @@ async fn an_expired_token_is_never_sent_although_the_service_has_just_checked_th
 }
 
 #[tokio::test(start_paused = true)]
-async fn jitter_puts_a_refresh_off_by_half_of_the_window_at_most() {
+async fn jitter_delays_a_refresh_by_at_most_half_of_the_window() {
     let mut refreshed_at = Vec::new();
     for _ in 0..200 {
         let issuer = Issuer::new();
         let cache = issuer.cache();
         cache.token().await.unwrap();
         let start = Instant::now();
-        advance(STALE_AT - NANOSECOND).await;
+        advance(DUE_AT - NANOSECOND).await;
         while issuer.requests() == 1 {
             cache.token().await.unwrap();
             settle().await;
@@ -135,8 +135,8 @@ async fn jitter_puts_a_refresh_off_by_half_of_the_window_at_most() {
 
     let earliest = *refreshed_at.iter().min().unwrap();
     let latest = *refreshed_at.iter().max().unwrap();
-    assert!(earliest >= STALE_AT, "{earliest:?}");
-    assert!(latest <= STALE_AT + Duration::from_secs(152), "{latest:?}");
+    assert!(earliest >= DUE_AT, "{earliest:?}");
+    assert!(latest <= DUE_AT + Duration::from_secs(152), "{latest:?}");
     assert!(
         latest - earliest > Duration::from_secs(100),
         "{earliest:?} to {latest:?}"
@@ -156,7 +156,7 @@ async fn no_request_waits_for_a_routine_refresh() {
         let api = Api::accepting_all();
         let service = ClientCredentialsLayer::with_cache(cache).layer(api.service());
 
-        // Traffic through twenty lifetimes, forty calls in each.
+        // Traffic for twenty lifetimes, with forty calls in each.
         let pause = Duration::from_secs(lifetime) / 40;
         let mut waited = Vec::new();
         for number in 0..800 {
@@ -200,7 +200,7 @@ async fn a_token_that_was_just_obtained_is_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_token_that_took_longer_than_it_lives_is_used() {
+async fn a_token_that_took_longer_to_get_than_it_lives_is_used() {
     let issuer = Issuer::new()
         .lifetime(Duration::from_secs(1))
         .latency(Duration::from_secs(5));
@@ -215,7 +215,7 @@ async fn a_token_that_took_longer_than_it_lives_is_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn token_without_life_serves_those_who_waited_and_is_gone() {
+async fn token_with_a_lifetime_of_zero_serves_only_the_calls_that_waited_for_it() {
     let issuer = Issuer::new()
         .lifetime(Duration::ZERO)
         .latency(Duration::from_millis(50));
@@ -232,7 +232,7 @@ async fn token_without_life_serves_those_who_waited_and_is_gone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn absurd_lifetimes_are_believed_up_to_a_year() {
+async fn lifetimes_are_capped_at_a_year() {
     let issuer = Issuer::new().lifetime(Duration::MAX);
     let cache = without_jitter(&issuer);
     cache.token().await.unwrap();
@@ -245,7 +245,7 @@ async fn absurd_lifetimes_are_believed_up_to_a_year() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn lifetime_that_the_server_does_not_name_is_five_minutes() {
+async fn lifetime_defaults_to_five_minutes() {
     let issuer = Issuer::new().lifetime(None);
     let cache = without_jitter(&issuer);
     cache.token().await.unwrap();
@@ -259,9 +259,9 @@ async fn lifetime_that_the_server_does_not_name_is_five_minutes() {
     assert_eq!(cache.token().await.unwrap().expose(), "token-2");
 }
 
-/// Google's metadata server hands out the same token until 30 s before its end.
+/// Google's metadata server returns the same token until 30 s before its end.
 #[tokio::test(start_paused = true)]
-async fn token_that_comes_back_unchanged_is_asked_for_ever_less_often() {
+async fn unchanged_token_is_requested_again_after_half_of_its_remaining_lifetime() {
     let start = Instant::now();
     let requests = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let counter = requests.clone();
@@ -280,20 +280,20 @@ async fn token_that_comes_back_unchanged_is_asked_for_ever_less_often() {
         advance(Duration::from_millis(500)).await;
     }
 
-    // 310 s of stale time at most, halved each time until a second is left.
+    // At most 310 s are left when the token is due for the first time. Each request halves that.
     let requests = requests.load(std::sync::atomic::Ordering::SeqCst);
     assert!((3..=12).contains(&requests), "{requests}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn failed_refresh_disturbs_nobody_while_the_token_lives() {
+async fn failed_refresh_does_not_affect_calls_until_the_token_expires() {
     let issuer = Issuer::new();
     let api = Api::accepting_all();
     let service = ClientCredentialsLayer::with_cache(without_jitter(&issuer)).layer(api.service());
     call(&service).await.unwrap();
 
     issuer.fail(Failure::Transient);
-    advance(STALE_AT).await;
+    advance(DUE_AT).await;
     for _ in 0..299 {
         let start = Instant::now();
         call(&service).await.unwrap();
@@ -302,19 +302,19 @@ async fn failed_refresh_disturbs_nobody_while_the_token_lives() {
         settle().await;
     }
 
-    // Flights 1, 2, 4 ... 60 s apart, three attempts each: about ten flights in five minutes.
+    // The back-off is 1, 2, 4 ... 60 s: about ten token requests of three attempts in five minutes.
     let requests = issuer.requests();
     assert!((20..=36).contains(&requests), "{requests}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn token_that_is_kept_warm_is_fresh_whenever_somebody_comes() {
+async fn keep_warm_has_a_token_ready_after_hours_without_calls() {
     let issuer = Issuer::new().latency(Duration::from_millis(50));
     let cache = TokenCache::builder().keep_warm().build(issuer.service());
     cache.token().await.unwrap();
 
     for _ in 0..10 {
-        // Hours without a call; a step at a time, so that timers fire when they are due.
+        // Hours without a call, in steps so that timers fire on time.
         for _ in 0..3600 {
             advance(Duration::from_secs(1)).await;
         }
@@ -328,7 +328,7 @@ async fn token_that_is_kept_warm_is_fresh_whenever_somebody_comes() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keeping_warm_ends_with_the_last_handle() {
+async fn keep_warm_ends_with_the_last_handle() {
     let issuer = Issuer::new();
     let cache = TokenCache::builder().keep_warm().build(issuer.service());
     let other = cache.clone();
@@ -352,7 +352,7 @@ async fn keeping_warm_ends_with_the_last_handle() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn keeping_warm_outlasts_an_outage_and_asks_no_more_than_back_off_allows() {
+async fn keep_warm_survives_an_outage_and_respects_the_back_off() {
     let issuer = Issuer::new();
     let cache = TokenCache::builder().keep_warm().build(issuer.service());
     cache.token().await.unwrap();
@@ -382,7 +382,7 @@ async fn keeping_warm_outlasts_an_outage_and_asks_no_more_than_back_off_allows()
 }
 
 #[tokio::test(start_paused = true)]
-async fn token_without_life_is_kept_warm_once_a_second_at_most() {
+async fn keep_warm_requests_tokens_with_a_lifetime_of_zero_at_most_once_a_second() {
     let issuer = Issuer::new().lifetime(Duration::ZERO);
     let cache = TokenCache::builder().keep_warm().build(issuer.service());
     cache.token().await.unwrap();
@@ -395,9 +395,9 @@ async fn token_without_life_is_kept_warm_once_a_second_at_most() {
     assert!(issuer.requests() <= 11, "{}", issuer.requests());
 }
 
-/// As when a container is paused: the flight that was under way says nothing.
+/// A container can be paused for longer than a token request may take.
 #[tokio::test(start_paused = true)]
-async fn keeping_warm_goes_on_after_the_process_stood_still_in_mid_flight() {
+async fn keep_warm_continues_after_the_process_was_paused_during_a_refresh() {
     let issuer = Issuer::new();
     let cache = TokenCache::builder()
         .jitter(0.0)
@@ -406,18 +406,18 @@ async fn keeping_warm_goes_on_after_the_process_stood_still_in_mid_flight() {
     cache.token().await.unwrap();
     issuer.fail(Failure::Silence);
     sleep(Duration::from_secs(1491)).await;
-    assert_eq!(issuer.requests(), 2, "its refresh is under way");
+    assert_eq!(issuer.requests(), 2, "the refresh is under way");
 
     advance(Duration::from_secs(40)).await;
     issuer.fail(None);
     sleep(Duration::from_secs(60)).await;
 
     assert_eq!(issuer.requests(), 3);
-    assert!(cache.token().now_or_never().is_some(), "it is warm");
+    assert!(cache.token().now_or_never().is_some(), "a token is there");
 }
 
 #[tokio::test(start_paused = true)]
-async fn keeping_warm_sees_within_a_minute_that_the_machine_was_suspended() {
+async fn keep_warm_notices_within_a_minute_that_the_machine_was_suspended() {
     let (issuer, wall) = (Issuer::new(), Arc::new(Mutex::new(SystemTime::UNIX_EPOCH)));
     let cache = TokenCache::builder()
         .jitter(0.0)

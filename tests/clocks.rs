@@ -1,4 +1,4 @@
-//! Two clocks: whichever says that a token has expired, is believed; neither can cause a storm.
+//! Two clocks: a token has expired as soon as either says so, and neither can cause a storm.
 
 mod support;
 
@@ -43,7 +43,7 @@ impl Wall {
 }
 
 #[tokio::test(start_paused = true)]
-async fn machine_that_slept_past_the_expiry_never_sends_the_expired_token() {
+async fn an_expired_token_is_not_sent_after_the_machine_was_suspended() {
     for (slept, token) in [
         (
             Duration::from_secs(1790) - Duration::from_nanos(1),
@@ -55,7 +55,7 @@ async fn machine_that_slept_past_the_expiry_never_sends_the_expired_token() {
         let service = ClientCredentialsLayer::with_cache(wall.cache(&issuer)).layer(api.service());
         call(&service).await.unwrap();
 
-        // The monotonic clock stands still meanwhile.
+        // The monotonic clock stands still while the machine is suspended.
         wall.forward(slept);
         call(&service).await.unwrap();
 
@@ -64,7 +64,7 @@ async fn machine_that_slept_past_the_expiry_never_sends_the_expired_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wall_clock_that_is_set_back_keeps_no_token_alive() {
+async fn wall_clock_that_is_set_back_does_not_extend_a_lifetime() {
     let (issuer, wall, api) = (Issuer::new(), Wall::new(), Api::accepting_all());
     let service = ClientCredentialsLayer::with_cache(wall.cache(&issuer)).layer(api.service());
     call(&service).await.unwrap();
@@ -77,7 +77,7 @@ async fn wall_clock_that_is_set_back_keeps_no_token_alive() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn wall_clock_that_jumps_causes_one_early_refresh_at_most() {
+async fn wall_clock_that_jumps_causes_at_most_one_early_token_request() {
     let (issuer, wall) = (Issuer::new(), Wall::new());
     let cache = wall.cache(&issuer);
     cache.token().await.unwrap();

@@ -1,4 +1,4 @@
-//! A token service that fails: retries inside the flight, one error for all, and a pause after it.
+//! A failing token service: retries within the token request, one error for all, then a back-off.
 
 mod support;
 
@@ -19,7 +19,7 @@ use tower_client_credentials::{AccessToken, Error, TokenCache, TokenRequest};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Answers with whatever the function makes of the number of the attempt; notes when it was asked.
+/// A cache whose token service answers by the number of the attempt, and the times of the attempts.
 fn scripted(
     answer: impl Fn(usize) -> Result<AccessToken, BoxError> + Send + Sync + 'static,
 ) -> (TokenCache, Arc<Mutex<Vec<Instant>>>) {
@@ -46,7 +46,7 @@ fn pauses(attempts: &Mutex<Vec<Instant>>) -> Vec<Duration> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn transient_errors_are_retried_inside_the_flight() {
+async fn transient_errors_are_retried_within_the_token_request() {
     let (cache, attempts) = scripted(|attempt| match attempt {
         1 | 2 => Err("connection refused".into()),
         _ => token(attempt),
@@ -63,7 +63,7 @@ async fn transient_errors_are_retried_inside_the_flight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pauses_between_attempts_are_drawn_up_to_200_ms_and_then_400_ms() {
+async fn pauses_between_attempts_have_full_jitter_up_to_200_ms_and_400_ms() {
     let mut first = Vec::new();
     let mut second = Vec::new();
     for _ in 0..200 {
@@ -75,7 +75,7 @@ async fn pauses_between_attempts_are_drawn_up_to_200_ms_and_then_400_ms() {
         second.push(pauses[1]);
     }
 
-    // The timer's own resolution is a millisecond.
+    // Timers have a resolution of a millisecond.
     for (drawn, longest) in [(first, 202), (second, 402)] {
         let longest = Duration::from_millis(longest);
         assert!(drawn.iter().all(|pause| *pause <= longest));
@@ -101,7 +101,7 @@ async fn permanent_errors_are_not_retried() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn errors_of_other_token_services_count_as_transient_and_are_the_source() {
+async fn custom_errors_of_a_token_service_are_transient_and_become_the_source() {
     let (cache, _) = scripted(|_| Err("connection refused".into()));
 
     let error = cache.token().await.unwrap_err();
@@ -125,7 +125,7 @@ async fn retry_after_is_obeyed_between_attempts() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn retry_after_beyond_the_deadline_ends_the_flight_at_once() {
+async fn retry_after_beyond_the_deadline_ends_the_token_request_immediately() {
     let (cache, attempts) =
         scripted(|_| Err(Error::transient("slow down", Some(90 * SECOND)).into()));
     let start = Instant::now();
@@ -144,7 +144,7 @@ async fn retry_after_beyond_the_deadline_ends_the_flight_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn retry_after_is_obeyed_for_an_hour_at_most() {
+async fn retry_after_is_capped_at_an_hour() {
     let (cache, attempts) =
         scripted(|_| Err(Error::transient("slow down", Some(Duration::MAX)).into()));
 
@@ -161,7 +161,7 @@ async fn retry_after_is_obeyed_for_an_hour_at_most() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flight_is_bounded_in_time_whatever_it_waits_for() {
+async fn a_token_request_is_bounded_in_time_including_its_pauses() {
     let (cache, attempts) =
         scripted(|_| Err(Error::transient("slow down", Some(9 * SECOND)).into()));
     let start = Instant::now();
@@ -173,7 +173,7 @@ async fn a_flight_is_bounded_in_time_whatever_it_waits_for() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn timeout_names_what_went_wrong_before_it() {
+async fn timeout_has_the_error_of_the_previous_attempt_as_its_source() {
     let has_failed = Arc::new(AtomicBool::new(false));
     let cache = TokenCache::new(service_fn(move |_: TokenRequest| {
         let is_first = !has_failed.swap(true, Ordering::SeqCst);
@@ -194,7 +194,7 @@ async fn timeout_names_what_went_wrong_before_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_are_shared_by_all_who_waited() {
+async fn failures_are_shared_by_all_waiters() {
     let issuer = Issuer::new().latency(Duration::from_millis(50));
     issuer.fail(Failure::Permanent);
     let service = stack(&issuer, Api::accepting_all().service());
@@ -211,7 +211,7 @@ async fn failures_are_shared_by_all_who_waited() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failures_are_short_and_honest_about_when_the_next_attempt_is() {
+async fn failures_are_short_and_honest_about_the_next_attempt() {
     let issuer = Issuer::new();
     issuer.fail(Failure::Permanent);
     let cache = issuer.cache();
@@ -222,7 +222,7 @@ async fn failures_are_short_and_honest_about_when_the_next_attempt_is() {
         "{pause:?}"
     );
 
-    // The same error at once, and how long it will be the answer.
+    // Callers get the same error immediately, with the time that is left.
     advance(pause / 2).await;
     let start = Instant::now();
     let second = cache.token().await.unwrap_err();
@@ -233,14 +233,14 @@ async fn failures_are_short_and_honest_about_when_the_next_attempt_is() {
     cache.token().await.unwrap_err();
     assert_eq!(issuer.requests(), 1);
 
-    // Then the token service is asked again.
+    // After the back-off, there is another token request.
     issuer.fail(None);
     advance(Duration::from_nanos(1)).await;
     assert_eq!(cache.token().await.unwrap().expose(), "token-2");
 }
 
 #[tokio::test(start_paused = true)]
-async fn pauses_after_failures_double_to_a_minute_and_start_over_after_a_success() {
+async fn back_off_doubles_to_a_minute_and_starts_over_after_a_success() {
     let issuer = Issuer::new().lifetime(Duration::ZERO);
     let cache = issuer.cache();
     for _ in 0..2 {
@@ -260,7 +260,7 @@ async fn pauses_after_failures_double_to_a_minute_and_start_over_after_a_success
 }
 
 #[tokio::test(start_paused = true)]
-async fn outage_that_is_shorter_than_the_token_is_noticed_by_nobody() {
+async fn outage_shorter_than_the_lifetime_of_the_token_does_not_affect_calls() {
     let issuer = Issuer::new();
     let service = stack(&issuer, Api::accepting_all().service());
     call(&service).await.unwrap();
@@ -270,21 +270,23 @@ async fn outage_that_is_shorter_than_the_token_is_noticed_by_nobody() {
         if second == 1700 {
             issuer.fail(None);
         }
-        call(&service).await.expect("a token that lives is used");
+        call(&service)
+            .await
+            .expect("the token is used until it expires");
         settle().await;
         advance(SECOND).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn outage_that_is_longer_than_the_token_costs_few_token_requests() {
+async fn outage_longer_than_the_lifetime_of_the_token_causes_few_token_requests() {
     let issuer = Issuer::new();
     let service = stack(&issuer, Api::accepting_all().service());
     call(&service).await.unwrap();
     issuer.fail(Failure::Transient);
     advance(1800 * SECOND).await;
 
-    // An hour of calls, ten a second.
+    // Ten calls per second, for an hour.
     let before = issuer.requests();
     for _ in 0..36_000 {
         let start = Instant::now();
@@ -293,7 +295,7 @@ async fn outage_that_is_longer_than_the_token_costs_few_token_requests() {
         advance(Duration::from_millis(100)).await;
     }
 
-    // A flight of three attempts each minute once the pauses have grown.
+    // Once the back-off has grown, there are three attempts per minute.
     let requests = issuer.requests() - before;
     assert!((150..=260).contains(&requests), "{requests}");
 }

@@ -1,4 +1,4 @@
-//! Flights: shared by all, owned by nobody, bounded in time, never lost for good.
+//! Token requests: shared by all callers, owned by none, and repeated when they are lost.
 
 mod support;
 
@@ -22,11 +22,11 @@ use tower_client_credentials::{AccessToken, TokenCache, TokenRequest};
 
 const LATENCY: Duration = Duration::from_millis(80);
 
-/// Longer than any of these tests takes; what is reached hangs.
+/// Longer than any of these tests takes. A call that waits for this long hangs.
 const HANGING: Duration = Duration::from_secs(20);
 
 #[tokio::test(start_paused = true)]
-async fn one_flight_per_key_on_a_cold_cache() {
+async fn one_token_request_per_key_on_a_cold_cache() {
     let issuer = Issuer::new().latency(LATENCY);
     let api = Api::accepting_all();
     let service = stack(&issuer, api.service());
@@ -39,7 +39,7 @@ async fn one_flight_per_key_on_a_cold_cache() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn one_flight_per_key_from_many_threads() {
+async fn one_token_request_per_key_from_many_threads() {
     let issuer = Issuer::new().latency(LATENCY);
     let service = stack(&issuer, Api::accepting_all().service());
 
@@ -55,12 +55,12 @@ async fn one_flight_per_key_from_many_threads() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_owns_a_flight() {
+async fn no_caller_owns_a_token_request() {
     let issuer = Issuer::new().latency(LATENCY);
     let cache = issuer.cache();
     let start = Instant::now();
 
-    // The first, and then everybody, gives up before the token endpoint has answered.
+    // All callers give up before the token service answers, twice.
     for _ in 0..2 {
         let impatient = (0..80).map(|_| timeout(Duration::from_millis(25), cache.token()));
         assert!(join_all(impatient).await.iter().all(Result::is_err));
@@ -73,7 +73,7 @@ async fn nobody_owns_a_flight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn impatient_callers_get_their_token_on_the_second_try() {
+async fn caller_that_timed_out_gets_the_token_on_its_second_try() {
     let issuer = Issuer::new().latency(LATENCY);
     let service = stack(&issuer, Api::accepting_all().service());
     let patience = Duration::from_millis(50);
@@ -87,7 +87,7 @@ async fn impatient_callers_get_their_token_on_the_second_try() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn dropping_one_waiter_leaves_the_others_their_outcome() {
+async fn dropped_caller_does_not_cancel_the_token_request() {
     let issuer = Issuer::new().latency(LATENCY);
     let cache = issuer.cache();
     let mut first = tokio_test::task::spawn(cache.token());
@@ -106,7 +106,7 @@ async fn dropping_one_waiter_leaves_the_others_their_outcome() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn panic_of_the_token_service_is_an_attempt_that_failed() {
+async fn panic_of_the_token_service_is_a_failed_attempt() {
     let issuer = Issuer::new();
     let cache = issuer.cache();
 
@@ -122,7 +122,7 @@ async fn panic_of_the_token_service_is_an_attempt_that_failed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn token_service_that_never_answers_is_given_up_after_thirty_seconds() {
+async fn token_request_without_an_answer_fails_after_thirty_seconds() {
     let issuer = Issuer::new();
     issuer.fail(Failure::Silence);
     let cache = issuer.cache();
@@ -168,7 +168,7 @@ async fn no_task_outlives_the_last_handle() {
 }
 
 #[test]
-fn runtime_that_goes_away_in_mid_flight_hangs_nobody() {
+fn token_request_is_repeated_after_its_runtime_shut_down() {
     let issuer = Issuer::new().latency(LATENCY);
     let cache = issuer.cache();
 
@@ -183,7 +183,7 @@ fn runtime_that_goes_away_in_mid_flight_hangs_nobody() {
 }
 
 #[test]
-fn waiter_on_another_runtime_starts_anew_when_the_first_goes_away() {
+fn waiter_on_another_runtime_starts_over_when_the_first_shuts_down() {
     let issuer = Issuer::new().latency(LATENCY);
     let cache = issuer.cache();
     let (first, second) = (paused_runtime(), paused_runtime());
@@ -239,7 +239,7 @@ async fn caller_that_is_polled_too_late_for_eleven_tokens_gives_up() {
 }
 
 #[test]
-fn runtime_that_nobody_drives_hangs_nobody() {
+fn runtime_that_nobody_drives_does_not_block_another() {
     let issuer = Issuer::new().latency(LATENCY);
     let cache = TokenCache::builder()
         .deadline(Duration::from_millis(200))
@@ -254,7 +254,7 @@ fn runtime_that_nobody_drives_hangs_nobody() {
 }
 
 #[test]
-fn cache_in_a_static_serves_many_short_runtimes() {
+fn cache_in_a_static_serves_one_short_runtime_after_another() {
     let issuer = Issuer::new().lifetime(Duration::ZERO);
     let cache = issuer.cache();
     for number in 1..=50 {
@@ -264,7 +264,7 @@ fn cache_in_a_static_serves_many_short_runtimes() {
 }
 
 #[test]
-fn outside_a_runtime_is_a_clear_error() {
+fn call_outside_a_runtime_fails_with_a_clear_error() {
     let cache = Issuer::new().cache();
 
     let error = cache.token().now_or_never().unwrap().unwrap_err();
@@ -274,7 +274,7 @@ fn outside_a_runtime_is_a_clear_error() {
 }
 
 #[test]
-fn runtime_without_timers_is_a_clear_error() {
+fn call_in_a_runtime_without_timers_fails_with_a_clear_error() {
     let cache = Issuer::new().cache();
     let without_timers = Builder::new_current_thread().build().unwrap();
 
@@ -293,9 +293,9 @@ fn cached_token_needs_no_runtime() {
     assert_eq!(token.expose(), "token-1");
 }
 
-/// The service and the waker call back into the cache; with a lock held, the thread would stop.
+/// The token service and the waker call the cache, and would wait forever for a lock that is held.
 #[test]
-fn no_lock_is_held_while_a_service_is_polled_or_a_waker_is_woken() {
+fn no_user_code_runs_under_a_lock_when_a_service_is_polled_or_a_waker_is_woken() {
     let (done, finished) = mpsc::channel();
     std::thread::spawn(move || {
         runtime().block_on(reenter());
@@ -353,7 +353,7 @@ impl std::task::Wake for ReenteringWaker {
     }
 }
 
-/// Takes every lock that a caller can make the cache take.
+/// Makes the cache take every lock that a caller can make it take.
 fn touch(cache: &TokenCache) {
     let stranger = AccessToken::new("stranger").unwrap();
     cache.reject(&stranger);
@@ -364,8 +364,8 @@ fn touch(cache: &TokenCache) {
 fn token_from_another_runtime(cache: &TokenCache) -> AccessToken {
     paused_runtime()
         .block_on(async { timeout(HANGING, cache.token()).await })
-        .expect("nobody hangs")
-        .expect("another flight brings a token")
+        .expect("the call returns")
+        .expect("another token request succeeds")
 }
 
 fn runtime() -> Runtime {
@@ -377,7 +377,7 @@ fn paused_runtime() -> Runtime {
     builder.enable_all().start_paused(true).build().unwrap()
 }
 
-/// Short runtimes take flights with them all the time: that is no failure of those who stay.
+/// Short-lived runtimes take token requests with them. Callers on other runtimes don't fail.
 #[test]
 fn cache_in_a_static_serves_many_runtimes_at_once() {
     static CACHE: OnceLock<TokenCache> = OnceLock::new();
@@ -401,7 +401,7 @@ fn cache_in_a_static_serves_many_runtimes_at_once() {
                 } else {
                     let patience = Duration::from_secs(20);
                     let token = timeout(patience, cache.token()).await;
-                    token.expect("nobody hangs").expect("nobody fails");
+                    token.expect("the call returns").expect("the call succeeds");
                 }
             });
         }
@@ -414,9 +414,9 @@ fn cache_in_a_static_serves_many_runtimes_at_once() {
     });
 }
 
-/// Others may lose as many flights as they like, as long as somebody has a runtime that lasts.
+/// A caller on a lasting runtime gets its token, however many token requests of others are lost.
 #[test]
-fn flights_that_others_lost_do_not_count() {
+fn token_requests_lost_by_other_callers_do_not_count() {
     let issuer = Issuer::new().latency(Duration::from_secs(1));
     let cache = issuer.cache();
     let begin_elsewhere = || {

@@ -1,6 +1,6 @@
-//! Servers that fail for long: what it costs each of them, and what callers notice.
+//! Long outages: how many requests each server gets, and what callers notice.
 //!
-//! Every scenario is 90 minutes of two calls a second, and is measured by the same counts.
+//! Each scenario makes two calls per second for 90 minutes.
 
 mod support;
 
@@ -21,9 +21,9 @@ const PACE: Duration = Duration::from_millis(500);
 const LATENCY: Duration = Duration::from_millis(50);
 const LENGTH: u64 = 90 * 60;
 
-/// What the calls to one path came to.
+/// The results of the calls to one path.
 #[derive(Clone, Debug, Default)]
-struct Seen {
+struct Observed {
     calls: usize,
     errors: usize,
     rejections: usize,
@@ -31,7 +31,7 @@ struct Seen {
     longest_wait: Duration,
 }
 
-impl Seen {
+impl Observed {
     fn note(&mut self, outcome: &Result<Response<String>, BoxError>, took: Duration) {
         self.calls += 1;
         match outcome {
@@ -46,8 +46,8 @@ impl Seen {
     }
 }
 
-/// Sends the traffic of a scenario, the paths in turn; `at` is told each second.
-async fn traffic<S>(service: S, paths: &[&'static str], mut at: impl FnMut(u64)) -> Vec<Seen>
+/// Makes the calls of a scenario, alternating between the paths. Calls `at` with each second.
+async fn traffic<S>(service: S, paths: &[&'static str], mut at: impl FnMut(u64)) -> Vec<Observed>
 where
     S: Service<Request<String>, Response = Response<String>, Error = BoxError>
         + Clone
@@ -55,7 +55,8 @@ where
         + 'static,
     S::Future: Send,
 {
-    let seen: Arc<Mutex<Vec<Seen>>> = Arc::new(Mutex::new(vec![Seen::default(); paths.len()]));
+    let seen: Arc<Mutex<Vec<Observed>>> =
+        Arc::new(Mutex::new(vec![Observed::default(); paths.len()]));
     for number in 0..LENGTH * CALLS_PER_SECOND {
         if number % CALLS_PER_SECOND == 0 {
             at(number / CALLS_PER_SECOND);
@@ -73,7 +74,7 @@ where
         settle_briefly().await;
         advance(PACE - LATENCY).await;
     }
-    // Whoever still waits is done by the end of a flight.
+    // A call that still waits returns once the token request ends.
     for _ in 0..40 {
         settle().await;
         advance(Duration::from_secs(1)).await;
@@ -84,7 +85,7 @@ where
     seen
 }
 
-/// So many calls in seconds of traffic.
+/// Converts a number of calls to seconds of traffic.
 fn seconds(calls: usize) -> usize {
     calls / usize::try_from(CALLS_PER_SECOND).unwrap()
 }
@@ -103,36 +104,36 @@ fn accepting()
     service_fn(|_: Request<String>| async { Ok(Response::new(String::new())) })
 }
 
-/// An outage of the token service, and what may come of it.
+/// An outage of the token service, and its permitted effects.
 struct Outage {
     name: &'static str,
     failure: Failure,
-    /// Seconds; the first token is stale from about 1490 to 1640 on and expires at 1790.
+    /// In seconds. The first token is due for refresh after 1490 to 1640 s and expires after 1790 s.
     when: Range<u64>,
     token_requests: RangeInclusive<usize>,
-    /// Calls that failed, in seconds of traffic.
+    /// The calls that fail, in seconds of traffic.
     failed_for: RangeInclusive<usize>,
     longest_wait: Duration,
 }
 
-const NOBODY: RangeInclusive<usize> = 0..=0;
+const NO_CALLS: RangeInclusive<usize> = 0..=0;
 
-/// Three attempts and the pauses between them, in the steps that time is advanced in.
+/// Three attempts and the pauses between them, rounded up to the steps that time advances in.
 const RETRIES: Duration = Duration::from_millis(1050);
 
-/// From the expiry of the first token to the end of a long outage, and a back-off more at the most.
+/// From the expiry of the first token to the end of a long outage, and at most one back-off more.
 const LONG_OUTAGE: RangeInclusive<usize> = 1200..=1310;
 
 #[tokio::test(start_paused = true)]
-async fn outages_of_the_token_service_cost_what_the_table_says() {
-    let flight = Duration::from_secs(30);
+async fn token_service_outages_cost_what_the_table_says() {
+    let deadline = Duration::from_secs(30);
     let outages = [
         Outage {
             name: "none",
             failure: Failure::Transient,
             when: 0..0,
             token_requests: 4..=4,
-            failed_for: NOBODY,
+            failed_for: NO_CALLS,
             longest_wait: LATENCY,
         },
         Outage {
@@ -140,7 +141,7 @@ async fn outages_of_the_token_service_cost_what_the_table_says() {
             failure: Failure::Transient,
             when: 300..1400,
             token_requests: 4..=4,
-            failed_for: NOBODY,
+            failed_for: NO_CALLS,
             longest_wait: LATENCY,
         },
         Outage {
@@ -148,7 +149,7 @@ async fn outages_of_the_token_service_cost_what_the_table_says() {
             failure: Failure::Transient,
             when: 1400..1715,
             token_requests: 7..=40,
-            failed_for: NOBODY,
+            failed_for: NO_CALLS,
             longest_wait: LATENCY,
         },
         Outage {
@@ -189,7 +190,7 @@ async fn outages_of_the_token_service_cost_what_the_table_says() {
             when: 1400..3000,
             token_requests: 15..=40,
             failed_for: 1100..=1340,
-            longest_wait: flight,
+            longest_wait: deadline,
         },
     ];
     for outage in outages {
@@ -217,7 +218,7 @@ async fn outages_of_the_token_service_cost_what_the_table_says() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn token_service_that_flaps_is_noticed_by_nobody() {
+async fn flapping_token_service_does_not_affect_calls() {
     let issuer = Issuer::new().latency(LATENCY);
     let service = ClientCredentialsLayer::new(issuer.service()).layer(accepting());
 
@@ -231,7 +232,7 @@ async fn token_service_that_flaps_is_noticed_by_nobody() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn slow_token_service_is_noticed_at_the_start_alone() {
+async fn slow_token_service_delays_only_the_first_calls() {
     let latency = Duration::from_secs(20);
     let issuer = Issuer::new().latency(latency);
     let service = ClientCredentialsLayer::new(issuer.service()).layer(accepting());
@@ -248,7 +249,7 @@ async fn slow_token_service_is_noticed_at_the_start_alone() {
     assert_eq!(issuer.requests(), 4);
 }
 
-/// An API that is told the path and the token, and answers 401 where it says no.
+/// An API that answers 401 unless `accepts` returns true for the path and the token's number.
 fn api(
     accepts: impl Fn(&str, usize) -> bool + Send + Sync + 'static,
 ) -> impl Service<Request<String>, Response = Response<String>, Error = BoxError, Future: Send + 'static>
@@ -271,7 +272,7 @@ fn api(
 }
 
 #[tokio::test(start_paused = true)]
-async fn api_that_rejects_everything_costs_one_renewal_per_cool_down() {
+async fn api_that_rejects_every_token_causes_one_renewal_per_cool_down() {
     let issuer = Issuer::new().latency(LATENCY);
     let service = ClientCredentialsLayer::new(issuer.service()).layer(api(|_, _| false));
 
@@ -279,13 +280,13 @@ async fn api_that_rejects_everything_costs_one_renewal_per_cool_down() {
 
     assert_eq!(seen[0].errors, 0);
     assert_eq!(seen[0].rejections, seen[0].calls);
-    // The first, and one every 30 s and a little.
+    // The first, and one just over every 30 s.
     let requests = issuer.requests();
     assert!((175..=181).contains(&requests), "{requests}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn path_that_always_rejects_costs_other_paths_one_wait_per_cool_down() {
+async fn path_that_always_rejects_delays_other_paths_once_per_cool_down() {
     let issuer = Issuer::new().latency(LATENCY);
     let service = ClientCredentialsLayer::new(issuer.service()).layer(api(|path, _| path != "/no"));
 
@@ -305,9 +306,9 @@ async fn path_that_always_rejects_costs_other_paths_one_wait_per_cool_down() {
     );
 }
 
-/// LinkedIn refuses a token for some seconds after it issued it.
+/// LinkedIn refuses a token for some seconds after issuing it.
 #[tokio::test(start_paused = true)]
-async fn api_that_rejects_young_tokens_costs_two_token_requests_per_life() {
+async fn api_that_rejects_young_tokens_causes_two_token_requests_per_lifetime() {
     const YOUTH: Duration = Duration::from_secs(10);
     let born: Arc<Mutex<Vec<Instant>>> = Arc::default();
     let known = born.clone();

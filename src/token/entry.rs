@@ -591,13 +591,13 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
     const NANOSECOND: Duration = Duration::from_nanos(1);
 
-    /// A entry with a token that gets stale after 1490 s, and the moment it was asked for.
+    /// An entry with a token that is due for refresh 1490 s after the returned moment.
     fn entry() -> (Entry, Moment, Settings) {
         let mut settings = Settings::default();
         settings.timing.jitter = 0.0;
         let (mut entry, start) = (Entry::default(), Clock::default().now());
         let Join::Start(new_flight) = entry.join(None, &start, &settings) else {
-            panic!("an empty entry has to ask");
+            panic!("an empty entry starts a flight");
         };
         complete(&mut entry, &new_flight, "token-1", &start, &settings);
         (entry, start, settings)
@@ -626,59 +626,59 @@ mod tests {
     }
 
     #[test]
-    fn one_refresh_is_under_way_until_it_is_overdue() {
+    fn only_one_refresh_is_active_until_it_is_overdue() {
         let (mut entry, start, settings) = entry();
-        let stale = start.after(1490 * SECOND);
+        let due = start.after(1490 * SECOND);
         let before = start.after(1490 * SECOND - NANOSECOND);
         assert!(entry.refresh(&before, &settings).is_none());
 
-        let first = entry.refresh(&stale, &settings).expect("it is stale");
+        let first = entry.refresh(&due, &settings).expect("the refresh is due");
 
-        // The deadline of a flight is 30 s, and it counts as lost a second later.
-        let almost_overdue = stale.after(31 * SECOND - NANOSECOND);
+        // The deadline of a flight is 30 s. A second later, the flight counts as lost.
+        let almost_overdue = due.after(31 * SECOND - NANOSECOND);
         let freshness = entry.current().unwrap().freshness(&almost_overdue);
         assert_eq!(
             freshness,
             Freshness::Fresh,
-            "calls look for it all the time"
+            "calls would check for a refresh all the time"
         );
-        assert!(entry.refresh(&stale, &settings).is_none());
+        assert!(entry.refresh(&due, &settings).is_none());
         assert!(entry.refresh(&almost_overdue, &settings).is_none());
-        let second = entry.refresh(&stale.after(31 * SECOND), &settings);
-        assert!(second.expect("it is overdue").generation > first.generation);
+        let second = entry.refresh(&due.after(31 * SECOND), &settings);
+        assert!(second.expect("the first is overdue").generation > first.generation);
     }
 
-    /// Somebody outside a runtime found the token stale a moment before another began its refresh.
+    /// A call outside a runtime finds the token due just before another call starts the refresh.
     #[test]
-    fn refresh_that_is_under_way_is_not_begun_again_by_one_who_cannot() {
+    fn call_that_cannot_refresh_does_not_postpone_an_active_refresh() {
         let (mut entry, start, settings) = entry();
-        let stale = start.after(1490 * SECOND);
-        let _under_way = entry.refresh(&stale, &settings).expect("it is stale");
+        let due = start.after(1490 * SECOND);
+        let _active = entry.refresh(&due, &settings).expect("the refresh is due");
 
-        entry.retry_refresh_later(&stale);
+        entry.retry_refresh_later(&due);
 
-        assert!(entry.refresh(&stale.after(2 * SECOND), &settings).is_none());
+        assert!(entry.refresh(&due.after(2 * SECOND), &settings).is_none());
     }
 
     #[test]
-    fn refresh_that_was_lost_is_started_again_after_a_second() {
+    fn lost_refresh_is_started_again_after_a_second() {
         let (mut entry, start, settings) = entry();
-        let stale = start.after(1490 * SECOND);
-        let new_flight = entry.refresh(&stale, &settings).expect("it is stale");
+        let due = start.after(1490 * SECOND);
+        let new_flight = entry.refresh(&due, &settings).expect("the refresh is due");
 
-        drop(entry.flight_lost(new_flight.generation, &stale));
+        drop(entry.flight_lost(new_flight.generation, &due));
 
-        let almost = stale.after(SECOND - NANOSECOND);
+        let almost = due.after(SECOND - NANOSECOND);
         assert!(entry.refresh(&almost, &settings).is_none());
-        assert!(entry.refresh(&stale.after(SECOND), &settings).is_some());
+        assert!(entry.refresh(&due.after(SECOND), &settings).is_some());
     }
 
     #[test]
-    fn flight_that_was_replaced_loses_nothing_of_the_one_that_took_its_place() {
+    fn replaced_flight_does_not_affect_its_successor() {
         let (mut entry, start, settings) = entry();
-        let stale = start.after(1490 * SECOND);
-        let overdue = stale.after(31 * SECOND);
-        let first = entry.refresh(&stale, &settings).expect("it is stale");
+        let due = start.after(1490 * SECOND);
+        let overdue = due.after(31 * SECOND);
+        let first = entry.refresh(&due, &settings).expect("the refresh is due");
         let second = entry
             .refresh(&overdue, &settings)
             .expect("the first is overdue");
@@ -692,30 +692,30 @@ mod tests {
     }
 
     #[test]
-    fn refresh_that_brings_the_rejected_token_leaves_its_renewal_due() {
+    fn refresh_that_returns_the_rejected_token_leaves_its_renewal_due() {
         let (mut entry, start, settings) = entry();
-        let stale = start.after(1490 * SECOND);
-        let refresh = entry.refresh(&stale, &settings).expect("it is stale");
+        let due = start.after(1490 * SECOND);
+        let refresh = entry.refresh(&due, &settings).expect("the refresh is due");
         let rejected = entry.current().unwrap().generation;
-        entry.reject(rejected, &stale, &settings);
+        entry.reject(rejected, &due, &settings);
 
-        complete(&mut entry, &refresh, "token-1", &stale, &settings);
+        complete(&mut entry, &refresh, "token-1", &due, &settings);
 
         assert!(entry.current().is_none());
-        let Join::Start(renewal) = entry.join(Some(rejected), &stale, &settings) else {
+        let Join::Start(renewal) = entry.join(Some(rejected), &due, &settings) else {
             panic!("the renewal is due");
         };
         assert_eq!(renewal.rejected.as_ref().unwrap().expose(), "token-1");
     }
 
-    /// The server insists on the token, so the calls that waited for the renewal try it again.
+    /// Calls that waited for the renewal try the token again.
     #[test]
-    fn token_that_its_renewal_returns_again_counts_as_a_new_one() {
+    fn token_returned_by_its_own_renewal_counts_as_new() {
         let (mut entry, start, settings) = entry();
         let rejected = entry.current().unwrap().generation;
         entry.reject(rejected, &start, &settings);
         let Join::Start(renewal) = entry.join(Some(rejected), &start, &settings) else {
-            panic!("its renewal is due");
+            panic!("the renewal is due");
         };
 
         complete(&mut entry, &renewal, "token-1", &start, &settings);
@@ -726,29 +726,29 @@ mod tests {
         assert!(matches!(rejection, Rejection::Replaced), "{rejection:?}");
     }
 
-    /// It would be sent again otherwise, as if it were newer than itself.
+    /// Otherwise, the token would be sent again as if it were a newer one.
     #[test]
-    fn token_that_was_handed_out_again_is_withheld_by_a_rejection_of_its_earlier_issue() {
+    fn rejection_under_an_earlier_generation_withholds_a_token_that_was_returned_again() {
         let (mut entry, start, settings) = entry();
-        let stale = start.after(1490 * SECOND);
+        let due = start.after(1490 * SECOND);
         let sent_with = entry.current().unwrap().generation;
-        let refresh = entry.refresh(&stale, &settings).expect("it is stale");
-        complete(&mut entry, &refresh, "token-1", &stale, &settings);
+        let refresh = entry.refresh(&due, &settings).expect("the refresh is due");
+        complete(&mut entry, &refresh, "token-1", &due, &settings);
 
-        let rejection = entry.reject(sent_with, &stale, &settings);
+        let rejection = entry.reject(sent_with, &due, &settings);
 
         assert!(matches!(rejection, Rejection::Withheld), "{rejection:?}");
         assert!(entry.current().is_none());
     }
 
-    /// A call whose renewal was lost is polled after another's renewal has failed.
+    /// A call whose renewal was lost is polled after the renewal of another call has failed.
     #[test]
-    fn rejected_token_that_is_in_use_again_is_renewed_once_in_a_cool_down() {
+    fn rejected_token_that_is_in_use_again_is_renewed_once_per_cool_down() {
         let (mut entry, start, settings) = entry();
         let rejected = entry.current().unwrap().generation;
         entry.reject(rejected, &start, &settings);
         let Join::Start(renewal) = entry.join(Some(rejected), &start, &settings) else {
-            panic!("its renewal is due");
+            panic!("the renewal is due");
         };
         let failure = Err(Error::permanent("no"));
         let _ = entry.complete(renewal.generation, failure, &start, &settings);
@@ -756,7 +756,7 @@ mod tests {
         let almost = start.after(settings.cool_down - NANOSECOND);
         let join = entry.join(Some(rejected), &almost, &settings);
         assert!(matches!(join, Join::CoolingDown));
-        assert!(entry.current().is_some(), "it stays in use");
+        assert!(entry.current().is_some(), "the token stays in use");
 
         let later = start.after(settings.cool_down);
         let Join::Start(renewal) = entry.join(Some(rejected), &later, &settings) else {
@@ -766,15 +766,14 @@ mod tests {
         assert!(entry.current().is_none());
     }
 
-    /// Whatever is said of its rejections, an expired token has to be replaced.
     #[test]
-    fn rejected_token_that_has_expired_is_asked_for_in_a_cool_down() {
+    fn expired_token_is_replaced_despite_the_cool_down() {
         let (mut entry, start, settings) = entry();
         let rejected = entry.current().unwrap().generation;
         let end = start.after(1790 * SECOND);
         entry.reject(rejected, &end, &settings);
         let Join::Start(renewal) = entry.join(Some(rejected), &end, &settings) else {
-            panic!("its renewal is due");
+            panic!("the renewal is due");
         };
         let failure = Err(Error::permanent("no"));
         let _ = entry.complete(renewal.generation, failure, &end, &settings);
@@ -784,24 +783,24 @@ mod tests {
         assert!(matches!(join, Join::Start(_)));
     }
 
-    /// A server that hands out a token again until it ends gives it no new life.
+    /// A server may return the same token until it expires.
     #[test]
-    fn token_that_ended_on_landing_is_rejected_under_each_of_its_issues() {
+    fn token_expired_on_arrival_is_rejected_under_each_of_its_generations() {
         let (mut entry, settings) = (Entry::default(), Settings::default());
         let now = Clock::default().now();
-        let mut issues = Vec::new();
+        let mut tokens = Vec::new();
         for _ in 0..2 {
             let Join::Start(new_flight) = entry.join(None, &now, &settings) else {
-                panic!("a token without life is asked for each time");
+                panic!("a token with a lifetime of zero serves one flight");
             };
-            let token = issued("the-same", Duration::ZERO, &now);
-            let completed = entry.complete(new_flight.generation, token, &now, &settings);
-            issues.push(completed.result.unwrap().unwrap());
+            let issued = issued("the-same", Duration::ZERO, &now);
+            let completed = entry.complete(new_flight.generation, issued, &now, &settings);
+            tokens.push(completed.result.unwrap().unwrap());
         }
-        assert!(issues.iter().all(|issue| entry.may_serve_waiter(issue)));
+        assert!(tokens.iter().all(|token| entry.may_serve_waiter(token)));
 
-        entry.reject(issues[1].generation, &now, &settings);
+        entry.reject(tokens[1].generation, &now, &settings);
 
-        assert!(!issues.iter().any(|issue| entry.may_serve_waiter(issue)));
+        assert!(!tokens.iter().any(|token| entry.may_serve_waiter(token)));
     }
 }

@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_any_size_leave_a_token_its_time() {
+    fn extreme_settings_leave_a_token_usable() {
         for extreme in [Duration::ZERO, Duration::MAX] {
             let timing = Timing {
                 window: extreme,
@@ -261,7 +261,7 @@ mod tests {
 
     /// The monotonic clock stands still while a machine is suspended.
     #[test]
-    fn an_expired_token_is_never_sent_whichever_clock_says_so() {
+    fn an_expired_token_is_not_sent_whichever_clock_says_so() {
         let start = start();
         let schedule = timing().schedule(start, Some(1800 * SECOND), 0.0);
         let at = |monotonic: u32, wall: u32| Moment {
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn unchanged_token_is_left_alone_for_half_of_what_is_left_and_a_second_at_least() {
+    fn unchanged_token_is_refreshed_after_half_of_its_remaining_lifetime_but_at_least_a_second() {
         let start = start();
         for (left, pause) in [(100_000, 50_000), (1_500, 1_000), (0, 1_000)] {
             let timing = Timing {
