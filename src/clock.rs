@@ -1,7 +1,7 @@
-//! The only place that asks what time it is.
+//! The only module that reads the time.
 //!
-//! Two clocks, because each misses something: the monotonic one stands still while a machine is
-//! suspended, the wall clock jumps when somebody sets it.
+//! There are two clocks because each has a flaw: the monotonic clock stands still while the machine
+//! is suspended, and the wall clock jumps when it is set.
 
 use std::{
     fmt,
@@ -11,13 +11,13 @@ use std::{
 
 use tokio::time::Instant;
 
-/// How long the system's wall clock is believed to go along with the monotonic one.
+/// How long the system's wall clock is assumed to advance with the monotonic clock.
 ///
-/// A machine takes longer than that to freeze its processes before it is suspended, and the
-/// monotonic clock runs meanwhile.
+/// Before a machine is suspended, freezing its processes takes longer than this, and the monotonic
+/// clock still runs then.
 const IN_STEP: Duration = Duration::from_millis(1);
 
-/// Where the time comes from: the monotonic clock is tokio's, the wall clock may be replaced.
+/// The source of the time. The monotonic clock is tokio's, and the wall clock can be replaced.
 #[derive(Clone)]
 pub(crate) struct Clock {
     wall: Option<Arc<dyn Fn() -> SystemTime + Send + Sync>>,
@@ -26,10 +26,10 @@ pub(crate) struct Clock {
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "this is the place that the lint sends everybody to"
+    reason = "the lint refers everyone to this module"
 )]
 impl Clock {
-    /// A clock whose wall clock is a function, which is asked each time.
+    /// Returns a clock whose wall clock is a function that is called each time.
     pub(crate) fn with_wall(wall: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         Self {
             wall: Some(Arc::new(wall)),
@@ -37,16 +37,16 @@ impl Clock {
         }
     }
 
-    /// The same clock, whose wall clock is asked as seldom as the system's.
+    /// Returns the clock with a wall clock that is read as rarely as the system's.
     #[cfg(test)]
     pub(crate) fn asked_seldom(self) -> Self {
         let in_step = IN_STEP;
         Self { in_step, ..self }
     }
 
-    /// The same clock, whose wall clock is asked once for each span of `in_step`.
+    /// Returns the clock with a wall clock that is read at most once per `in_step`.
     #[cfg(all(test, interleavings))]
-    pub(crate) fn asked_every(self, in_step: Duration) -> Self {
+    pub(crate) fn read_every(self, in_step: Duration) -> Self {
         Self { in_step, ..self }
     }
 
@@ -60,13 +60,13 @@ impl Clock {
         }
     }
 
-    /// What [`now`](Self::now) has beside the wall clock, for less.
+    /// Reads the monotonic clock only, which is cheaper than [`now`](Self::now).
     #[inline]
     pub(crate) fn monotonic() -> Instant {
         Instant::now()
     }
 
-    /// Until when the monotonic clock alone will do, both having been read at `now`.
+    /// Until when the monotonic clock suffices after both clocks were read at `now`.
     pub(crate) fn in_step_until(&self, now: &Moment) -> Instant {
         now.monotonic + self.in_step
     }
@@ -87,7 +87,7 @@ impl fmt::Debug for Clock {
     }
 }
 
-/// One moment, as both clocks show it.
+/// One moment on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Moment {
     pub(crate) monotonic: Instant,
@@ -95,7 +95,7 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
-    /// The moment `duration` later; decades at most, which every clock can show.
+    /// Returns the moment `duration` later, up to 30 years, which any clock can represent.
     pub(crate) fn after(self, duration: Duration) -> Self {
         const FARTHEST: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
         let duration = duration.min(FARTHEST);
@@ -105,7 +105,7 @@ impl Moment {
         }
     }
 
-    /// Whether either clock has come as far as it shows at `other`.
+    /// Whether either clock has reached `other`.
     pub(crate) fn has_reached(&self, other: &Self) -> bool {
         self.monotonic >= other.monotonic || self.wall >= other.wall
     }

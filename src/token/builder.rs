@@ -9,7 +9,7 @@ use super::{
 };
 use crate::clock::Clock;
 
-/// Sets up a [`TokenCache`]; every option has a default that fits most servers.
+/// Builds a [`TokenCache`] with options. The defaults suit most servers.
 ///
 /// # Examples
 ///
@@ -23,7 +23,7 @@ use crate::clock::Clock;
 /// });
 ///
 /// let cache = TokenCache::builder()
-///     // What to ask for.
+///     // What to request.
 ///     .parameters(TokenParameters::default().with_scope("orders.read"))
 ///     // When to refresh.
 ///     .refresh_window(Duration::from_secs(60))
@@ -46,36 +46,36 @@ pub struct TokenCacheBuilder {
 }
 
 impl TokenCacheBuilder {
-    /// Sets what tokens are asked to be good for. Default: nothing in particular.
+    /// Sets the parameters of the token requests. Default: none.
     pub fn parameters(mut self, parameters: TokenParameters) -> Self {
         self.settings.parameters = parameters;
         self
     }
 
-    /// Sets how long before a token expires its refresh may start. Default: 5 minutes.
+    /// Sets how long before its expiry a token is due for refresh. Default: 5 minutes.
     ///
-    /// Never more than a fifth of the token's lifetime, whatever is set, so that short-lived tokens
-    /// are used rather than refreshed all the time.
+    /// The window is never more than a fifth of the token's lifetime, so that short-lived tokens
+    /// aren't refreshed all the time.
     pub fn refresh_window(mut self, window: Duration) -> Self {
-        self.settings.timing.window = window;
+        self.settings.timing.refresh_window = window;
         self
     }
 
     /// Sets how long before its stated end a token counts as expired. Default: 10 seconds.
     ///
-    /// Makes up for transit time and for clocks that differ. Never more than a tenth of the token's
-    /// lifetime, whatever is set.
+    /// The margin allows for transit times and clock differences. It is never more than a tenth of
+    /// the token's lifetime.
     pub fn expiry_margin(mut self, margin: Duration) -> Self {
-        self.settings.timing.margin = margin;
+        self.settings.timing.expiry_margin = margin;
         self
     }
 
-    /// Sets which share of the window a refresh may be put off by, at random. Default: 0.5.
+    /// Sets the share of the refresh window by which a refresh may be delayed at random. Default: 0.5.
     ///
-    /// Drawn once per token, so that clients that started together do not refresh together. Values
-    /// outside 0 to 1 count as the nearer of the two, `NaN` as 0.
+    /// The delay is drawn once per token, so that clients that started together don't refresh
+    /// together. Values are clamped to the range from 0 to 1, and `NaN` counts as 0.
     pub fn jitter(mut self, share: f64) -> Self {
-        // What is no number is no jitter.
+        // `clamp` would return `NaN`.
         self.settings.timing.jitter = if share.is_nan() {
             0.0
         } else {
@@ -84,66 +84,69 @@ impl TokenCacheBuilder {
         self
     }
 
-    /// Sets how long a token is taken to live when the server does not say. Default: 5 minutes.
+    /// Sets the lifetime to assume for tokens whose server doesn't state one. Default: 5 minutes.
     ///
-    /// RFC 6749 §5.1 only recommends that servers say so. For how long the server really accepts
-    /// such a token is in its documentation.
+    /// Servers may omit it (RFC 6749 §5.1). Their documentation says how long they accept a token.
     pub fn default_lifetime(mut self, lifetime: Duration) -> Self {
         self.settings.timing.default_lifetime = lifetime;
         self
     }
 
-    /// Sets how long one flight may take, its retries included. Default: 30 seconds.
+    /// Sets how long a token request may take, including its retries. Default: 30 seconds.
     ///
-    /// A flight whose runtime nobody drives is given up a second later by those who wait for it on
-    /// other runtimes, and started anew there. A caller whose own flights are lost starts three more.
+    /// If nobody drives the runtime of a token request, callers on other runtimes give it up one
+    /// second after its deadline and start another. A caller whose own token request is lost starts
+    /// up to three more.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.settings.limits.deadline = deadline;
         self
     }
 
-    /// Sets how often one flight asks the token service while it fails with transient errors.
-    /// Default: 3 times; 0 counts as 1.
+    /// Sets how many times a token request is attempted when it fails with transient errors.
+    /// Default: 3. The value 0 counts as 1.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.settings.limits.max_attempts = attempts;
         self
     }
 
-    /// Sets the longest pause before the second attempt of a flight. Default: 200 milliseconds.
+    /// Sets the longest pause before the second attempt of a token request. Default:
+    /// 200 milliseconds.
     ///
-    /// It doubles with every further attempt; the pause that is made is drawn at random between
-    /// nothing and that ("full jitter").
+    /// The longest pause doubles with each attempt. The actual pause is drawn at random between zero
+    /// and that ("full jitter").
     pub fn retry_backoff(mut self, first: Duration) -> Self {
         self.settings.limits.retry_backoff = first;
         self
     }
 
-    /// Sets how long a failure is shared before the token service is asked again. Default: 1 second
-    /// after the first failed flight, doubling to 60 seconds.
+    /// Sets how long all callers get the error of a failed token request, without another one being
+    /// sent. Default: 1 second after the first failure, doubling up to 60 seconds.
     ///
-    /// Each pause is changed by up to 20 % at random. A longer `Retry-After` of the server is obeyed,
-    /// up to an hour, and up to half as long again is added at random: a fleet that was refused
-    /// together must not come back together.
+    /// Each pause varies by up to 20 % at random. A longer `Retry-After` from the server is obeyed, up
+    /// to an hour. Up to half as long again is added to it at random, so that clients that were
+    /// refused together don't return together.
     pub fn failure_backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.settings.backoff = Backoff { first, longest };
         self
     }
 
-    /// Sets for how long after a renewal no further rejection causes another. Default: 30 seconds.
+    /// Sets how long after a renewal further rejections cause no other renewal. Default: 30 seconds.
     pub fn cool_down(mut self, cool_down: Duration) -> Self {
         self.settings.cool_down = cool_down;
         self
     }
 
-    /// Refreshes the token in time even while nobody uses it. Default: only when it is used.
+    /// Refreshes the token even while no call uses it. Default: only when a call uses it.
     ///
-    /// For clients whose calls are rare and must not wait. Begins with the first token that somebody
-    /// asks for (call [`TokenCache::token`] at start), as a task on the runtime of that call, and ends
-    /// with the last handle of the cache. If that runtime goes away, the next call that needs a
-    /// token begins anew. No flight starts sooner than a second after the last one landed, so tokens
-    /// that live for less than two seconds are not kept warm all the time. Timers stand still while a
-    /// machine is suspended, so both clocks are looked at once a minute: a call within a minute of the
-    /// wake-up may wait.
+    /// For clients whose calls are rare and mustn't wait. The first call that requests a token starts
+    /// this (call [`TokenCache::token`] at startup), as a task on the runtime of that call. The task
+    /// ends with the last handle of the cache. If its runtime shuts down, the next call that needs a
+    /// token starts it again.
+    ///
+    /// At least a second passes between the end of a token request and the next refresh, so a token
+    /// that lives for less than two seconds may be missing at times. Timers stand still while a
+    /// machine is suspended. The task therefore checks both clocks once a minute, and a call within a
+    /// minute of the wake-up may wait.
     ///
     /// # Examples
     ///
@@ -169,16 +172,16 @@ impl TokenCacheBuilder {
 
     /// Sets how the wall clock is read. Default: [`SystemTime::now`].
     ///
-    /// A token expires when tokio's monotonic clock says so, or when the wall clock does: the first
-    /// stands still while a machine is suspended, the second jumps when somebody sets it. In tests,
-    /// `tokio::time::pause` drives the first, and this the second.
+    /// A token expires as soon as either clock says so: tokio's monotonic clock, which stands still
+    /// while a machine is suspended, or the wall clock, which jumps when it is set. Tests control the
+    /// first with `tokio::time::pause`, and the second with this option.
     ///
-    /// A function that is set here is asked at each call. The system's wall clock is asked once in a
-    /// millisecond of the monotonic clock at most.
+    /// The function is called for each call that needs a token. The system's wall clock is read at
+    /// most once per millisecond.
     ///
     /// # Examples
     ///
-    /// A test that shows a machine which slept longer than the token lives:
+    /// A test in which the machine is suspended for longer than the token lives:
     ///
     /// ```
     /// use std::{sync::{Arc, Mutex}, time::{Duration, SystemTime}};
@@ -219,7 +222,7 @@ impl TokenCacheBuilder {
         self
     }
 
-    /// Makes the cache. Nothing is asked of the token service until a token is needed.
+    /// Creates the cache. The first token request is sent when a token is needed.
     pub fn build<T>(self, token_service: T) -> TokenCache
     where
         T: Service<TokenRequest, Response = AccessToken> + Clone + Send + 'static,

@@ -542,7 +542,7 @@ impl Entry {
                 .timing
                 .schedule(requested_at, token.lifetime(), fastrand::f64());
         if self.is_cached(&token) {
-            schedule = schedule.unchanged(now);
+            schedule = schedule.for_unchanged_token(now);
         }
         CachedToken {
             token,

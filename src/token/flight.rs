@@ -170,7 +170,7 @@ impl Attempts {
         }
         let draw = fastrand::f64();
         let backoff = schedule::retry_pause(self.limits.retry_backoff, failed_attempts, draw);
-        let pause = backoff.max(schedule::obeyed(error.retry_after(), draw));
+        let pause = backoff.max(schedule::retry_after_pause(error.retry_after(), draw));
         let ends_at = self.clock.now().after(pause).monotonic;
         (ends_at < self.deadline).then_some(pause)
     }

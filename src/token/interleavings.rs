@@ -74,7 +74,7 @@ fn refreshing() -> (TokenCache, Generation, NewFlight) {
         service_fn(|_: TokenRequest| async { Err::<AccessToken, BoxError>("".into()) });
     let settings = Settings {
         // So that callers look again only if the edition has changed.
-        clock: Clock::default().asked_every(Duration::from_secs(3600)),
+        clock: Clock::default().read_every(Duration::from_secs(3600)),
         ..Settings::default()
     };
     let cache = TokenCache::with_settings(never_called, settings);

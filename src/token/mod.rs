@@ -1,6 +1,7 @@
-//! All about tokens; knows no HTTP.
+//! Tokens: which one is current, when it is refreshed, and how it is requested once for all callers.
 //!
-//! What *fresh*, *stale*, *flight* and the other words mean stands in the crate's documentation.
+//! Knows nothing about HTTP requests or OAuth. A *flight* is one token request and everyone waiting
+//! for it.
 
 mod access_token;
 mod builder;

@@ -1,6 +1,6 @@
 /// What a token is requested for: scopes, resources, audiences and any other parameters.
 ///
-/// Not for secrets: `Debug` shows every value.
+/// Don't put secrets here: `Debug` shows all values.
 ///
 /// # Examples
 ///
@@ -45,30 +45,35 @@ impl TokenParameters {
         self
     }
 
-    /// Adds any other parameter; a name may repeat.
+    /// Adds any other parameter. A name may be added several times.
     #[must_use]
     pub fn with_parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.others.push((name.into(), value.into()));
         self
     }
 
-    /// The scopes, in the order in which they were added. They are sent as one parameter, separated
-    /// by spaces.
+    /// Returns the scopes in the order in which they were added.
+    ///
+    /// They are sent as one parameter, separated by spaces.
     pub fn scopes(&self) -> &[String] {
         &self.scopes
     }
 
-    /// The resources, in the order in which they were added. Each is sent as a parameter of its own.
+    /// Returns the resources in the order in which they were added.
+    ///
+    /// Each is sent as a separate parameter.
     pub fn resources(&self) -> &[String] {
         &self.resources
     }
 
-    /// The audiences, in the order in which they were added. Each is sent as a parameter of its own.
+    /// Returns the audiences in the order in which they were added.
+    ///
+    /// Each is sent as a separate parameter.
     pub fn audiences(&self) -> &[String] {
         &self.audiences
     }
 
-    /// The names and values of the other parameters, in the order in which they were added.
+    /// Returns the names and values of the other parameters in the order in which they were added.
     pub fn others(&self) -> &[(String, String)] {
         &self.others
     }

@@ -1,8 +1,8 @@
 use super::{AccessToken, TokenParameters};
 
-/// What a token service is asked for.
+/// A request for an access token, as a token service receives it.
 ///
-/// A service that always answers with the same kind of token may ignore it.
+/// A token service that always returns the same kind of token may ignore its content.
 ///
 /// # Examples
 ///
@@ -13,13 +13,12 @@ use super::{AccessToken, TokenParameters};
 /// # #[derive(Clone)]
 /// # struct Agent;
 /// # impl Agent {
-/// #     async fn token(&self, _scope: String, _anew: bool) -> Result<String, BoxError> {
+/// #     async fn token(&self, _scope: String, _bypass_cache: bool) -> Result<String, BoxError> {
 /// #         Ok("token-1".to_owned())
 /// #     }
 /// # }
 /// # let agent = Agent;
-/// // An agent on this machine, with a cache of its own that is passed by when the API rejected
-/// // what it gave.
+/// // An agent on this machine, which has its own cache. Bypass that if the API rejected its token.
 /// let tokens = service_fn(move |request: TokenRequest| {
 ///     let agent = agent.clone();
 ///     async move {
@@ -33,20 +32,20 @@ use super::{AccessToken, TokenParameters};
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct TokenRequest {
-    /// What the token is asked to be good for.
+    /// What the token is requested for.
     pub parameters: TokenParameters,
-    /// The token that the API rejected, if that is why a new one is asked for.
+    /// The token that the API rejected, if that is the reason for the request.
     ///
-    /// A token service with a cache of its own must not answer with this one again.
+    /// A token service with its own cache must not return this token again.
     pub rejected: Option<AccessToken>,
 }
 
 impl TokenRequest {
-    /// Asks for a token with the given parameters.
+    /// Creates a request with the given parameters and no rejected token.
     ///
     /// # Examples
     ///
-    /// To test a token service of one's own:
+    /// Tests of a token service can use it:
     ///
     /// ```
     /// use tower_client_credentials::{TokenParameters, TokenRequest};

@@ -1,4 +1,5 @@
-//! When a token is fresh, stale or expired, and how long to pause after a failure. Pure.
+//! When a token is fresh, due for refresh or expired, and how long to pause after a failure. Only
+//! calculates: no clocks, locks or tasks.
 
 use std::time::Duration;
 
@@ -6,28 +7,29 @@ use tokio::time::Instant;
 
 use crate::clock::Moment;
 
-/// The longest lifetime believed: some servers say 9223372036854775 seconds.
+/// The longest lifetime believed. Some servers say 9223372036854775 seconds.
 const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// How long a token that was refreshed but came back unchanged is left alone, at least.
+/// The shortest time before the next refresh after one that returned the same token.
 const SHORTEST_RECHECK: Duration = Duration::from_secs(1);
 
-/// The longest `Retry-After` obeyed, so that one odd reply cannot silence a client for days.
+/// The longest `Retry-After` obeyed, so that one odd reply cannot stop a client for days.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
 
-/// How lifetimes become schedules; each number is documented where it is set, at the builder.
+/// The options for schedules. The builder documents each of them.
 #[derive(Clone, Debug)]
 pub(super) struct Timing {
-    pub(super) window: Duration,
-    pub(super) margin: Duration,
+    pub(super) refresh_window: Duration,
+    pub(super) expiry_margin: Duration,
     pub(super) jitter: f64,
     pub(super) default_lifetime: Duration,
 }
 
 impl Timing {
-    /// The schedule of a token that was asked for at `requested_at`.
+    /// Returns the schedule of a token that was requested at `requested_at`.
     ///
-    /// `draw` is a random number between 0 and 1 that spreads out clients that started together.
+    /// `draw` is a random number between 0 and 1. It keeps clients that started together from
+    /// refreshing together.
     pub(super) fn schedule(
         &self,
         requested_at: Moment,
@@ -37,9 +39,9 @@ impl Timing {
         let lifetime = lifetime
             .unwrap_or(self.default_lifetime)
             .min(LONGEST_LIFETIME);
-        // Shares of the lifetime, so that a short-lived token does not end before it is used.
-        let margin = self.margin.min(lifetime / 10);
-        let window = self.window.min(lifetime / 5);
+        // Limited to shares of the lifetime, so that short-lived tokens can be used.
+        let margin = self.expiry_margin.min(lifetime / 10);
+        let window = self.refresh_window.min(lifetime / 5);
         let jitter = window.mul_f64(draw * self.jitter);
 
         let expires_after = lifetime - margin;
@@ -52,18 +54,18 @@ impl Timing {
     }
 }
 
-/// What may be done with a token at a moment.
+/// What to do with a token at a given moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Freshness {
     /// Use it.
     Fresh,
-    /// Use it, and refresh it behind.
+    /// Use it, and refresh it in the background.
     DueForRefresh,
     /// Wait for another.
     Expired,
 }
 
-/// When a token has to be refreshed, and when it ends.
+/// When a token is due for refresh, and when it expires.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Schedule {
     refresh_at: Instant,
@@ -89,20 +91,22 @@ impl Schedule {
         &self.expires_at
     }
 
-    /// Until when a token that is fresh stays so, by the monotonic clock.
+    /// When a fresh token stops being fresh, by the monotonic clock.
+    ///
+    /// A refresh may be postponed beyond the expiry.
     pub(super) fn fresh_until(&self) -> Instant {
         self.refresh_at.min(self.expires_at.monotonic)
     }
 
-    /// The same end, but no refresh before `refresh_at`.
+    /// Returns a schedule with the same expiry and a refresh at `refresh_at`.
     pub(super) fn refresh_not_before(self, refresh_at: Instant) -> Self {
         Self { refresh_at, ..self }
     }
 
-    /// The schedule of a token that came back although a refresh was asked for.
+    /// Returns the schedule of a token that a refresh returned again.
     ///
-    /// Some servers hand out the same token until it ends; asking them again at once would not stop.
-    pub(super) fn unchanged(self, now: &Moment) -> Self {
+    /// Some servers return the same token until it expires. Asking them again immediately would loop.
+    pub(super) fn for_unchanged_token(self, now: &Moment) -> Self {
         let left = self
             .expires_at
             .monotonic
@@ -112,19 +116,22 @@ impl Schedule {
     }
 }
 
-/// How long to pause between the attempts of one flight: up to `first`, doubling, full jitter.
+/// The pause before the next attempt of a flight: up to `first`, then twice as long each time, with
+/// full jitter.
 pub(super) fn retry_pause(first: Duration, failed_attempts: u32, draw: f64) -> Duration {
     doubled(first, failed_attempts).mul_f64(draw)
 }
 
-/// How long a server that asks for a pause is left alone: never shorter than it says, an hour at
-/// most, and up to half as long again, for clients that were told the same come back together.
-pub(super) fn obeyed(retry_after: Option<Duration>, draw: f64) -> Duration {
+/// The pause that a server asks for with `Retry-After`: at least as long as it says, up to an hour.
+///
+/// Up to half as long again is added at random, so that clients that were refused together don't
+/// return together.
+pub(super) fn retry_after_pause(retry_after: Option<Duration>, draw: f64) -> Duration {
     let asked_for = retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
     asked_for.mul_f64(1.0 + draw / 2.0)
 }
 
-/// How long failures are shared before the token service is asked again.
+/// How long all callers get the error of a failed flight.
 #[derive(Clone, Debug)]
 pub(super) struct Backoff {
     pub(super) first: Duration,
@@ -132,8 +139,8 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// The pause after so many failed flights in a row: doubling, ±20 %, and never shorter than the
-    /// server asked for.
+    /// The pause after `failures` failed flights in a row: doubling, ±20 %, and at least as long as
+    /// the server asked for.
     pub(super) fn pause(
         &self,
         failures: u32,
@@ -143,14 +150,14 @@ impl Backoff {
         let pause = doubled(self.first, failures)
             .min(self.longest)
             .mul_f64(0.8 + 0.4 * draw);
-        pause.max(obeyed(retry_after, draw))
+        pause.max(retry_after_pause(retry_after, draw))
     }
 }
 
-/// `first` for the first failure, then twice as long each time; a day at most.
+/// `first` after the first failure, then twice as long each time, up to a day.
 fn doubled(first: Duration, failures: u32) -> Duration {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-    // 2^31 is as far as a multiplication of durations goes.
+    // Durations are multiplied by a `u32`.
     first
         .saturating_mul(1 << failures.saturating_sub(1).min(31))
         .min(DAY)
@@ -167,8 +174,8 @@ mod tests {
 
     fn timing() -> Timing {
         Timing {
-            window: 300 * SECOND,
-            margin: 10 * SECOND,
+            refresh_window: 300 * SECOND,
+            expiry_margin: 10 * SECOND,
             jitter: 0.5,
             default_lifetime: 300 * SECOND,
         }
@@ -178,7 +185,7 @@ mod tests {
         crate::clock::Clock::default().now()
     }
 
-    /// Lifetime, draw, and how long after the request the token is stale and expired, in ms.
+    /// Name, lifetime, draw, and when the token is due for refresh and expired, in ms after the request.
     const SCHEDULES: &[(&str, Option<u64>, f64, u64, u64)] = &[
         (
             "LinkedIn's half an hour",
@@ -195,12 +202,18 @@ mod tests {
             1_790_000,
         ),
         ("an hour", Some(3_600_000), 0.0, 3_290_000, 3_590_000),
-        ("a minute: shares of it", Some(60_000), 0.0, 42_000, 54_000),
+        (
+            "a minute, limited to shares",
+            Some(60_000),
+            0.0,
+            42_000,
+            54_000,
+        ),
         ("two seconds", Some(2_000), 0.0, 1_400, 1_800),
         ("two seconds, all jitter", Some(2_000), 1.0, 1_600, 1_800),
         ("ten milliseconds", Some(10), 0.0, 7, 9),
-        ("nothing", Some(0), 0.5, 0, 0),
-        ("not named", None, 0.0, 230_000, 290_000),
+        ("zero", Some(0), 0.5, 0, 0),
+        ("not stated", None, 0.0, 230_000, 290_000),
         (
             "longer than a year",
             Some(u64::MAX),
@@ -212,22 +225,22 @@ mod tests {
 
     #[test]
     fn schedules_follow_the_table() {
-        for &(name, lifetime, draw, stale_at, expired_at) in SCHEDULES {
+        for &(name, lifetime, draw, due_at, expires_at) in SCHEDULES {
             let start = start();
             let lifetime = lifetime.map(Duration::from_millis);
             let schedule = timing().schedule(start, lifetime, draw);
             let freshness = |after| schedule.freshness(&start.after(after));
-            let (stale_at, expired_at) = (
-                Duration::from_millis(stale_at),
-                Duration::from_millis(expired_at),
+            let (due_at, expires_at) = (
+                Duration::from_millis(due_at),
+                Duration::from_millis(expires_at),
             );
 
-            assert_eq!(freshness(expired_at), Freshness::Expired, "{name}");
-            if stale_at < expired_at {
-                assert_eq!(freshness(stale_at - NANOSECOND), Freshness::Fresh, "{name}");
-                assert_eq!(freshness(stale_at), Freshness::DueForRefresh, "{name}");
+            assert_eq!(freshness(expires_at), Freshness::Expired, "{name}");
+            if due_at < expires_at {
+                assert_eq!(freshness(due_at - NANOSECOND), Freshness::Fresh, "{name}");
+                assert_eq!(freshness(due_at), Freshness::DueForRefresh, "{name}");
                 assert_eq!(
-                    freshness(expired_at - NANOSECOND),
+                    freshness(expires_at - NANOSECOND),
                     Freshness::DueForRefresh,
                     "{name}"
                 );
@@ -239,8 +252,8 @@ mod tests {
     fn extreme_settings_leave_a_token_usable() {
         for extreme in [Duration::ZERO, Duration::MAX] {
             let timing = Timing {
-                window: extreme,
-                margin: extreme,
+                refresh_window: extreme,
+                expiry_margin: extreme,
                 jitter: 1.0,
                 default_lifetime: extreme,
             };
@@ -284,13 +297,13 @@ mod tests {
         let start = start();
         for (left, pause) in [(100_000, 50_000), (1_500, 1_000), (0, 1_000)] {
             let timing = Timing {
-                margin: Duration::ZERO,
+                expiry_margin: Duration::ZERO,
                 ..timing()
             };
             let lifetime = Duration::from_millis(left);
             let schedule = timing
                 .schedule(start, Some(lifetime), 0.0)
-                .unchanged(&start);
+                .for_unchanged_token(&start);
 
             let pause = Duration::from_millis(pause);
             assert_eq!(schedule.refresh_at, start.after(pause).monotonic);

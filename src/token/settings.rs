@@ -1,3 +1,5 @@
+//! The options of a cache with their defaults. The builder documents each of them.
+
 use std::time::Duration;
 
 use super::{
@@ -7,7 +9,6 @@ use super::{
 };
 use crate::clock::Clock;
 
-/// What a user can set, with its default.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) parameters: TokenParameters,
@@ -19,7 +20,7 @@ pub(super) struct Settings {
     pub(super) clock: Clock,
 }
 
-/// Whether a token is refreshed while nobody uses it.
+/// Whether a token is refreshed while no call uses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RefreshMode {
     OnUse,
@@ -31,8 +32,8 @@ impl Default for Settings {
         Self {
             parameters: TokenParameters::default(),
             timing: Timing {
-                window: Duration::from_secs(5 * 60),
-                margin: Duration::from_secs(10),
+                refresh_window: Duration::from_secs(5 * 60),
+                expiry_margin: Duration::from_secs(10),
                 jitter: 0.5,
                 default_lifetime: Duration::from_secs(5 * 60),
             },
