@@ -1,7 +1,11 @@
-//! The layer around hyper-util's client, with a body that is streamed.
+//! The layer around hyper-util's client, with a streaming request body.
 //!
-//! Starts a server on 127.0.0.1 that is token endpoint and API in one, and whose API refuses the
-//! first token, as if it had been revoked. Ends with an error if the upload does not arrive whole.
+//! ```text
+//! cargo run --example hyper
+//! ```
+//!
+//! Starts a server on 127.0.0.1 that is both token endpoint and API. Its API rejects the first token, as
+//! if it had been revoked. Fails if the upload does not arrive complete.
 
 use std::{convert::Infallible, net::Ipv4Addr};
 
@@ -25,8 +29,8 @@ use tower_client_credentials::{
 async fn main() -> Result<(), BoxError> {
     let server = start_server().await?;
 
-    // hyper-util's client has one body type: tokens are asked for with a body in memory, and the API
-    // gets what the layer makes of a stream.
+    // A client of hyper-util sends one body type. Token requests have a body in memory; requests to the API
+    // have the body type of the replay policy. So each of them gets a client.
     let tokens = TokenEndpoint::new(
         client::<Full<Bytes>>(),
         format!("{server}/token"),
@@ -43,7 +47,7 @@ async fn main() -> Result<(), BoxError> {
     let stored = response.into_body().collect().await?.to_bytes();
     println!("{status}: {stored:?}");
     if status != StatusCode::CREATED || stored != "one\ntwo\nthree\n" {
-        return Err("the report was not stored as it was sent".into());
+        return Err("the API did not store the report that was sent".into());
     }
     Ok(())
 }
@@ -55,7 +59,7 @@ where
     Client::builder(TokioExecutor::new()).build_http()
 }
 
-/// A body whose length is not known when it is sent.
+/// Returns a body of unknown length.
 fn report() -> impl http_body::Body<Data = Bytes, Error = BoxError> + Send + Unpin + 'static {
     let lines = ["one\n", "two\n", "three\n"];
     let frames = lines.map(|line| Ok::<_, BoxError>(Frame::data(Bytes::from(line))));
@@ -68,21 +72,21 @@ async fn start_server() -> Result<String, BoxError> {
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let connection =
-                http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
+                http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(respond));
             tokio::spawn(connection);
         }
     });
     Ok(url)
 }
 
-/// The token endpoint issues a new token each time; the API gives back what it accepts.
-async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+/// The token endpoint issues a new token each time. The API echoes the bodies that it accepts.
+async fn respond(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     use std::sync::atomic::{AtomicUsize, Ordering};
     static ISSUED: AtomicUsize = AtomicUsize::new(0);
 
     let (head, body) = request.into_parts();
     let body = body.collect().await.map(Collected::to_bytes);
-    let (status, answer) = match (head.uri.path(), head.headers.get(AUTHORIZATION), body) {
+    let (status, body) = match (head.uri.path(), head.headers.get(AUTHORIZATION), body) {
         ("/token", _, _) => {
             let number = ISSUED.fetch_add(1, Ordering::SeqCst) + 1;
             let reply = format!(r#"{{"access_token":"token-{number}","expires_in":1800}}"#);
@@ -91,7 +95,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
         (_, Some(token), Ok(body)) if token != "Bearer token-1" => (StatusCode::CREATED, body),
         _ => (StatusCode::UNAUTHORIZED, Bytes::new()),
     };
-    let mut response = Response::new(Full::new(answer));
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     Ok(response)
 }

@@ -1,12 +1,12 @@
-//! Fetches a token from LinkedIn and makes one call of its API, over TLS.
+//! Gets a token from LinkedIn and calls its API once, over TLS.
 //!
-//! Needs an application that may use 2-legged OAuth, and its credentials:
+//! Needs the credentials of an application with access to 2-legged OAuth:
 //!
 //! ```text
 //! LINKEDIN_CLIENT_ID=... LINKEDIN_CLIENT_SECRET=... cargo run --example linkedin
 //! ```
 //!
-//! Calls the catalogue of LinkedIn Learning. For another API that the application may use, give its
+//! Calls the LinkedIn Learning catalogue. To call another API that the application has access to, pass its
 //! path: `cargo run --example linkedin -- "/v2/..."`. Neither the secret nor the token is printed.
 
 use std::{env, error::Error as StdError, process::ExitCode, time::Duration};
@@ -26,11 +26,11 @@ use tower_client_credentials::{
     BoxError, ClientCredentialsLayer, TokenCache, TokenOutcome, provider,
 };
 
-/// One course of the catalogue.
+/// Requests one course of the catalogue.
 const DEFAULT_PATH: &str = "/v2/learningAssets?q=localeAndType&assetType=COURSE\
                             &sourceLocale.language=en&sourceLocale.country=US&count=1";
 
-/// A call waits for a renewal and a replay at most, so this is generous.
+/// Enough for a token request, a renewal and a replay.
 const CALL_DEADLINE: Duration = Duration::from_secs(60);
 
 type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
@@ -40,7 +40,7 @@ async fn main() -> ExitCode {
     match run().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            explain(&*error);
+            print_error(&*error);
             ExitCode::FAILURE
         }
     }
@@ -55,21 +55,21 @@ async fn run() -> Result<(), BoxError> {
 
     let tokens = provider::linkedin(http.clone(), client_id, client_secret)?;
     let cache = TokenCache::new(tokens);
-    // Not needed before a call: shows what LinkedIn issued.
+    // The layer would do this on its own; the example shows what LinkedIn issued.
     let token = cache.token().await?;
     match token.lifetime() {
-        Some(lifetime) => println!("token: lives {lifetime:?}"),
-        None => println!("token: LinkedIn does not say how long it lives"),
+        Some(lifetime) => println!("token: expires in {lifetime:?}"),
+        None => println!("token: LinkedIn names no lifetime"),
     }
-    println!("scope: {}", token.scope().unwrap_or("not named"));
+    println!("scope: {}", token.scope().unwrap_or("none named"));
 
     let api = ServiceBuilder::new()
         .layer(ClientCredentialsLayer::with_cache(cache))
         .service(http);
     let response = timeout(CALL_DEADLINE, api.oneshot(request))
         .await
-        .map_err(|_elapsed| format!("the API did not answer within {CALL_DEADLINE:?}"))??;
-    println!("call:  GET {path}");
+        .map_err(|_elapsed| format!("the API did not respond within {CALL_DEADLINE:?}"))??;
+    println!("call: GET {path}");
     report(&response)
 }
 
@@ -78,15 +78,15 @@ fn credential(name: &str) -> Result<String, BoxError> {
         Ok(value) if !value.is_empty() => Ok(value),
         Ok(_) | Err(env::VarError::NotPresent) => Err(format!(
             "{name} is not set; set LINKEDIN_CLIENT_ID and LINKEDIN_CLIENT_SECRET to the \
-             credentials of an application that may use 2-legged OAuth"
+             credentials of an application with access to 2-legged OAuth"
         )
         .into()),
-        // Its own message would show the value.
+        // The error's own message contains the value.
         Err(env::VarError::NotUnicode(_)) => Err(format!("{name} is not UTF-8").into()),
     }
 }
 
-/// The host stands fixed, so that no argument can send the token elsewhere.
+/// The host is fixed, so that no argument can send the token elsewhere.
 fn api_request(path: &str) -> Result<Request<Full<Bytes>>, BoxError> {
     let uri = Uri::builder()
         .scheme("https")
@@ -108,33 +108,32 @@ fn https_client() -> HttpClient {
 
 fn report(response: &Response<Incoming>) -> Result<(), BoxError> {
     let status = response.status();
-    println!("reply: {status}");
+    println!("response: {status}");
     if let Some(reason) = response
         .extensions()
         .get::<TokenOutcome>()
         .and_then(TokenOutcome::not_replayed)
     {
-        println!("why not sent again: {reason}");
+        println!("not replayed: {reason}");
     }
     match status {
-        StatusCode::UNAUTHORIZED => {
-            Err("the API refused the token: it may be too new to be known \
-             everywhere, or have been revoked; try again in a minute"
-                .into())
-        }
+        StatusCode::UNAUTHORIZED => Err(
+            "the API rejected the token: it may have been revoked, or be too new \
+             to be accepted everywhere; try again in a minute"
+                .into(),
+        ),
         StatusCode::FORBIDDEN => Err(
-            "the API accepted the token, but the application may not use \
-             this resource; ask LinkedIn for access, or give the path of an API that it may use"
+            "the API accepted the token, but the application has no access to this resource; \
+             request access from LinkedIn, or pass the path of another API"
                 .into(),
         ),
         _ if status.is_success() => Ok(()),
-        _ => Err("the API took the token but did not serve the call; see the status".into()),
+        _ => Err("the API did not serve the call; see the status".into()),
     }
 }
 
-/// Prints an error with its causes. Where LinkedIn documents what to do about it, one of this crate's
-/// ends with that.
-fn explain(error: &(dyn StdError + 'static)) {
+/// Prints an error with its causes. Errors of this crate end with a hint where LinkedIn documents one.
+fn print_error(error: &(dyn StdError + 'static)) {
     eprintln!("error: {error}");
     let mut cause = error.source();
     while let Some(error) = cause {

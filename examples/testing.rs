@@ -1,10 +1,10 @@
-//! Tests a client of your own without sockets: mocks stand in for the token service and the API.
+//! Tests an API client without sockets, with mocks of the token service and the HTTP client.
 //!
 //! ```text
 //! cargo run --example testing
 //! ```
 //!
-//! `Directory` is the client under test. In a crate of yours, what `main` does is a `#[tokio::test]`.
+//! `Directory` is the client under test. In your crate, `main` would be a `#[tokio::test]`.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tower::{Layer, Service, ServiceExt};
 use tower_client_credentials::{AccessToken, BoxError, ClientCredentialsLayer, TokenRequest};
 use tower_test::mock;
 
-/// A client of an API, over any HTTP client.
+/// An API client, generic over the HTTP client.
 struct Directory<S> {
     api: S,
 }
@@ -27,14 +27,14 @@ where
         let response = self.api.clone().oneshot(request).await?;
         match response.status() {
             StatusCode::OK => Ok(response.into_body()),
-            status => Err(format!("the directory answered {status}").into()),
+            status => Err(format!("the directory responded with {status}").into()),
         }
     }
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), BoxError> {
-    // Nothing waits for the clock: tokens expire as fast as the test says.
+    // With paused time, tokens expire when the test advances the clock.
     tokio::time::pause();
     let (token_service, mut issuer) = mock::pair::<TokenRequest, AccessToken>();
     let (http, mut api) = mock::pair::<Request<String>, Response<String>>();
@@ -42,37 +42,37 @@ async fn main() -> Result<(), BoxError> {
         api: ClientCredentialsLayer::new(token_service).layer(http),
     };
 
-    let script = async {
-        // The first call asks for a token, and carries it.
-        let (_, answer) = issuer.next_request().await.ok_or("no token is asked for")?;
+    let servers = async {
+        // The first call requests a token and carries it.
+        let (_, reply) = issuer.next_request().await.ok_or("no token request")?;
         let token = AccessToken::new("token-1")?.with_lifetime(Duration::from_secs(1800));
-        answer.send_response(token);
-        let (request, answer) = api.next_request().await.ok_or("nothing is sent")?;
+        reply.send_response(token);
+        let (request, reply) = api.next_request().await.ok_or("no API request")?;
         assert_eq!(request.headers()["authorization"], "Bearer token-1");
 
-        // The API has revoked it: the token is renewed, and the request comes again, body and all.
-        answer.send_response(refusal()?);
-        let (asked, answer) = issuer.next_request().await.ok_or("nothing is renewed")?;
-        let rejected = asked.rejected.ok_or("the rejected token is not named")?;
+        // The API rejects the token: it is renewed, and the same request is sent again.
+        reply.send_response(unauthorized()?);
+        let (renewal, reply) = issuer.next_request().await.ok_or("no renewal")?;
+        let rejected = renewal.rejected.ok_or("the rejected token is not named")?;
         assert_eq!(rejected.expose(), "token-1");
-        answer.send_response(AccessToken::new("token-2")?);
-        let (request, answer) = api.next_request().await.ok_or("nothing is sent again")?;
+        reply.send_response(AccessToken::new("token-2")?);
+        let (request, reply) = api.next_request().await.ok_or("no replay")?;
         assert_eq!(request.headers()["authorization"], "Bearer token-2");
         assert_eq!(request.body(), "Ada");
-        answer.send_response(Response::new("added".to_owned()));
+        reply.send_response(Response::new("added".to_owned()));
         Ok::<_, BoxError>(())
     };
-    // Time is paused, so a script that waits in vain ends at once.
-    let all = async { tokio::join!(directory.add("Ada"), script) };
-    let (added, played) = tokio::time::timeout(Duration::from_secs(3600), all).await?;
+    // With paused time, this timeout ends a stuck test at once.
+    let both = async { tokio::join!(directory.add("Ada"), servers) };
+    let (added, served) = tokio::time::timeout(Duration::from_secs(3600), both).await?;
 
-    played?;
+    served?;
     assert_eq!(added?, "added");
-    println!("one call, two tokens, two sends: as it should be");
+    println!("one call, two tokens, two sends: as expected");
     Ok(())
 }
 
-fn refusal() -> Result<Response<String>, http::Error> {
+fn unauthorized() -> Result<Response<String>, http::Error> {
     Response::builder()
         .status(StatusCode::UNAUTHORIZED)
         .body(String::new())

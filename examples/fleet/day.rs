@@ -1,4 +1,4 @@
-//! What a fleet's day came to.
+//! The figures of one simulated day.
 
 use std::time::Duration;
 
@@ -6,33 +6,33 @@ use crate::endpoint::Second;
 
 #[derive(Default)]
 pub(crate) struct Day {
-    /// What came to the token endpoint in each second.
+    /// The load on the token endpoint in each second.
     pub(crate) seconds: Vec<Second>,
-    /// When each process got its first token, the earliest first.
+    /// The moments at which the processes got their first token, in order.
     pub(crate) first_tokens: Vec<Duration>,
-    /// Calls of processes that had not had a token yet.
+    /// Calls of processes that never had a token.
     pub(crate) calls_before: Calls,
-    /// Calls of processes that had had one.
+    /// Calls of processes that had a token before.
     pub(crate) calls_after: Calls,
     pub(crate) oldest_token_used: Duration,
 }
 
-/// Calls that were not given a token at once.
+/// Calls that did not find a token at once.
 #[derive(Default)]
 pub(crate) struct Calls {
     pub(crate) waited: usize,
     pub(crate) longest_wait: Duration,
-    /// At once, or after a wait.
+    /// Calls that failed, at once or after a wait.
     pub(crate) failed: usize,
 }
 
-/// What came to the token endpoint in some hours, or minutes.
+/// The load on the token endpoint over a period.
 pub(crate) struct Load {
     pub(crate) requests: u32,
     pub(crate) refused: u32,
     /// Requests in the busiest second.
     pub(crate) peak: u32,
-    /// Requests per second, on average.
+    /// Average requests per second.
     pub(crate) mean: f64,
 }
 
@@ -45,24 +45,24 @@ impl Day {
         }
     }
 
-    pub(crate) fn note_token_age(&mut self, age: Duration) {
+    pub(crate) fn record_token_age(&mut self, age: Duration) {
         self.oldest_token_used = self.oldest_token_used.max(age);
     }
 
-    /// When so large a share of the processes had a token.
+    /// The moment at which the given share of the processes had a token.
     pub(crate) fn served(&self, share: f64) -> Duration {
         let processes = (self.first_tokens.len() as f64 * share).ceil() as usize;
         let last = processes.saturating_sub(1);
         self.first_tokens.get(last).copied().unwrap_or_default()
     }
 
-    /// Until the last process had a token.
+    /// The load until the last process had a token.
     pub(crate) fn start(&self) -> Load {
-        Load::of(&self.seconds[..self.start_takes()])
+        Load::of(&self.seconds[..self.start_seconds()])
     }
 
     pub(crate) fn after_start(&self) -> Load {
-        Load::of(&self.seconds[self.start_takes()..])
+        Load::of(&self.seconds[self.start_seconds()..])
     }
 
     pub(crate) fn last(&self, time: Duration) -> Load {
@@ -70,15 +70,15 @@ impl Day {
         Load::of(&self.seconds[rest..])
     }
 
-    fn start_takes(&self) -> usize {
+    fn start_seconds(&self) -> usize {
         (whole_seconds(self.served(1.0)) + 1).min(self.seconds.len())
     }
 }
 
 impl Calls {
-    pub(crate) fn note_wait(&mut self, took: Duration, failed: bool) {
+    pub(crate) fn record_wait(&mut self, elapsed: Duration, failed: bool) {
         self.waited += 1;
-        self.longest_wait = self.longest_wait.max(took);
+        self.longest_wait = self.longest_wait.max(elapsed);
         self.failed += usize::from(failed);
     }
 }
@@ -97,5 +97,5 @@ impl Load {
 }
 
 pub(crate) fn whole_seconds(time: Duration) -> usize {
-    time.as_secs().try_into().expect("a day has few of them")
+    time.as_secs().try_into().expect("a day has few seconds")
 }

@@ -1,4 +1,4 @@
-//! The token endpoint that the whole fleet shares: LinkedIn's reply over HTTP, and a rate limit.
+//! The token endpoint that the fleet shares: it replies like LinkedIn's and has a rate limit.
 
 use std::{
     mem,
@@ -15,53 +15,52 @@ use tower_client_credentials::AccessToken;
 
 use crate::day::whole_seconds;
 
-/// What LinkedIn's tokens live.
-pub(crate) const TOKEN_LIFE: Duration = Duration::from_secs(30 * 60);
+/// The lifetime of LinkedIn's tokens.
+pub(crate) const TOKEN_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
-/// Token requests that are answered in each second; the others get 429.
+/// The number of token requests that get a token in each second. The others get a 429.
 ///
-/// Fifteen times what the fleet needs when it is evenly spread, and half more than what it needs
-/// when ten thousand refreshes are spread over the two and a half minutes that jitter makes of the
-/// default window: 67 a second.
+/// A fleet whose refreshes are spread evenly needs a fifteenth of this. Ten thousand refreshes that jitter
+/// spreads over half of the default refresh window, two and a half minutes, need two thirds: 67 a second.
 pub(crate) const LIMIT: u32 = 100;
 
-/// What `Retry-After` says, in seconds: requests are counted anew in each.
-pub(crate) const REFUSED_FOR: u32 = 1;
+/// The value of `Retry-After` in seconds. The limit applies to each second.
+pub(crate) const RETRY_AFTER_SECONDS: u32 = 1;
 
-/// How long the endpoint thinks.
+/// The response time of the endpoint.
 const LATENCY: Duration = Duration::from_millis(50);
 
-/// A handle; clones share the counters.
+/// A handle to the endpoint. Clones share the counters.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
-    opened_at: Instant,
+    started_at: Instant,
     seconds: Arc<Mutex<Vec<Second>>>,
 }
 
-/// What came to the endpoint within one second.
+/// The load on the endpoint in one second.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Second {
     pub(crate) requests: u32,
     pub(crate) refused: u32,
 }
 
-/// When this token was issued, counted from the opening: its text says so.
+/// Returns the time at which a token was issued, since the start of the endpoint.
 pub(crate) fn issued_at(token: &AccessToken) -> Duration {
     let millis = token.expose().parse();
-    Duration::from_millis(millis.expect("the endpoint issues numbers"))
+    Duration::from_millis(millis.expect("tokens are their time of issue in milliseconds"))
 }
 
 type Reply = Response<Full<Bytes>>;
 
 impl Endpoint {
-    pub(crate) fn open() -> Self {
+    pub(crate) fn start() -> Self {
         Self {
-            opened_at: Instant::now(),
+            started_at: Instant::now(),
             seconds: Arc::default(),
         }
     }
 
-    /// An HTTP client whose requests all come here.
+    /// Returns an HTTP client that sends all requests to this endpoint.
     pub(crate) fn http_client(
         &self,
     ) -> impl Service<
@@ -76,35 +75,35 @@ impl Endpoint {
         service_fn(move |_request| {
             let endpoint = endpoint.clone();
             async move {
-                let reply = endpoint.answer()?;
+                let reply = endpoint.reply()?;
                 sleep(LATENCY).await;
                 Ok(reply)
             }
         })
     }
 
-    /// What came in each second of the time since the endpoint was opened.
-    pub(crate) fn close(&self, time: Duration) -> Vec<Second> {
+    /// Returns the load in each second of the period since the start, and resets it.
+    pub(crate) fn take_seconds(&self, period: Duration) -> Vec<Second> {
         let mut seconds = mem::take(&mut *self.lock());
-        seconds.resize(whole_seconds(time), Second::default());
+        seconds.resize(whole_seconds(period), Second::default());
         seconds
     }
 
-    fn answer(&self) -> Result<Reply, BoxError> {
-        let open_for = self.opened_at.elapsed();
-        if self.count(whole_seconds(open_for)) > LIMIT {
+    fn reply(&self) -> Result<Reply, BoxError> {
+        let now = self.started_at.elapsed();
+        if self.count(whole_seconds(now)) > LIMIT {
             let refusal = Response::builder()
                 .status(StatusCode::TOO_MANY_REQUESTS)
-                .header(RETRY_AFTER, REFUSED_FOR)
+                .header(RETRY_AFTER, RETRY_AFTER_SECONDS)
                 .body(Full::default())?;
             return Ok(refusal);
         }
-        let (token, life) = (open_for.as_millis(), TOKEN_LIFE.as_secs());
-        let body = format!(r#"{{"access_token":"{token}","expires_in":"{life}"}}"#);
+        let (token, lifetime) = (now.as_millis(), TOKEN_LIFETIME.as_secs());
+        let body = format!(r#"{{"access_token":"{token}","expires_in":"{lifetime}"}}"#);
         Ok(Response::new(Full::from(body)))
     }
 
-    /// Counts a request; returns how many there were in its second so far.
+    /// Counts a request and returns the number of requests in its second so far.
     fn count(&self, second: usize) -> u32 {
         let mut seconds = self.lock();
         if seconds.len() <= second {

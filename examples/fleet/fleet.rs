@@ -1,6 +1,6 @@
-//! The processes of a fleet and their calls: 10,000 real caches, no model of them.
+//! The processes of a fleet and their calls, with 10,000 real token caches.
 //!
-//! Times are counted from the fleet's start.
+//! Times are counted from the start of the fleet.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -21,62 +21,63 @@ pub(crate) const PROCESSES: usize = 10_000;
 
 pub(crate) const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How often each process makes a call, at a beat of its own.
-pub(crate) const PACE: Duration = Duration::from_secs(5);
+/// The interval between the calls of a process. Each process has its own phase.
+pub(crate) const INTERVAL: Duration = Duration::from_secs(5);
 
-/// All processes start within it.
+/// All processes start within this time.
 const START: Duration = Duration::from_secs(1);
 
-/// Calls are made at multiples of it, so that time need not be stopped for each alone.
+/// Calls are made at multiples of this, so that many share one step of the paused clock.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Calls that come in this part of a token's life are left out: they find it fresh, which changes
-/// nothing in the cache. Its refresh begins 5 min 10 s before its end at the earliest.
-const UNEVENTFUL: Duration = Duration::from_secs(24 * 60);
+/// Calls in this first part of a token's lifetime are skipped: the token is fresh, and they would change
+/// nothing in the cache. A refresh starts at most 5 min 10 s before the token expires.
+const SKIPPED: Duration = Duration::from_secs(24 * 60);
 
-/// Whether refreshes are put off at random.
+/// When refreshes start.
 #[derive(Clone, Copy)]
 pub(crate) enum Refreshes {
-    /// As all defaults have it.
+    /// After a random delay: the default.
     Jittered,
+    /// At the start of the refresh window.
     InStep,
 }
 
 struct Fleet {
     endpoint: Endpoint,
     processes: Vec<Process>,
-    /// When which processes make their next call.
-    timetable: BTreeMap<Duration, Vec<usize>>,
+    /// The processes that make their next call at each moment.
+    schedule: BTreeMap<Duration, Vec<usize>>,
     waiting: JoinSet<Wait>,
     day: Day,
 }
 
 struct Process {
     cache: TokenCache,
-    /// After the first call, calls are made at this moment and every [`PACE`] from then on.
-    beat: Duration,
+    /// The moment of the second call. Further calls follow every [`INTERVAL`].
+    phase: Duration,
     has_token: bool,
 }
 
 /// A call that did not find a token at once.
 struct Wait {
     had_token: bool,
-    took: Duration,
+    elapsed: Duration,
     failed: bool,
 }
 
-/// Runs a fleet for a day; on a runtime whose time is paused, that takes seconds.
+/// Runs a fleet for a day. With paused time, this takes seconds.
 pub(crate) async fn run(refreshes: Refreshes) -> Result<Day, BoxError> {
     let started_at = Instant::now();
     let mut fleet = Fleet::new(refreshes)?;
-    while let Some((now, callers)) = fleet.timetable.pop_first() {
+    while let Some((now, callers)) = fleet.schedule.pop_first() {
         if now >= DAY {
             break;
         }
         sleep_until(started_at + now).await;
         for caller in callers {
             let next = fleet.call(caller, now);
-            fleet.timetable.entry(next).or_default().push(caller);
+            fleet.schedule.entry(next).or_default().push(caller);
         }
     }
     Ok(fleet.into_day().await)
@@ -84,28 +85,28 @@ pub(crate) async fn run(refreshes: Refreshes) -> Result<Day, BoxError> {
 
 impl Fleet {
     fn new(refreshes: Refreshes) -> Result<Self, BoxError> {
-        let endpoint = Endpoint::open();
+        let endpoint = Endpoint::start();
         let mut processes = Vec::with_capacity(PROCESSES);
-        let mut timetable: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut schedule: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for process in 0..PROCESSES {
-            let starts_at = random_part_of(START);
-            timetable.entry(starts_at).or_default().push(process);
+            let starts_at = random_up_to(START);
+            schedule.entry(starts_at).or_default().push(process);
             processes.push(Process {
                 cache: cache(&endpoint, refreshes)?,
-                beat: starts_at + TICK + random_part_of(PACE),
+                phase: starts_at + TICK + random_up_to(INTERVAL),
                 has_token: false,
             });
         }
         Ok(Self {
             endpoint,
             processes,
-            timetable,
+            schedule,
             waiting: JoinSet::new(),
             day: Day::default(),
         })
     }
 
-    /// Makes a call of this process; returns when it makes the next that matters.
+    /// Makes a call of this process and returns the time of its next call.
     fn call(&mut self, caller: usize, now: Duration) -> Duration {
         let process = &mut self.processes[caller];
         match process.cache.token().now_or_never() {
@@ -115,18 +116,18 @@ impl Fleet {
                     process.has_token = true;
                     self.day.first_tokens.push(issued_at);
                 }
-                self.day.note_token_age(now - issued_at);
-                process.beat_after(now.max(issued_at + UNEVENTFUL))
+                self.day.record_token_age(now - issued_at);
+                process.next_call_after(now.max(issued_at + SKIPPED))
             }
             Some(Err(_shared)) => {
-                let next = process.beat_after(now);
+                let next = process.next_call_after(now);
                 self.day.calls(process.has_token).failed += 1;
                 next
             }
             None => {
-                // The flight goes on without this caller; the one in the task takes its place.
+                // The token request continues while a task waits in place of this call.
                 self.waiting.spawn(process.wait());
-                process.beat_after(now)
+                process.next_call_after(now)
             }
         }
     }
@@ -135,20 +136,20 @@ impl Fleet {
         for wait in self.waiting.join_all().await {
             self.day
                 .calls(wait.had_token)
-                .note_wait(wait.took, wait.failed);
+                .record_wait(wait.elapsed, wait.failed);
         }
         self.day.first_tokens.sort_unstable();
-        self.day.seconds = self.endpoint.close(DAY);
+        self.day.seconds = self.endpoint.take_seconds(DAY);
         self.day
     }
 }
 
 impl Process {
-    /// When the first call after `moment` is due.
-    fn beat_after(&self, moment: Duration) -> Duration {
-        match moment.checked_sub(self.beat) {
-            None => self.beat,
-            Some(since) => moment + PACE - remainder(since, PACE),
+    /// Returns the time of the first call after `moment`.
+    fn next_call_after(&self, moment: Duration) -> Duration {
+        match moment.checked_sub(self.phase) {
+            None => self.phase,
+            Some(since) => moment + INTERVAL - remainder(since, INTERVAL),
         }
     }
 
@@ -158,14 +159,14 @@ impl Process {
             let failed = cache.token().await.is_err();
             Wait {
                 had_token,
-                took: since.elapsed(),
+                elapsed: since.elapsed(),
                 failed,
             }
         }
     }
 }
 
-/// What each process has: a token endpoint over HTTP, and a cache in front of it.
+/// Builds the token cache of a process, as a program would.
 fn cache(endpoint: &Endpoint, refreshes: Refreshes) -> Result<TokenCache, BoxError> {
     let tokens = TokenEndpoint::new(
         endpoint.http_client(),
@@ -178,13 +179,13 @@ fn cache(endpoint: &Endpoint, refreshes: Refreshes) -> Result<TokenCache, BoxErr
     })
 }
 
-fn random_part_of(most: Duration) -> Duration {
-    let part = most.mul_f64(fastrand::f64());
-    part - remainder(part, TICK)
+fn random_up_to(max: Duration) -> Duration {
+    let time = max.mul_f64(fastrand::f64());
+    time - remainder(time, TICK)
 }
 
-/// What is left of `time` beyond multiples of `unit`.
+/// Returns `time` modulo `unit`.
 fn remainder(time: Duration, unit: Duration) -> Duration {
     let nanos = time.as_nanos() % unit.as_nanos();
-    Duration::from_nanos(nanos.try_into().expect("a unit of seconds is short"))
+    Duration::from_nanos(nanos.try_into().expect("units are seconds at most"))
 }

@@ -1,17 +1,17 @@
-//! Shows why refreshes are jittered: 10,000 processes that started together share a token endpoint
-//! with a rate limit for a day.
+//! Shows why refreshes have jitter: for a day, 10,000 processes that started at the same time share a token
+//! endpoint with a rate limit.
 //!
-//! Every process is a real `TokenCache` around a real `TokenEndpoint`; only the HTTP client and the
-//! time are simulated. The day is run twice, with all defaults and with `.jitter(0.0)`. Prints what
-//! came to the token endpoint and to the calls, and draws `docs/fleet.svg`. Needs no network, and
+//! Every process is a real `TokenCache` around a real `TokenEndpoint`; only the HTTP client and the time
+//! are simulated. The day runs twice, with all defaults and with `.jitter(0.0)`. The example prints the load
+//! on the token endpoint and the effect on calls, and draws `docs/fleet.svg`. It needs no network and takes
 //! about half a minute:
 //!
 //! ```text
 //! cargo run --release --example fleet
 //! ```
 //!
-//! The random numbers are the same every time. What the example says it checks: if something does
-//! not hold, it says so and ends with an exit code other than zero.
+//! The random numbers are the same in each run. The example checks its statements and exits non-zero if one
+//! does not hold.
 
 mod day;
 mod endpoint;
@@ -36,19 +36,19 @@ fn main() -> Result<ExitCode, BoxError> {
     picture::draw(&picture, &jittered, &in_step)?;
     report::print(&jittered, &in_step);
     let all_hold = report::check(&jittered, &in_step);
-    println!("\nDrawn: {}", picture.display());
+    println!("\nSaved {}", picture.display());
 
     if all_hold {
-        println!("All of it held.");
+        println!("All checks passed.");
         Ok(ExitCode::SUCCESS)
     } else {
-        eprintln!("Not all of it held.");
+        eprintln!("Some checks failed.");
         Ok(ExitCode::FAILURE)
     }
 }
 
 fn simulate(refreshes: Refreshes) -> Result<Day, BoxError> {
-    // The library draws from the same source, so that every run is the same.
+    // The library draws its jitter from the same generator.
     fastrand::seed(1);
     let runtime = runtime::Builder::new_current_thread()
         .enable_time()

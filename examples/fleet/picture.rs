@@ -1,4 +1,4 @@
-//! The days as a picture: the busiest second of every few minutes, against the rate limit.
+//! A picture of both days: the busiest second of every few minutes, and the rate limit.
 
 use std::{fs, ops::Range, path::Path};
 
@@ -17,11 +17,11 @@ use crate::{
 
 const SIZE: (u32, u32) = (900, 560);
 
-/// In seconds. Short enough to show the waves, which come twice an hour.
+/// In seconds. Short enough to show the waves, which occur twice an hour.
 const BUCKET: usize = 3 * 60;
 
-/// What of the axis is shown; the start is a hundred times as high.
-const SHOWN: Range<f64> = 0.0..350.0;
+/// The visible part of the axis. The start is a hundred times as high.
+const VISIBLE: Range<f64> = 0.0..350.0;
 
 const JITTERED: RGBColor = RGBColor(31, 119, 180);
 const IN_STEP: RGBColor = RGBColor(214, 96, 20);
@@ -33,10 +33,10 @@ pub(crate) fn draw(path: &Path, jittered: &Day, in_step: &Day) -> Result<(), Box
         fs::create_dir_all(folder)?;
     }
     let page = SVGBackend::new(path, SIZE).into_drawing_area();
-    // Pages may be dark.
+    // Pages may have a dark theme.
     page.fill(&WHITE)?;
     let (title, page) = page.split_vertically(34);
-    let words = "Token requests of 10,000 processes: busiest second of every 3 minutes";
+    let words = "Token requests of 10,000 processes: busiest second in every 3 minutes";
     let style = TextStyle::from(("sans-serif", 21)).pos(Pos::new(HPos::Center, VPos::Top));
     title.draw_text(words, &style, (SIZE.0 as i32 / 2, 12))?;
 
@@ -53,7 +53,7 @@ fn draw_day(panel: &Panel<'_>, name: &str, colour: RGBColor, day: &Day) -> Resul
         .margin_right(24)
         .x_label_area_size(40)
         .y_label_area_size(58)
-        .build_cartesian_2d(0.0..24.0, SHOWN)?;
+        .build_cartesian_2d(0.0..24.0, VISIBLE)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -83,9 +83,9 @@ fn draw_day(panel: &Panel<'_>, name: &str, colour: RGBColor, day: &Day) -> Resul
         .legend(|(x, y)| PathElement::new([(x, y), (x + 18, y)], BLACK.stroke_width(2)));
 
     let peak = thousands(day.start().peak);
-    let start = format!("← the start: {peak} in a second");
-    let beside = TextStyle::from(("sans-serif", 14)).pos(Pos::new(HPos::Left, VPos::Center));
-    chart.draw_series([Text::new(start, (0.15, 335.0), beside)])?;
+    let start = format!("← at the start: {peak} per second");
+    let style = TextStyle::from(("sans-serif", 14)).pos(Pos::new(HPos::Left, VPos::Center));
+    chart.draw_series([Text::new(start, (0.15, 335.0), style)])?;
     chart
         .configure_series_labels()
         .position(SeriesLabelPosition::UpperRight)
@@ -96,13 +96,13 @@ fn draw_day(panel: &Panel<'_>, name: &str, colour: RGBColor, day: &Day) -> Resul
     Ok(())
 }
 
-/// Hours since the start, and requests in the busiest second.
+/// Returns hours since the start and requests in the busiest second of each bucket.
 fn peaks(day: &Day) -> impl Iterator<Item = (f64, f64)> {
     day.seconds
         .chunks(BUCKET)
         .enumerate()
         .map(|(bucket, seconds)| {
             let hour = (bucket * BUCKET) as f64 / 3600.0;
-            (hour, f64::from(Load::of(seconds).peak).min(SHOWN.end))
+            (hour, f64::from(Load::of(seconds).peak).min(VISIBLE.end))
         })
 }

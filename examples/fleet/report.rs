@@ -1,14 +1,14 @@
-//! The days in figures and in words, and whether the words hold.
+//! Prints the figures of both days and checks the statements about them.
 
 use std::{fmt::Display, time::Duration};
 
 use crate::{
     day::Day,
-    endpoint::{LIMIT, REFUSED_FOR, TOKEN_LIFE},
-    fleet::{DAY, PACE, PROCESSES},
+    endpoint::{LIMIT, RETRY_AFTER_SECONDS, TOKEN_LIFETIME},
+    fleet::{DAY, INTERVAL, PROCESSES},
 };
 
-/// The end of the day, when each fleet has settled.
+/// The end of the day, when both fleets have settled.
 const EVENING: Duration = Duration::from_secs(6 * 60 * 60);
 
 type Figure = fn(&Day) -> String;
@@ -17,10 +17,10 @@ const START: &[(&str, Figure)] = &[
     ("token requests", |day| thousands(day.start().requests)),
     ("refused", |day| thousands(day.start().refused)),
     ("in the busiest second", |day| thousands(day.start().peak)),
-    ("half of the processes have one", |day| {
+    ("half of the processes have a token", |day| {
         seconds(day.served(0.5))
     }),
-    ("all of them have one", |day| seconds(day.served(1.0))),
+    ("all processes have a token", |day| seconds(day.served(1.0))),
     ("calls that waited", |day| {
         thousands(day.calls_before.waited)
     }),
@@ -35,13 +35,13 @@ const REST: &[(&str, Figure)] = &[
         thousands(day.after_start().requests)
     }),
     ("refused", |day| thousands(day.after_start().refused)),
-    ("in a second, on average", |day| {
+    ("per second, on average", |day| {
         format!("{:.1}", day.after_start().mean)
     }),
     ("in the busiest second", |day| {
         thousands(day.after_start().peak)
     }),
-    ("the same, in the last six hours", |day| {
+    ("same, in the last six hours", |day| {
         thousands(day.last(EVENING).peak)
     }),
     ("calls that waited", |day| thousands(day.calls_after.waited)),
@@ -51,18 +51,15 @@ const REST: &[(&str, Figure)] = &[
 
 pub(crate) fn print(jittered: &Day, in_step: &Day) {
     println!(
-        "{} processes start within a second. Each makes a call every {PACE:?} for {} hours.\n\
-         Tokens live {} minutes. The token endpoint answers {LIMIT} requests in a second and refuses\n\
-         the others: 429, with Retry-After: {REFUSED_FOR}.",
+        "{} processes start within a second. Each makes a call every {INTERVAL:?} for {} hours.\n\
+         Tokens expire after {} minutes. The token endpoint issues {LIMIT} tokens per second; further\n\
+         requests get a 429 with Retry-After: {RETRY_AFTER_SECONDS}.",
         thousands(PROCESSES),
         DAY.as_secs() / 3600,
-        TOKEN_LIFE.as_secs() / 60,
+        TOKEN_LIFETIME.as_secs() / 60,
     );
     let row = |label, [left, right]: [String; 2]| println!("   {label:<36} {left:>12} {right:>12}");
-    for (part, figures) in [
-        ("Until every process has had a token", START),
-        ("After that", REST),
-    ] {
+    for (part, figures) in [("Until every process has a token", START), ("Later", REST)] {
         println!("\n{part}\n");
         row("", ["with jitter".to_owned(), "without".to_owned()]);
         for (label, figure) in figures {
@@ -71,7 +68,7 @@ pub(crate) fn print(jittered: &Day, in_step: &Day) {
     }
 }
 
-/// With commas.
+/// Formats a number with commas.
 pub(crate) fn thousands(number: impl Display + Copy) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -88,45 +85,45 @@ fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
 }
 
-/// Says what the figures mean; `false` if something of it does not hold.
+/// Checks the statements about the figures. Returns `false` if one does not hold.
 pub(crate) fn check(jittered: &Day, in_step: &Day) -> bool {
     let mut all_hold = true;
-    let mut claim = |holds: bool, words: &str| {
-        println!("   {}  {words}", if holds { "ok" } else { "!!" });
+    let mut check = |holds: bool, statement: &str| {
+        println!("   {}  {statement}", if holds { "ok" } else { "!!" });
         all_hold &= holds;
     };
 
-    println!("\nIn words\n");
+    println!("\nChecks\n");
     for (day, fleet) in [(jittered, "With"), (in_step, "Without")] {
         let calls = &day.calls_after;
-        claim(
+        check(
             day.first_tokens.len() == PROCESSES,
             &format!("{fleet} jitter, every process gets a token."),
         );
-        claim(
+        check(
             calls.waited == 0 && calls.failed == 0,
-            &format!("{fleet} jitter, no call waits or fails once its process has had a token."),
+            &format!("{fleet} jitter, no call waits or fails once its process has a token."),
         );
-        claim(
-            day.oldest_token_used < TOKEN_LIFE,
+        check(
+            day.oldest_token_used < TOKEN_LIFETIME,
             &format!("{fleet} jitter, no expired token is used."),
         );
     }
-    claim(
+    check(
         jittered.after_start().refused == 0,
-        "With jitter, no refresh is refused all day.",
+        "With jitter, the endpoint refuses no refresh all day.",
     );
-    claim(
+    check(
         jittered.last(EVENING).peak < LIMIT / 2,
-        "With jitter, the fleet ends up far below the limit, with room for others.",
+        "With jitter, the fleet ends the day far below the limit.",
     );
-    claim(
+    check(
         in_step.after_start().refused > 1000,
-        "Without jitter, thousands of refreshes are refused and made again.",
+        "Without jitter, the endpoint refuses thousands of refreshes, which are retried.",
     );
-    claim(
+    check(
         in_step.last(EVENING).peak >= LIMIT,
-        "Without jitter, the fleet still comes in waves as high as the limit when the day ends.",
+        "Without jitter, waves as high as the limit continue until the end of the day.",
     );
     all_hold
 }
