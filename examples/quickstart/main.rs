@@ -1,15 +1,14 @@
-//! Shows the main job on real sockets: tokens are fetched once, renewed in time, and replaced when
-//! the API refuses them.
+//! Shows the main features over real sockets: tokens are requested once, refreshed before they expire, and
+//! renewed when the API rejects them.
 //!
-//! Starts an authorization server and an API on loopback that answer as LinkedIn does, and calls the
-//! API through the layer and hyper-util's client. Needs no network and no credentials:
+//! Starts an authorization server and an API on loopback that respond like LinkedIn's, and calls the API
+//! through the layer and hyper-util's client. Needs no network and no credentials:
 //!
 //! ```text
 //! cargo run --example quickstart
 //! ```
 //!
-//! Every step checks what it shows. If something does not hold, the example says so and ends with an
-//! exit code other than zero.
+//! Every step checks its results. The example exits non-zero if a check fails.
 
 mod report;
 mod servers;
@@ -21,18 +20,18 @@ use std::{process::ExitCode, time::Duration};
 use tokio::{runtime::Runtime, spawn, time::timeout};
 use tower_client_credentials::BoxError;
 
-/// Many times what a step takes.
+/// Many times the duration of a step.
 const STEP_DEADLINE: Duration = Duration::from_secs(15);
 
 fn main() -> Result<ExitCode, BoxError> {
     let runtime = Runtime::new()?;
-    let outcome = runtime.block_on(show());
-    // Waits for nothing: a task that never yields must not keep the example from ending.
+    let outcome = runtime.block_on(run());
+    // Does not wait for tasks: one that never yields must not keep the example from ending.
     runtime.shutdown_background();
 
     match outcome {
         Ok(()) => {
-            println!("\nAll of it held.");
+            println!("\nAll checks passed.");
             Ok(ExitCode::SUCCESS)
         }
         Err(error) => {
@@ -42,10 +41,10 @@ fn main() -> Result<ExitCode, BoxError> {
     }
 }
 
-async fn show() -> Result<(), BoxError> {
-    step("1. The first call gets a token", steps::first_call()).await?;
+async fn run() -> Result<(), BoxError> {
+    step("1. The first call requests a token", steps::first_call()).await?;
     step(
-        "2. 1,000 calls at once, and no token yet",
+        "2. 1,000 concurrent calls, no token yet",
         steps::cold_cache(),
     )
     .await?;
@@ -54,19 +53,15 @@ async fn show() -> Result<(), BoxError> {
         steps::steady_traffic(),
     )
     .await?;
+    step("4. A POST whose token was revoked", steps::revoked_token()).await?;
     step(
-        "4. A revoked token, noticed by a POST",
-        steps::revoked_token(),
-    )
-    .await?;
-    step(
-        "5. Credentials that LinkedIn refuses",
+        "5. Credentials that LinkedIn does not accept",
         steps::refused_credentials(),
     )
     .await?;
     step(
-        "6. An API that refuses every token",
-        steps::refused_tokens(),
+        "6. An API that rejects every token",
+        steps::rejected_tokens(),
     )
     .await
 }
@@ -79,7 +74,7 @@ where
     let outcome = match timeout(STEP_DEADLINE, spawn(step)).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(panic)) => Err(panic.into()),
-        Err(_elapsed) => Err(format!("not done after {STEP_DEADLINE:?}").into()),
+        Err(_elapsed) => Err(format!("not finished within {STEP_DEADLINE:?}").into()),
     };
     outcome.map_err(|error| format!("step {title}: {error}").into())
 }

@@ -1,4 +1,4 @@
-//! What the example prints, and what it checks on the way.
+//! Printing and checking results.
 
 use std::fmt::Display;
 
@@ -9,37 +9,37 @@ pub(crate) fn gap() {
     println!();
 }
 
-/// Prints what was seen.
-pub(crate) fn note(label: &str, seen: impl Display) {
-    print("", label, seen);
+/// Prints a value.
+pub(crate) fn note(label: &str, value: impl Display) {
+    print("", label, value);
 }
 
-/// Prints what was seen, and fails if it is not what was promised.
-pub(crate) fn check<T, P>(label: &str, seen: T, promised: P) -> Result<(), BoxError>
+/// Prints a value and fails if it is not the expected one.
+pub(crate) fn check<T, E>(label: &str, value: T, expected: E) -> Result<(), BoxError>
 where
-    T: PartialEq<P> + Display,
-    P: Display,
+    T: PartialEq<E> + Display,
+    E: Display,
 {
-    let holds = seen == promised;
-    check_that(label, seen, holds, promised)
+    let holds = value == expected;
+    check_that(label, value, holds, expected)
 }
 
-/// Prints what was seen, and fails if the promise does not hold.
+/// Prints a value and fails if the condition does not hold.
 pub(crate) fn check_that(
     label: &str,
-    seen: impl Display,
+    value: impl Display,
     holds: bool,
-    promised: impl Display,
+    expected: impl Display,
 ) -> Result<(), BoxError> {
-    print(if holds { "ok" } else { "!!" }, label, &seen);
+    print(if holds { "ok" } else { "!!" }, label, &value);
     if holds {
         return Ok(());
     }
-    Err(format!("{label}: {seen}, but it should be {promised}").into())
+    Err(format!("{label}: {value}, expected {expected}").into())
 }
 
-fn print(mark: &str, label: &str, seen: impl Display) {
-    let mut lines = wrapped(&seen.to_string()).into_iter();
+fn print(mark: &str, label: &str, value: impl Display) {
+    let mut lines = wrap(&value.to_string()).into_iter();
     println!(
         "   {mark:2}  {label:<34} {}",
         lines.next().unwrap_or_default()
@@ -49,8 +49,8 @@ fn print(mark: &str, label: &str, seen: impl Display) {
     }
 }
 
-/// Breaks a text into lines that fit beside the labels.
-fn wrapped(text: &str) -> Vec<String> {
+/// Breaks a text into lines that fit next to the labels.
+fn wrap(text: &str) -> Vec<String> {
     const WIDTH: usize = 60;
     let mut lines = vec![String::new()];
     for word in text.split(' ') {

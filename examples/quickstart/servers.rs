@@ -1,6 +1,7 @@
-//! An authorization server and an API that answer as LinkedIn is documented, and was seen, to do.
+//! An authorization server and an API that behave as LinkedIn's documentation says, and as LinkedIn was
+//! observed to do.
 //!
-//! They listen on loopback and share a book of the tokens that were issued.
+//! They listen on loopback and share the list of issued tokens.
 
 use std::{
     collections::HashMap,
@@ -25,21 +26,21 @@ use tokio::{
 };
 use tower_client_credentials::BoxError;
 
-/// A registered application: its id and its secret, which needs encoding as LinkedIn's do.
+/// A registered application: its id and its secret. Like LinkedIn's secrets, this one needs encoding.
 pub(crate) const APPLICATION: (&str, &str) = ("77tt5zexample", "not/a+real=secret==");
 
-/// An application that may not create 2-legged tokens.
+/// An application without access to 2-legged OAuth.
 pub(crate) const UNPRIVILEGED: (&str, &str) = ("77uu6yexample", "not/a+real=one=either==");
 
 const TOKEN_PATH: &str = "/oauth/v2/accessToken";
 
-/// How long the authorization server thinks.
+/// The response time of the authorization server.
 pub(crate) const TOKEN_DELAY: Duration = Duration::from_millis(50);
 
-/// Tells callers of the API which token arrived, by its number.
+/// The response header in which the API returns the number of the token that it received.
 pub(crate) const TOKEN_NUMBER: HeaderName = HeaderName::from_static("x-token-number");
 
-/// What the API says of a token that it does not know, or that has expired.
+/// The API's response to an unknown or expired token.
 pub(crate) const INVALID: &str =
     r#"{"serviceErrorCode":65600,"message":"Invalid access token","status":401}"#;
 const REVOKED: &str = r#"{"status":401,"serviceErrorCode":65601,"code":"REVOKED_ACCESS_TOKEN","message":"The token used in the request has been revoked by the user"}"#;
@@ -48,64 +49,66 @@ const EMPTY: &str =
 
 type Reply = Response<Full<Bytes>>;
 
-/// Both servers; they stop when this is dropped.
+/// Both servers. They stop when this is dropped.
 pub(crate) struct Servers {
     pub(crate) token_url: String,
     pub(crate) api_url: String,
-    book: Arc<Mutex<Book>>,
+    state: Arc<Mutex<State>>,
     _tasks: JoinSet<()>,
 }
 
-/// What both servers know.
-struct Book {
-    token_life: Duration,
+/// The state that both servers share.
+struct State {
+    token_lifetime: Duration,
     token_requests: usize,
     /// The first is token #1.
     tokens: Vec<Token>,
-    arrivals: Vec<Arrival>,
-    refuses_every_token: bool,
+    received: Vec<ReceivedRequest>,
+    rejects_every_token: bool,
 }
 
 struct Token {
     text: String,
-    ends_at: Instant,
+    expires_at: Instant,
     revoked: bool,
 }
 
-/// A request, as it came to the API.
+/// A request that the API received.
 #[derive(Clone)]
-pub(crate) struct Arrival {
-    /// The number of its token, if it had one.
+pub(crate) struct ReceivedRequest {
+    /// The number of the request's token.
+    ///
+    /// `None` without a token, and 0 for a token that was never issued.
     pub(crate) token: Option<usize>,
     pub(crate) status: StatusCode,
     pub(crate) body: Bytes,
 }
 
 impl Servers {
-    pub(crate) async fn start(token_life: Duration) -> Result<Self, BoxError> {
-        let book = Arc::new(Mutex::new(Book {
-            token_life,
+    pub(crate) async fn start(token_lifetime: Duration) -> Result<Self, BoxError> {
+        let state = Arc::new(Mutex::new(State {
+            token_lifetime,
             token_requests: 0,
             tokens: Vec::new(),
-            arrivals: Vec::new(),
-            refuses_every_token: false,
+            received: Vec::new(),
+            rejects_every_token: false,
         }));
         let mut tasks = JoinSet::new();
 
-        let tokens = Arc::clone(&book);
+        let shared = Arc::clone(&state);
         let authorization_server = serve(&mut tasks, move |request| {
-            let book = Arc::clone(&tokens);
+            let state = Arc::clone(&shared);
             async move {
-                lock(&book).token_requests += 1;
+                lock(&state).token_requests += 1;
                 sleep(TOKEN_DELAY).await;
-                issue_token(&book, &request)
+                reply_to_token_request(&state, &request)
             }
         });
         let authorization_server = authorization_server.await?;
 
-        let arrivals = Arc::clone(&book);
+        let shared = Arc::clone(&state);
         let api = serve(&mut tasks, move |request| {
-            let reply = lock(&arrivals).answer(&request);
+            let reply = lock(&shared).respond(&request);
             async move { reply }
         });
         let api = api.await?;
@@ -113,49 +116,49 @@ impl Servers {
         Ok(Self {
             token_url: format!("http://{authorization_server}{TOKEN_PATH}"),
             api_url: format!("http://{api}/v2/posts"),
-            book,
+            state,
             _tasks: tasks,
         })
     }
 
-    /// Revokes all tokens that were issued so far.
+    /// Revokes all tokens issued so far.
     pub(crate) fn revoke_tokens(&self) {
-        for token in &mut lock(&self.book).tokens {
+        for token in &mut lock(&self.state).tokens {
             token.revoked = true;
         }
     }
 
-    /// Makes the API answer 401 from now on, whatever the token.
-    pub(crate) fn refuse_every_token(&self) {
-        lock(&self.book).refuses_every_token = true;
+    /// Makes the API respond with 401 from now on, whatever the token.
+    pub(crate) fn reject_every_token(&self) {
+        lock(&self.state).rejects_every_token = true;
     }
 
     pub(crate) fn token_requests(&self) -> usize {
-        lock(&self.book).token_requests
+        lock(&self.state).token_requests
     }
 
     pub(crate) fn issued_tokens(&self) -> usize {
-        lock(&self.book).tokens.len()
+        lock(&self.state).tokens.len()
     }
 
     pub(crate) fn expired_tokens(&self) -> usize {
         let now = now();
-        let has_expired = |token: &&Token| token.ends_at <= now;
-        lock(&self.book).tokens.iter().filter(has_expired).count()
+        let has_expired = |token: &&Token| token.expires_at <= now;
+        lock(&self.state).tokens.iter().filter(has_expired).count()
     }
 
-    pub(crate) fn arrivals(&self) -> Vec<Arrival> {
-        lock(&self.book).arrivals.clone()
+    pub(crate) fn received(&self) -> Vec<ReceivedRequest> {
+        lock(&self.state).received.clone()
     }
 }
 
-/// The authorization server.
-fn issue_token(book: &Mutex<Book>, request: &Request<Bytes>) -> Reply {
+/// The reply of the authorization server.
+fn reply_to_token_request(state: &Mutex<State>, request: &Request<Bytes>) -> Reply {
     if request.method() != Method::POST || request.uri().path() != TOKEN_PATH {
         return json_reply(StatusCode::NOT_FOUND, "{}");
     }
-    match objection_to_client(request) {
-        None => lock(book).issue(),
+    match client_error(request) {
+        None => lock(state).issue(),
         Some((status, error, description)) => {
             let body = json!({ "error": error, "error_description": description });
             json_reply(status, body.to_string())
@@ -163,8 +166,9 @@ fn issue_token(book: &Mutex<Book>, request: &Request<Bytes>) -> Reply {
     }
 }
 
-/// LinkedIn's documented errors. Credentials count in the form only, not in a header or the URL.
-fn objection_to_client(request: &Request<Bytes>) -> Option<(StatusCode, &'static str, String)> {
+/// Returns LinkedIn's documented errors. Credentials are only accepted in the form, not in a header or the
+/// URL.
+fn client_error(request: &Request<Bytes>) -> Option<(StatusCode, &'static str, String)> {
     let is_form = |value| value == "application/x-www-form-urlencoded";
     let form: HashMap<_, _> = match request.headers().get(CONTENT_TYPE) {
         Some(value) if is_form(value) => form_urlencoded::parse(request.body()).collect(),
@@ -196,32 +200,32 @@ fn objection_to_client(request: &Request<Bytes>) -> Option<(StatusCode, &'static
     None
 }
 
-impl Book {
-    /// The lifetime is a string and there is no token type, as in LinkedIn's documentation.
+impl State {
+    /// Issues a token. The lifetime is a string and there is no token type, as in LinkedIn's documentation.
     fn issue(&mut self) -> Reply {
         let text: String = (0..500).map(|_| fastrand::alphanumeric()).collect();
-        let life = self.token_life.as_secs().to_string();
-        let body = json!({ "access_token": text, "expires_in": life }).to_string();
+        let lifetime = self.token_lifetime.as_secs().to_string();
+        let body = json!({ "access_token": text, "expires_in": lifetime }).to_string();
         self.tokens.push(Token {
             text,
-            ends_at: now() + self.token_life,
+            expires_at: now() + self.token_lifetime,
             revoked: false,
         });
         json_reply(StatusCode::OK, body)
     }
 
-    /// The API: echoes what was posted.
-    fn answer(&mut self, request: &Request<Bytes>) -> Reply {
-        let token = self.number_of_token(request);
-        let mut reply = match self.objection_to_token(token) {
+    /// The response of the API, which echoes the body of the request.
+    fn respond(&mut self, request: &Request<Bytes>) -> Reply {
+        let token = self.token_number(request);
+        let mut reply = match self.token_error(token) {
             None => json_reply(StatusCode::OK, request.body().clone()),
             // LinkedIn sends no `WWW-Authenticate`.
-            Some(objection) => json_reply(StatusCode::UNAUTHORIZED, objection),
+            Some(error) => json_reply(StatusCode::UNAUTHORIZED, error),
         };
         if let Some(token) = token {
             reply.headers_mut().insert(TOKEN_NUMBER, token.into());
         }
-        self.arrivals.push(Arrival {
+        self.received.push(ReceivedRequest {
             token,
             status: reply.status(),
             body: request.body().clone(),
@@ -229,21 +233,21 @@ impl Book {
         reply
     }
 
-    /// `None` without a token, and 0 for one that was never issued.
-    fn number_of_token(&self, request: &Request<Bytes>) -> Option<usize> {
+    /// See [`ReceivedRequest::token`].
+    fn token_number(&self, request: &Request<Bytes>) -> Option<usize> {
         let header = request.headers().get(AUTHORIZATION)?.to_str().ok()?;
         let text = header.strip_prefix("Bearer ")?;
         let index = self.tokens.iter().position(|token| token.text == text);
         Some(index.map_or(0, |index| index + 1))
     }
 
-    fn objection_to_token(&self, number: Option<usize>) -> Option<&'static str> {
+    fn token_error(&self, number: Option<usize>) -> Option<&'static str> {
         let Some(number) = number else {
             return Some(EMPTY);
         };
         match number.checked_sub(1).map(|index| &self.tokens[index]) {
             Some(token) if token.revoked => Some(REVOKED),
-            Some(token) if !self.refuses_every_token && now() < token.ends_at => None,
+            Some(token) if !self.rejects_every_token && now() < token.expires_at => None,
             _ => Some(INVALID),
         }
     }
@@ -258,7 +262,7 @@ fn json_reply(status: StatusCode, body: impl Into<Bytes>) -> Reply {
 }
 
 /// Serves HTTP/1.1 on a free port until the tasks are dropped.
-async fn serve<F, Fut>(tasks: &mut JoinSet<()>, answer: F) -> Result<SocketAddr, BoxError>
+async fn serve<F, Fut>(tasks: &mut JoinSet<()>, handler: F) -> Result<SocketAddr, BoxError>
 where
     F: Fn(Request<Bytes>) -> Fut + Clone + Send + 'static,
     Fut: Future<Output = Reply> + Send + 'static,
@@ -268,37 +272,37 @@ where
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
-            connections.spawn(serve_connection(stream, answer.clone()));
+            connections.spawn(serve_connection(stream, handler.clone()));
         }
     });
     Ok(address)
 }
 
-async fn serve_connection<F, Fut>(stream: TcpStream, answer: F)
+async fn serve_connection<F, Fut>(stream: TcpStream, handler: F)
 where
     F: Fn(Request<Bytes>) -> Fut + Clone,
     Fut: Future<Output = Reply>,
 {
     let service = service_fn(move |request: Request<Incoming>| {
-        let answer = answer.clone();
+        let handler = handler.clone();
         async move {
             let (head, body) = request.into_parts();
             let body = body.collect().await?.to_bytes();
-            Ok::<_, hyper::Error>(answer(Request::from_parts(head, body)).await)
+            Ok::<_, hyper::Error>(handler(Request::from_parts(head, body)).await)
         }
     });
     let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    // A client that went away is no concern of the server; the steps see what matters.
+    // Clients may close their connections at any time.
     let _ = connection.await;
 }
 
-fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
-    book.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[allow(
     clippy::disallowed_methods,
-    reason = "servers, and those who measure them, have a clock of their own"
+    reason = "the servers have their own clock"
 )]
 pub(crate) fn now() -> Instant {
     Instant::now()

@@ -1,4 +1,4 @@
-//! The client side: hyper-util's client, the layer around it, and what a call through it came to.
+//! The client side: hyper-util's client, the layer around it, and the outcome of a call.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,45 +18,45 @@ use tower_client_credentials::{
 
 use crate::servers::{APPLICATION, Servers, TOKEN_NUMBER, now};
 
-/// Far below the number of sockets that any system lets a program open.
-const CALLS_ON_THE_WIRE: usize = 32;
+/// Far below the number of sockets that a program may open.
+const MAX_CONCURRENT_CALLS: usize = 32;
 
 type HttpClient = ConcurrencyLimit<Client<HttpConnector, Full<Bytes>>>;
 
-/// A client of the API, with a token cache and servers of its own; clones share them.
+/// A client of the API with its own token cache and servers. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Stack {
     pub(crate) servers: Arc<Servers>,
     api: ClientCredentials<HttpClient>,
 }
 
-/// What a call came to.
-pub(crate) struct Answer {
+/// The outcome of a call.
+pub(crate) struct Outcome {
     pub(crate) status: StatusCode,
     pub(crate) body: Bytes,
-    /// The number of the token that the API got.
+    /// The number of the token that the API received.
     pub(crate) token: usize,
-    /// Whether the call had to wait for that token.
+    /// Whether the call waited for that token.
     pub(crate) waited: bool,
-    pub(crate) took: Duration,
+    pub(crate) elapsed: Duration,
     pub(crate) not_replayed: Option<NotReplayed>,
 }
 
 impl Stack {
-    /// Starts servers whose tokens live so long, and makes a client for them.
-    pub(crate) async fn start(token_life: Duration) -> Result<Self, BoxError> {
-        Self::start_with(token_life, APPLICATION, TokenCache::builder()).await
+    /// Starts servers with the given token lifetime, and builds a client for them.
+    pub(crate) async fn start(token_lifetime: Duration) -> Result<Self, BoxError> {
+        Self::start_with(token_lifetime, APPLICATION, TokenCache::builder()).await
     }
 
-    /// The same, with other credentials or another cache.
+    /// Like [`start`](Self::start), with other credentials or another cache.
     pub(crate) async fn start_with(
-        token_life: Duration,
+        token_lifetime: Duration,
         (client_id, client_secret): (&str, &str),
         cache: TokenCacheBuilder,
     ) -> Result<Self, BoxError> {
-        let servers = Servers::start(token_life).await?;
+        let servers = Servers::start(token_lifetime).await?;
         let http = ServiceBuilder::new()
-            .concurrency_limit(CALLS_ON_THE_WIRE)
+            .concurrency_limit(MAX_CONCURRENT_CALLS)
             .service(Client::builder(TokioExecutor::new()).build_http());
 
         let tokens =
@@ -70,18 +70,18 @@ impl Stack {
         })
     }
 
-    pub(crate) async fn get(&self) -> Result<Answer, BoxError> {
+    pub(crate) async fn get(&self) -> Result<Outcome, BoxError> {
         let request = Request::get(&self.servers.api_url);
         self.call(request.body(Full::default())?).await
     }
 
-    pub(crate) async fn post(&self, body: Bytes) -> Result<Answer, BoxError> {
+    pub(crate) async fn post(&self, body: Bytes) -> Result<Outcome, BoxError> {
         let request = Request::post(&self.servers.api_url);
         self.call(request.body(Full::new(body))?).await
     }
 
-    /// So many calls at once, each in a task of its own.
-    pub(crate) async fn get_all(&self, calls: usize) -> Vec<Result<Answer, BoxError>> {
+    /// Makes concurrent calls, each in its own task.
+    pub(crate) async fn get_all(&self, calls: usize) -> Vec<Result<Outcome, BoxError>> {
         let mut tasks = JoinSet::new();
         for _ in 0..calls {
             let stack = self.clone();
@@ -90,24 +90,24 @@ impl Stack {
         tasks.join_all().await
     }
 
-    async fn call(&self, request: Request<Full<Bytes>>) -> Result<Answer, BoxError> {
+    async fn call(&self, request: Request<Full<Bytes>>) -> Result<Outcome, BoxError> {
         let started = now();
         let mut api = self.api.clone();
         let response = api.ready().await?.call(request);
-        // A call that finds a token has taken it by now; what is issued later, it waits for.
+        // A call that finds a token already has it. Tokens that are issued later were waited for.
         let issued_tokens = self.servers.issued_tokens();
         let (head, body) = response.await?.into_parts();
         let body = body.collect().await?.to_bytes();
 
         let token = head.headers.get(TOKEN_NUMBER);
-        let token = token.ok_or("the API does not say which token it got")?;
+        let token = token.ok_or("the API does not name the token that it received")?;
         let token = token.to_str()?.parse()?;
-        Ok(Answer {
+        Ok(Outcome {
             status: head.status,
             body,
             token,
             waited: token > issued_tokens,
-            took: started.elapsed(),
+            elapsed: started.elapsed(),
             not_replayed: head
                 .extensions
                 .get::<TokenOutcome>()
