@@ -3,7 +3,10 @@
 mod support;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
@@ -263,10 +266,10 @@ async fn lifetime_defaults_to_five_minutes() {
 #[tokio::test(start_paused = true)]
 async fn unchanged_token_is_requested_again_after_half_of_its_remaining_lifetime() {
     let start = Instant::now();
-    let requests = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let requests = Arc::new(AtomicUsize::new(0));
     let counter = requests.clone();
     let unchanging = service_fn(move |_: TokenRequest| {
-        counter.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        counter.fetch_add(1, Ordering::SeqCst);
         async move {
             let left = LONG.saturating_sub(start.elapsed());
             Ok::<_, BoxError>(AccessToken::new("the-same")?.with_lifetime(left))
@@ -281,7 +284,7 @@ async fn unchanged_token_is_requested_again_after_half_of_its_remaining_lifetime
     }
 
     // At most 310 s are left when the token is due for the first time. Each request halves that.
-    let requests = requests.load(std::sync::atomic::Ordering::SeqCst);
+    let requests = requests.load(Ordering::SeqCst);
     assert!((3..=12).contains(&requests), "{requests}");
 }
 
