@@ -2,20 +2,20 @@
 //!
 //! | chapter | questions it answers |
 //! |---|---|
-//! | [Getting started](getting_started) | How do I set it up? How do services share a token? How do I use tokens outside HTTP requests? |
+//! | [Getting started](getting_started) | How do I set up the crate? How do services share a token? How do I use tokens outside HTTP requests? |
 //! | [Testing](testing) | How do I test my client without sockets and without waiting? |
 //! | [HTTP clients](clients) | What does my HTTP client need? In which order do I add layers? |
 //! | [Replay](replay) | How is a request sent a second time? How do I prevent that? |
-//! | [Rejected tokens](rejections) | What happens when the API answers 401? Why does my caller still get one? |
-//! | [Refresh and expiry](refresh) | When is a token refreshed? What happens after a machine was suspended? |
-//! | [Failures](failures) | What is retried? Which errors need action? What do I log? |
+//! | [Rejected tokens](rejections) | What happens when the API answers 401? Why does my caller still get a 401? |
+//! | [Refresh and expiry](refresh) | When is a token refreshed? What happens after a suspended machine wakes up? |
+//! | [Failures](failures) | What is retried? Which errors need action? What should I log? |
 //! | [Observability](observability) | What do responses, traces and metrics show? |
 //! | [Security](security) | What does the crate protect, and what are the limits? |
 //! | [Migrating](migrating) | How do I replace my own cache, `oauth2`, or `AddAuthorizationLayer`? |
 
-// The chapters are plain Markdown files: their links lead to files and to docs.rs. The definitions of
-// `links.md` come first, and the first definition of a link counts, so rustdoc resolves and checks
-// those. `tests/guide.rs` compares both.
+// The chapters are plain Markdown files whose links lead to files and to docs.rs. Rustdoc uses the
+// first definition of a link, so it resolves and checks those in `links.md` instead. `tests/guide.rs`
+// checks that both lead to the same place.
 
 #[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/getting-started.md")]

@@ -2,10 +2,12 @@
 //!
 //! It gets tokens with the client-credentials grant ([RFC 6749 §4.4], "2-legged OAuth") and refreshes
 //! them in the background before they expire. It makes one token request no matter how many callers
-//! need the token. When the API rejects a token, it sends the request again with a new one.
+//! need the token. When the API rejects a token, the middleware gets a new one and sends the request
+//! again.
 //!
-//! The crate contains no HTTP client. You supply two tower services: the HTTP client to wrap, and the
-//! token service that tokens come from. [`TokenEndpoint`] turns any HTTP client into a token service.
+//! The crate doesn't include an HTTP client. You supply two tower services: the HTTP client to wrap,
+//! and a token service that supplies tokens. [`TokenEndpoint`] turns any HTTP client into a token
+//! service.
 //!
 //! # Example
 //!
@@ -13,7 +15,7 @@
 #![doc = include_str!("../examples/readme.rs")]
 //! ```
 //!
-//! [`guide::getting_started`] lists its dependencies and shows the next steps.
+//! [`guide::getting_started`] lists the dependencies of this program and shows the next steps.
 //!
 //! # How a request is handled
 //!
@@ -28,12 +30,12 @@
 //!   │                               task and calls the token service, such
 //!   │                               as a TokenEndpoint
 //!   ▼
-//! add the Authorization header; let the replay policy keep the body
+//! add the Authorization header; keep a copy of the body for a replay
 //!   │
 //!   ▼
 //! your HTTP client ──► Response
 //!                        ├─ accepted: return it
-//!                        └─ rejected: renew the token and send once more
+//!                        └─ rejected: renew the token and send again
 //! ```
 //!
 //! If the token is due for refresh, the request uses it, and a refresh starts in the background.
@@ -41,26 +43,26 @@
 //! A request that already has an `Authorization` header is sent unchanged. A request over plain HTTP
 //! to another machine is sent without a token, unless you allow it.
 //!
-//! A call with a fresh token has these costs:
+//! A call with a fresh token is cheap:
 //!
 //! * It takes no lock and doesn't wait.
-//! * Each service remembers the token that it last used. At most once per millisecond, it checks the
-//!   cache for a newer one, which loads an atomic pointer and reads two clocks. If you clone the
-//!   service for each call, each clone may check once.
-//! * It allocates what its replay policy keeps. Apart from that, it allocates only if the added header
-//!   makes the request's `HeaderMap` grow.
+//! * It seldom reads the cache. A service remembers the token that it last used and checks the cache
+//!   for a newer token at most once per millisecond. Such a check loads an atomic pointer and reads
+//!   two clocks. If you clone the service for each call, each clone may check once.
+//! * It allocates in two cases only: if its replay policy keeps a copy of the request, and if the
+//!   added header makes the request's `HeaderMap` grow.
 //!
 //! # When to use it
 //!
 //! Use this crate if your program calls an API on its own behalf, the authorization server supports
 //! the client-credentials grant, and your HTTP client is a tower service or can be adapted to one.
 //!
-//! Use something else if
+//! Use something else in these cases:
 //!
-//! * your tokens belong to users: the [`oauth2`] crate supports other grants;
-//! * your token never changes: tower-http has `AddAuthorizationLayer`;
-//! * you want to check tokens on a server: this crate is for clients;
-//! * your program makes one call and exits: it doesn't need a cache.
+//! * Your tokens belong to users. The [`oauth2`] crate supports other grants.
+//! * Your token never changes. tower-http has `AddAuthorizationLayer`.
+//! * You want to validate tokens on a server. This crate is for clients.
+//! * Your program makes one call and exits. It doesn't need a cache.
 //!
 //! # Order of layers
 //!
@@ -73,8 +75,8 @@
 //! your HTTP client
 //! ```
 //!
-//! Put a layer that follows redirects below: above, it can carry a token to another host.
-//! [`guide::clients`] explains this and the other layers.
+//! Put a layer that follows redirects below `ClientCredentialsLayer`. Above it, a redirect can send a
+//! token to another host. [`guide::clients`] explains the recommended position of each layer.
 //!
 //! # Where to look
 //!
@@ -108,25 +110,26 @@
 //! |---|---|
 //! | *token service* | the tower service that supplies access tokens |
 //! | *token request* | one request for an access token, including its retries |
-//! | *fresh* | a token that can be used |
-//! | *due for refresh* | a token that can be used while its refresh runs in the background |
-//! | *expired* | a token that must not be used anymore |
-//! | *rejected* | a token that the API refused |
+//! | *fresh* token | can be used, and doesn't need a refresh yet |
+//! | token *due for refresh* | can be used while a refresh runs in the background |
+//! | *expired* token | must not be used anymore |
+//! | *rejected* token | was refused by the API |
 //! | *refresh* | any token request after the first |
-//! | *renewal* | a refresh because of a rejection |
+//! | *renewal* | a refresh that a rejection causes |
 //! | *replay* | the second send of a request |
-//! | *refresh window* | the time before expiry in which a token is due for refresh |
-//! | *expiry margin* | how long before its stated end a token counts as expired |
-//! | *cool-down* | the time after a renewal in which rejections cause no other renewal |
+//! | *refresh window* | the time before the expiry during which a token is due for refresh |
+//! | *expiry margin* | the time before the stated expiry during which a token already counts as expired |
+//! | *cool-down* | the time after a renewal during which a rejection doesn't cause another renewal |
 //!
 //! # Runtime
 //!
 //! Token requests run as Tokio tasks and need a runtime with timers enabled. A token that is already
 //! in the cache can be used without a runtime. One cache can serve several runtimes.
 //!
-//! # Not here
+//! # Out of scope
 //!
-//! Other grants, refresh tokens, token validation on servers, an HTTP client, TLS.
+//! The crate doesn't support other grants or refresh tokens, and doesn't validate tokens on servers. It
+//! doesn't include an HTTP client or TLS.
 //!
 //! [`oauth2`]: https://docs.rs/oauth2
 //! [RFC 6749]: https://www.rfc-editor.org/rfc/rfc6749
@@ -162,18 +165,18 @@ pub use crate::{
     token::{AccessToken, Rejection, TokenCache, TokenCacheBuilder, TokenParameters, TokenRequest},
 };
 
-/// What the fuzz targets reach that is not public.
+/// Private items that the fuzz targets use.
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {
-    /// Whether a response rejects the token, by the default verdict.
+    /// Returns whether a response rejects the token, according to the default rule.
     pub fn is_rejection(response: &http::response::Parts) -> bool {
         let token = crate::AccessToken::new("token").expect("the token can be sent");
         token.scheme().verdict(response) == crate::scheme::Verdict::Rejected
     }
 }
 
-/// The error type of the layer's service, as tower has it.
+/// A boxed error: the error type of [`ClientCredentials`], re-exported from tower.
 pub use tower::BoxError;
 
 #[cfg(doc)]
