@@ -10,16 +10,21 @@ use crate::{
     replay::{CloneBody, NoReplay},
 };
 
-/// Gives every request of a service an access token; see the [crate docs](crate).
+/// Adds an access token to every request of the wrapped service. See the [crate docs](crate).
 ///
-/// A request that carries an `Authorization` header of its own passes untouched. So does one that must
-/// not carry the token: over plain http to another host, unless [`allow_http`](Self::allow_http) is
-/// set, or to another origin than those of [`allowed_origins`](Self::allowed_origins). Without these, a request gets
-/// the token whatever host it is for; a redirect follower above the layer would carry it to another.
+/// Two kinds of requests are sent unchanged:
+///
+/// * Requests that already have the header that carries the token, usually `Authorization`.
+/// * Requests that must not carry a token: over plain HTTP to another machine, unless
+///   [`allow_http`](Self::allow_http) is set, or to an origin that
+///   [`allowed_origins`](Self::allowed_origins) doesn't list.
+///
+/// Without `allowed_origins`, requests to any host get a token. This includes redirects to other
+/// hosts if a layer above this one follows them.
 ///
 /// # Examples
 ///
-/// With all defaults:
+/// With the default options:
 ///
 /// ```
 /// # use tower_client_credentials::{AccessToken, TokenRequest};
@@ -62,7 +67,7 @@ pub struct ClientCredentialsLayer<R = CloneBody> {
 }
 
 impl ClientCredentialsLayer {
-    /// Makes a layer with all defaults, and a [`TokenCache`] of its own around the token service.
+    /// Creates a layer with the default options and its own [`TokenCache`] for the token service.
     pub fn new<T>(token_service: T) -> Self
     where
         T: Service<TokenRequest, Response = AccessToken> + Clone + Send + 'static,
@@ -72,7 +77,7 @@ impl ClientCredentialsLayer {
         Self::with_cache(TokenCache::new(token_service))
     }
 
-    /// Makes a layer that takes its tokens from the given cache, which several stacks can share.
+    /// Creates a layer that takes its tokens from `cache`. Several layers can share a cache.
     ///
     /// # Examples
     ///
@@ -100,7 +105,7 @@ impl ClientCredentialsLayer {
 }
 
 impl<R> ClientCredentialsLayer<R> {
-    /// Sets how a request is sent a second time when the API rejected its token. Default:
+    /// Sets how a request is sent again after the API has rejected its token. Default:
     /// [`CloneBody`].
     ///
     /// # Examples
@@ -125,9 +130,9 @@ impl<R> ClientCredentialsLayer<R> {
         }
     }
 
-    /// Sends every request once: [`replay`](Self::replay) with [`NoReplay`].
+    /// Sends each request only once. Short for `replay(NoReplay)`.
     ///
-    /// A single request is sent once if it carries the extension [`NoReplay`](crate::replay::NoReplay).
+    /// To send a single request only once, add [`NoReplay`] to its extensions instead.
     ///
     /// # Examples
     ///
@@ -140,19 +145,21 @@ impl<R> ClientCredentialsLayer<R> {
     /// use tower_client_credentials::ClientCredentialsLayer;
     ///
     /// let once = ClientCredentialsLayer::new(token_service).no_replay();
-    /// // Another layer with the same tokens, for calls that may be sent twice.
+    /// // Another layer with the same tokens, for requests that may be sent twice.
     /// let twice = ClientCredentialsLayer::with_cache(once.cache().clone());
     /// ```
     pub fn no_replay(self) -> ClientCredentialsLayer<NoReplay> {
         self.replay(NoReplay)
     }
 
-    /// Sets which responses reject the token, instead of the default.
+    /// Sets which responses count as a rejection of the token. Replaces the default rule.
     ///
-    /// By default a 401 does, unless its Bearer challenges name an error, and none but
-    /// `insufficient_scope` and `invalid_request` (RFC 6750 §3.1): another token would not help then.
-    /// Many servers send no challenge at all. Some APIs answer 403 instead, and gRPC has
-    /// `grpc-status: 16` in the headers of a 200.
+    /// By default, a 401 is a rejection, even without a `WWW-Authenticate` header. There is one
+    /// exception: if the only errors in its Bearer challenges are `insufficient_scope` or
+    /// `invalid_request` (RFC 6750 §3.1), another token wouldn't help.
+    ///
+    /// Set this option if your API rejects tokens in another way. Some APIs answer 403, and gRPC
+    /// servers answer 200 with `grpc-status: 16` in the headers. The function doesn't see the body.
     ///
     /// # Examples
     ///
@@ -164,7 +171,7 @@ impl<R> ClientCredentialsLayer<R> {
     /// # });
     /// use tower_client_credentials::ClientCredentialsLayer;
     ///
-    /// // Any 401, whatever its challenges say.
+    /// // Every 401 is a rejection, regardless of its challenges.
     /// let layer = ClientCredentialsLayer::new(token_service)
     ///     .rejected_when(|response| response.status == http::StatusCode::UNAUTHORIZED);
     /// # drop(layer);
@@ -177,16 +184,20 @@ impl<R> ClientCredentialsLayer<R> {
         self
     }
 
-    /// Sets the only origins that tokens may go to. Default: every origin.
+    /// Restricts tokens to the given origins. Default: no restriction.
     ///
-    /// An origin is a scheme, a host and a port, as in `https://api.example` or
-    /// `https://api.example:8443`: without a port it is the scheme's own. Requests to other origins
-    /// pass untouched, and their responses say so ([`TokenOutcome::omitted`](crate::TokenOutcome::omitted)).
+    /// An origin consists of a scheme, a host and a port, such as `https://api.example:8443`. The
+    /// port defaults to that of the scheme. Requests to other origins are sent without a token, and
+    /// [`TokenOutcome::omitted`](crate::TokenOutcome::omitted) of their responses says so.
     ///
-    /// A request whose URI is a path alone is taken by its `Host` header; what its scheme is, it does
-    /// not say. Without `Host`, as tonic's and kube's requests are where the layer sees them, it goes
-    /// to no known origin and gets no token. When URI and `Host` name two hosts, both have to be of
-    /// these origins. With an empty list no request gets a token; a tunnel (`CONNECT`) never does.
+    /// The origin of a request is determined as follows:
+    ///
+    /// * If both the URI and the `Host` header name a host, both must match an allowed origin.
+    /// * If the URI is only a path, the `Host` header must match, and the scheme isn't compared.
+    /// * If neither names a host, the request gets no token. At the position of this layer, this is
+    ///   the case for all requests of tonic and kube.
+    ///
+    /// With an empty list, no request gets a token. `CONNECT` requests never get one.
     ///
     /// # Examples
     ///
@@ -207,8 +218,12 @@ impl<R> ClientCredentialsLayer<R> {
     ///
     /// # Errors
     ///
-    /// Fails if an origin is no absolute URL, names no host or a bad port, has a scheme other than
-    /// http, https, ws and wss and no port, or has user information, a path or a query.
+    /// Fails if an origin
+    ///
+    /// * isn't an absolute URL,
+    /// * has no host or an invalid port,
+    /// * has no port, and its scheme isn't `http`, `https`, `ws` or `wss`,
+    /// * contains user information, a path or a query.
     pub fn allowed_origins<O>(mut self, origins: impl IntoIterator<Item = O>) -> Result<Self, Error>
     where
         O: TryInto<Uri, Error: Into<BoxError>>,
@@ -219,12 +234,14 @@ impl<R> ClientCredentialsLayer<R> {
         Ok(self)
     }
 
-    /// Lets tokens go over plain http, where everybody on the way can read and use them.
+    /// Allows sending tokens over plain HTTP, where anyone on the network path can read and use
+    /// them.
     ///
-    /// Without this, a request over plain http to another host than this machine's loopback passes
-    /// untouched, and its response says so ([`TokenOutcome::omitted`](crate::TokenOutcome::omitted)). A
-    /// request whose URI is a path alone does not say how it goes, and gets the token. Every scheme but
-    /// `https`, `wss` and `unix` counts as plain http.
+    /// By default, requests over plain HTTP get a token only if they go to loopback. Others are
+    /// sent without a token, and [`TokenOutcome::omitted`](crate::TokenOutcome::omitted) of their
+    /// responses says so. Every scheme except `https`, `wss` and `unix` counts as plain HTTP. A URI
+    /// that is only a path doesn't contain a scheme, so such requests get a token even without this
+    /// option.
     ///
     /// # Examples
     ///
@@ -236,7 +253,7 @@ impl<R> ClientCredentialsLayer<R> {
     /// # });
     /// use tower_client_credentials::ClientCredentialsLayer;
     ///
-    /// // In a service mesh, which encrypts what goes over the network.
+    /// // In a service mesh that encrypts the traffic.
     /// let layer = ClientCredentialsLayer::new(token_service)
     ///     .allowed_origins(["http://orders.mesh.internal:8080"])?
     ///     .allow_http();
@@ -248,7 +265,7 @@ impl<R> ClientCredentialsLayer<R> {
         self
     }
 
-    /// The cache that the layer's services take their tokens from.
+    /// Returns the cache that supplies the tokens.
     pub fn cache(&self) -> &TokenCache {
         &self.cache
     }
