@@ -84,7 +84,7 @@ pin_project! {
     /// let mut api = ClientCredentialsLayer::new(token_service).layer(http);
     /// let response = api.ready().await?.call(http::Request::new(String::new()));
     ///
-    /// // A call that times out leaves the token it waited for to the next call.
+    /// // If the call times out, its token request continues, and the next call uses the token.
     /// let response = tokio::time::timeout(Duration::from_secs(5), response).await??;
     /// # assert_eq!(response.status(), 200);
     /// # Ok(())
@@ -93,8 +93,8 @@ pin_project! {
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future drops the request, as with any service. A token request that the call
-    /// waited for goes on for other calls.
+    /// Dropping this future drops the request, as with any service. It doesn't cancel a token request
+    /// that the call waits for: other calls can use the token.
     #[must_use = "futures do nothing unless polled"]
     pub struct ResponseFuture<S, R, B>
     where

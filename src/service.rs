@@ -17,13 +17,13 @@ use crate::{
     token::LastSeen,
 };
 
-/// A service that sends every request with an access token; see the [crate docs](crate).
+/// A service that sends every request with an access token. See the [crate docs](crate).
 ///
 /// Created by [`ClientCredentialsLayer`](crate::ClientCredentialsLayer). Clones share their tokens.
 ///
-/// The service that was polled ready sends the request. A replay goes through a clone of the inner
-/// service that is taken when the call is made, and polled ready first, as with tower's `Retry`.
-/// With a policy that never replays, no clone is taken.
+/// The inner service that was polled ready sends the request. Each call also clones the inner
+/// service. A replay polls this clone ready and sends the request through it, as tower's `Retry`
+/// does. With a policy that never replays, no clone is made.
 ///
 /// # Examples
 ///
@@ -42,13 +42,13 @@ use crate::{
 /// use tower::{Layer, Service, ServiceExt};
 /// use tower_client_credentials::{ClientCredentials, ClientCredentialsLayer};
 ///
-/// // The service's type can be named.
+/// // The type of the service can be named.
 /// let mut api: ClientCredentials<_> = ClientCredentialsLayer::new(token_service).layer(http);
 ///
 /// let request = http::Request::get("https://api.example/people").body(String::new())?;
 /// let response = api.ready().await?.call(request).await?;
 ///
-/// // The tokens can be used elsewhere, and the inner service stays accessible.
+/// // The cache supplies tokens for other purposes, and the inner service remains accessible.
 /// let token = api.cache().token().await?;
 /// assert_eq!(token.header_value(), "Bearer token-1");
 /// let (_seen, _changed) = (api.get_ref().clone(), api.get_mut());
@@ -60,13 +60,15 @@ use crate::{
 ///
 /// # Errors
 ///
-/// A call fails with an [`Error`](crate::Error) if no token can be obtained or put on the request.
-/// Otherwise it fails with the inner service's own error. A rejection that comes back carries a
-/// [`TokenOutcome`](crate::TokenOutcome) that says why the request was not replayed.
+/// A call fails with an [`Error`](crate::Error) if no token can be obtained, or if the token can't
+/// be added to the request. If the inner service fails, the call returns the inner service's error.
+///
+/// A response that rejects the token isn't an error. Its [`TokenOutcome`](crate::TokenOutcome)
+/// extension says why the request wasn't replayed.
 ///
 /// # Panics
 ///
-/// A call panics if the inner service's `call` panics. Later calls are served.
+/// A call panics if the inner service's `call` panics. The service can still be used afterwards.
 ///
 /// # Cancel safety
 ///
@@ -86,17 +88,17 @@ impl<S, R> ClientCredentials<S, R> {
         }
     }
 
-    /// The cache that the tokens come from.
+    /// Returns the cache that supplies the tokens.
     pub fn cache(&self) -> &TokenCache {
         &self.options.cache
     }
 
-    /// Gets a reference to the inner service.
+    /// Returns a reference to the inner service.
     pub fn get_ref(&self) -> &S {
         &self.inner
     }
 
-    /// Gets a mutable reference to the inner service.
+    /// Returns a mutable reference to the inner service.
     pub fn get_mut(&mut self) -> &mut S {
         &mut self.inner
     }
