@@ -4,11 +4,11 @@ use http::Response;
 
 use crate::Error;
 
-/// What happened to a call beside a plain send with a token that was there.
+/// A response extension that reports how a call got its token and whether it was replayed.
 ///
-/// An extension of the response: found with `response.extensions().get::<TokenOutcome>()`. A response
-/// without it is that of a request that carried a token which was there already, or an
-/// `Authorization` of its own.
+/// Read it with `response.extensions().get::<TokenOutcome>()`. A response has no such extension if
+/// the call didn't wait and the API accepted the token, or if the request already had an
+/// `Authorization` header.
 ///
 /// # Examples
 ///
@@ -17,16 +17,17 @@ use crate::Error;
 ///
 /// # let response = http::Response::new(());
 /// if let Some(outcome) = response.extensions().get::<TokenOutcome>() {
-///     // All of it in one line; or part by part.
+///     // Everything in one line:
 ///     eprintln!("{}: {outcome}", response.status());
+///     // Or part by part:
 ///     if let Some(waited) = outcome.waited() {
 ///         eprintln!("waited {waited:?}");
 ///     }
 ///     if outcome.replayed() && !outcome.token_renewed() {
-///         eprintln!("sent again with a token that was there");
+///         eprintln!("sent again with a newer token from the cache");
 ///     }
 ///     if let Some(reason) = outcome.not_replayed() {
-///         eprintln!("the API rejected the token, and that was not mended: {reason}");
+///         eprintln!("this response is a rejection: {reason}");
 ///     }
 /// }
 /// ```
@@ -40,29 +41,30 @@ pub struct TokenOutcome {
 }
 
 impl TokenOutcome {
-    /// How long the call waited for tokens, if it did.
+    /// Returns how long the call waited for tokens, or `None` if it didn't wait.
     pub fn waited(&self) -> Option<Duration> {
         self.waited
     }
 
-    /// Whether the call waited for a renewal after the API had rejected its token.
+    /// Returns whether the call waited for a renewal after the API had rejected its token.
     ///
-    /// A [replay](Self::replayed) without one used a newer token that was there already.
+    /// If the request was [replayed](Self::replayed) without a renewal, the cache already held a
+    /// newer token.
     pub fn token_renewed(&self) -> bool {
         self.token_renewed
     }
 
-    /// Whether the request was sent twice; this is the response to the second send.
+    /// Returns whether the request was sent again. If so, this is the response to the last send.
     pub fn replayed(&self) -> bool {
         self.replayed
     }
 
-    /// Why a response that rejects the token came back.
+    /// Returns why this response is a rejection, or `None` if it isn't one.
     pub fn not_replayed(&self) -> Option<&NotReplayed> {
         self.not_replayed.as_ref()
     }
 
-    /// Why the request was sent without a token.
+    /// Returns why the request was sent without a token, or `None` if it carried one.
     pub fn omitted(&self) -> Option<TokenOmitted> {
         self.omitted
     }
@@ -130,16 +132,16 @@ impl fmt::Display for TokenOutcome {
     }
 }
 
-/// Why a response that rejected the token came back without another send.
+/// The reason why the caller gets a response that rejects the token.
 ///
-/// Found with [`TokenOutcome::not_replayed`].
+/// Returned by [`TokenOutcome::not_replayed`].
 ///
 /// # Examples
 ///
 /// ```
 /// use tower_client_credentials::NotReplayed;
 ///
-/// /// Whether a larger limit of `Buffered` would have helped.
+/// /// Returns whether a larger limit of `Buffered` could have helped.
 /// fn is_too_long(reason: &NotReplayed) -> bool {
 ///     matches!(reason, NotReplayed::BodyOverLimit)
 /// }
@@ -148,22 +150,23 @@ impl fmt::Display for TokenOutcome {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum NotReplayed {
-    /// A renewal was tried so lately that another would not help; see
+    /// The last renewal is so recent that another one wouldn't help. See
     /// [`TokenCacheBuilder::cool_down`](crate::TokenCacheBuilder::cool_down).
     CoolingDown,
-    /// No other token could be had.
+    /// The renewal failed, or the cache is still returning the error of an earlier token request.
     RenewalFailed(Error),
     /// The replay policy kept nothing of the body.
     BodyNotKept,
-    /// More of the body was sent than [`Buffered`](crate::replay::Buffered) may keep, or reading it failed.
+    /// The part of the body that was sent exceeds the limit of
+    /// [`Buffered`](crate::replay::Buffered), or reading the body failed.
     BodyOverLimit,
-    /// The clone of the body shares its data with the body that was sent: it is shallow.
+    /// The clone of the body is shallow: it shares its data with the body that was sent.
     BodyShared,
-    /// What was kept of the body could not be made into one.
+    /// The replay policy couldn't restore the body.
     BodyNotRestored,
-    /// The request carried [`NoReplay`](crate::replay::NoReplay).
+    /// The request carried the extension [`NoReplay`](crate::replay::NoReplay).
     OptedOut,
-    /// This is the response to the second send: the API rejected the other token, too.
+    /// The request was sent again, and the API rejected that token as well.
     RejectedAgain,
 }
 
@@ -200,9 +203,9 @@ impl fmt::Display for NotReplayed {
     }
 }
 
-/// Why a request was sent without a token.
+/// The reason why a request was sent without a token.
 ///
-/// Found with [`TokenOutcome::omitted`].
+/// Returned by [`TokenOutcome::omitted`].
 ///
 /// # Examples
 ///
@@ -210,7 +213,7 @@ impl fmt::Display for NotReplayed {
 /// use http::Response;
 /// use tower_client_credentials::{TokenOutcome, TokenOmitted};
 ///
-/// /// Whether a request went without a token, as its URL begins with `http:`.
+/// /// Returns whether the request was sent without a token because it used plain HTTP.
 /// fn is_plain<B>(response: &Response<B>) -> bool {
 ///     let outcome = response.extensions().get::<TokenOutcome>();
 ///     outcome.and_then(TokenOutcome::omitted) == Some(TokenOmitted::PlainHttp)
@@ -220,12 +223,11 @@ impl fmt::Display for NotReplayed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TokenOmitted {
-    /// It goes to another origin than those of
-    /// [`allowed_origins`](crate::ClientCredentialsLayer::allowed_origins), or asks a proxy for a tunnel.
+    /// [`allowed_origins`](crate::ClientCredentialsLayer::allowed_origins) doesn't list the
+    /// request's origin, or the request is a `CONNECT` request.
     OtherOrigin,
-    /// It goes over plain http, or by another scheme than `https`, `wss` and `unix`, to another host
-    /// than this one; see
-    /// [`allow_http`](crate::ClientCredentialsLayer::allow_http).
+    /// The request goes to another machine over plain HTTP, that is, with a scheme other than
+    /// `https`, `wss` or `unix`. See [`allow_http`](crate::ClientCredentialsLayer::allow_http).
     PlainHttp,
 }
 
