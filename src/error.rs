@@ -7,17 +7,20 @@ use tower::BoxError;
 
 /// An error from acquiring an access token.
 ///
-/// Cheap to clone: all calls that waited for the same token get the same error. The layer returns it
-/// as a [`BoxError`]; use `downcast_ref::<Error>()` to get at it.
+/// All calls that waited for the same token get the same error, so it is cheap to clone. The layer
+/// returns it as a [`BoxError`]. Use `downcast_ref::<Error>()` to access it.
 ///
-/// `Display` names the party that failed, what happened and, where it is known, what to do. If the
-/// HTTP client failed, `Display` ends with the cause, such as `connection refused`, so
-/// [`source`](StdError::source) is `None`. If a function or token service of yours failed, its error
-/// is the source. A log line needs the whole chain, and no text occurs twice in it.
+/// `Display` says what failed, why and, if known, what to do:
 ///
-/// Neither `Display` nor `Debug` shows a secret, a token or a response body. Of the token URL, they
-/// show only the host. Sources and [`transport_error`](Self::transport_error) have texts of their own,
-/// which nobody filters.
+/// * If the HTTP client failed, `Display` ends with the cause, such as `connection refused`, and
+///   [`source`](StdError::source) returns `None`.
+/// * If your own function or token service failed, its error is the source.
+///
+/// Log the whole source chain. No text occurs in it twice.
+///
+/// `Display` and `Debug` don't show secrets, tokens or response bodies. They show only the host of
+/// the token URL. The texts of sources and of [`transport_error`](Self::transport_error) aren't
+/// filtered.
 ///
 /// # Examples
 ///
@@ -32,7 +35,7 @@ use tower::BoxError;
 /// assert!(!error.is_transient());
 /// ```
 ///
-/// What a token endpoint answered:
+/// The answer of a token endpoint:
 ///
 /// ```
 /// # use bytes::Bytes;
@@ -133,10 +136,10 @@ pub(crate) struct Refusal {
 }
 
 impl Error {
-    /// Wraps an error of a token service that a retry would not fix.
+    /// Wraps an error of a token service to say that retrying won't help.
     ///
-    /// The cache retries all other errors of token services. It also retries this one if it is the
-    /// source of another error: the token service must return it itself, boxed at most.
+    /// Without it, the cache retries when your token service fails. The token service must return
+    /// this error itself, optionally boxed. As the source of another error, it has no effect.
     ///
     /// # Examples
     ///
@@ -150,10 +153,11 @@ impl Error {
         Self::with_source(Kind::TokenService { transient: false }, source)
     }
 
-    /// Wraps an error of a token service that a retry may fix, no earlier than after `retry_after`.
+    /// Wraps an error of a token service to say that a retry may help, after `retry_after` at the
+    /// earliest.
     ///
-    /// Errors of token services count as transient anyway; use this for servers that say how long to
-    /// wait. With `None`, the cache chooses the pause.
+    /// Errors of your own types are transient, too. Use this function if the server says how long
+    /// to wait. With `None`, the cache chooses the pause.
     ///
     /// # Examples
     ///
@@ -170,15 +174,15 @@ impl Error {
             .with_retry_after(retry_after)
     }
 
-    /// Returns whether a setting can never work, such as an unusable token URL or an empty client id.
+    /// Returns whether a setting is invalid, such as a relative token URL or an empty client id.
     pub fn is_configuration(&self) -> bool {
         matches!(self.inner.kind, Kind::Configuration(_))
     }
 
-    /// Returns whether a token given to [`AccessToken`](crate::AccessToken) cannot be sent in a
+    /// Returns whether a text passed to [`AccessToken`](crate::AccessToken) can't be sent in a
     /// header.
     ///
-    /// If a token endpoint issued such a token, the error is an
+    /// If a token endpoint issues such a token, the error is an
     /// [invalid reply](Self::is_invalid_reply) instead.
     pub fn is_invalid_token(&self) -> bool {
         matches!(self.inner.kind, Kind::InvalidToken { .. })
@@ -202,29 +206,32 @@ impl Error {
         matches!(self.inner.kind, Kind::Transport { .. })
     }
 
-    /// Returns whether a function given to [`ClientAuth`](crate::ClientAuth) failed, or returned
-    /// credentials that cannot be sent.
+    /// Returns whether a function passed to [`ClientAuth`](crate::ClientAuth) failed, or returned
+    /// credentials that can't be sent.
     pub fn is_client_auth(&self) -> bool {
         matches!(self.inner.kind, Kind::ClientAuth { .. })
     }
 
-    /// Returns whether a token service of your own failed, or any token service panicked.
+    /// Returns whether your own token service failed, or any token service panicked.
     pub fn is_token_service(&self) -> bool {
         matches!(self.inner.kind, Kind::TokenService { .. } | Kind::Panicked)
     }
 
-    /// Returns whether the token service did not answer within the deadline.
+    /// Returns whether the token service didn't answer within the deadline.
     pub fn is_timeout(&self) -> bool {
         matches!(self.inner.kind, Kind::TimedOut(_))
     }
 
-    /// Returns whether there was no Tokio runtime for the token request, or each one shut down.
+    /// Returns whether the token request had no Tokio runtime, or its runtimes shut down
+    /// repeatedly.
     pub fn is_no_runtime(&self) -> bool {
         matches!(self.inner.kind, Kind::NoRuntime | Kind::RuntimeLost)
     }
 
-    /// Returns whether each token that the call waited for expired or was rejected before the HTTP
-    /// client was ready to send the request.
+    /// Returns whether the call's tokens became unusable before the HTTP client was ready.
+    ///
+    /// Each time the call got a token, the token expired or was rejected before the HTTP client
+    /// could send the request.
     pub fn is_expired(&self) -> bool {
         matches!(self.inner.kind, Kind::Expired)
     }
@@ -234,17 +241,17 @@ impl Error {
         matches!(self.inner.kind, Kind::TooManyHeaders)
     }
 
-    /// Returns whether a retry may help.
+    /// Returns whether the same call may succeed later.
     ///
     /// These errors are transient:
     ///
     /// * the replies 408, 425, 429, 5xx, `temporarily_unavailable`, `server_error` and `slow_down`;
     /// * transport errors, timeouts, panics, a missing or lost runtime, and
     ///   [expired tokens](Self::is_expired);
-    /// * errors of your own token services and of functions given to
+    /// * errors of your own token services and of functions passed to
     ///   [`ClientAuth`](crate::ClientAuth), unless they are [`permanent`](Self::permanent).
     ///
-    /// All others are permanent.
+    /// All other errors are permanent.
     pub fn is_transient(&self) -> bool {
         match &self.inner.kind {
             Kind::Refused(refusal) => refusal.is_transient(),
@@ -261,28 +268,29 @@ impl Error {
         }
     }
 
-    /// Returns how long no token request is made, counted from when this error was returned.
+    /// Returns how long to wait before the next token request.
     ///
-    /// A [`TokenEndpoint`](crate::TokenEndpoint) takes the time from the `Retry-After` header and
-    /// limits it to one hour. A [`TokenCache`](crate::TokenCache) returns this error without a token
-    /// request for that long.
+    /// The time starts when this error is returned. A [`TokenEndpoint`](crate::TokenEndpoint) reads
+    /// it from the `Retry-After` header and limits it to one hour. If a
+    /// [`TokenCache`](crate::TokenCache) returned the error, it sends no token request until the
+    /// time has passed, and returns the same error to all callers that need a token.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
 
-    /// Returns how long the failed call had waited for tokens, if it had.
+    /// Returns how long the failed call waited for tokens, or `None` if it didn't wait.
     ///
-    /// Each call has a time of its own. Errors of [`TokenCache::token`](crate::TokenCache::token)
-    /// have none.
+    /// Calls that share an error may have waited for different times. Errors of
+    /// [`TokenCache::token`](crate::TokenCache::token) don't contain this time.
     pub fn waited(&self) -> Option<Duration> {
         self.waited
     }
 
-    /// Returns the HTTP client's error, if [`is_transport`](Self::is_transport).
+    /// Returns the HTTP client's error if [`is_transport`](Self::is_transport) is `true`.
     ///
-    /// Use it to tell causes apart in a program. `Display` already ends with the cause, so the
-    /// error is not a [`source`](StdError::source). Its own text is not filtered and may show the
-    /// token URL with path and query.
+    /// Use it to distinguish causes in code. It isn't a [`source`](StdError::source), because
+    /// `Display` already ends with the cause. The text of the HTTP client's error isn't filtered
+    /// and may contain the token URL with its path and query.
     ///
     /// # Examples
     ///
@@ -309,22 +317,25 @@ impl Error {
         }
     }
 
-    /// Returns the `error` code of the token endpoint's reply, such as `invalid_client` (RFC 6749 §5.2).
+    /// Returns the `error` code of the token endpoint's reply, such as `invalid_client` (RFC 6749
+    /// §5.2).
     pub fn code(&self) -> Option<&str> {
         self.refusal()?.code.as_deref()
     }
 
-    /// Returns the `error_description` of the token endpoint's reply: a text for people.
+    /// Returns the `error_description` of the token endpoint's reply, a human-readable text.
     pub fn description(&self) -> Option<&str> {
         self.refusal()?.description.as_deref()
     }
 
-    /// Returns the `error_uri` of the token endpoint's reply: a page about the error.
+    /// Returns the `error_uri` of the token endpoint's reply, the URI of a page about the error.
     pub fn error_uri(&self) -> Option<&str> {
         self.refusal()?.uri.as_deref()
     }
 
-    /// Returns what to do about the error, if its provider documents that. `Display` ends with it.
+    /// Returns what the provider's documentation says to do about the error, if anything.
+    ///
+    /// `Display` ends with this text.
     pub fn hint(&self) -> Option<&'static str> {
         self.refusal()?.hint
     }
