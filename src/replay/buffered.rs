@@ -16,22 +16,24 @@ use super::{
 };
 use crate::NotReplayed;
 
-/// Keeps the frames of a body, trailers included, while they are sent: for every streaming body.
+/// Keeps the frames of each body, including trailers, while they are sent.
 ///
-/// Up to `limit` bytes of data are kept for each request until its response arrives. When more is
-/// sent, the frames are freed and the upload continues, but the request can't be sent again. Data
-/// that is already [`Bytes`](bytes::Bytes) isn't copied: what is kept shares its memory with what
-/// is sent. Each frame adds some tens of bytes to its data.
+/// Use it for streaming bodies.
+///
+/// For each request, up to `limit` bytes of data are kept until the response arrives. If the body
+/// is longer, the kept frames are freed. The upload continues, but the request can't be sent again.
+/// Data in [`Bytes`](bytes::Bytes) isn't copied: the kept frames and the sent frames share its
+/// memory. Each kept frame needs a few dozen bytes in addition to its data.
 ///
 /// An API often answers 401 before it has read the whole body. The replay then sends the frames
 /// that were kept and continues with the rest of the original body. The first body ends with an
 /// error, so that the HTTP client stops the first upload.
 ///
-/// The inner service gets a [`ReplayBody`]. [`map`](Self::map) converts it for a client with a body
-/// type of its own.
+/// The inner service receives a [`ReplayBody`]. If the HTTP client has its own body type, use
+/// [`map`](Self::map) to convert it.
 ///
 /// The original body is polled once before the inner service is called, to find out whether it is
-/// complete in memory. A panic in that poll is one of [`ClientCredentials`]'s `call`.
+/// complete in memory. If that poll panics, [`ClientCredentials`]'s `call` panics.
 ///
 /// [`ClientCredentials`]: crate::ClientCredentials
 ///
@@ -126,9 +128,9 @@ where
     }
 }
 
-/// What [`Buffered`] keeps for a replay: the frames read so far, and access to the rest of the body.
+/// The frames that have been read from a body, and access to the rest of the body.
 ///
-/// Dropping it frees the frames that have been sent, and no more are kept from then on.
+/// Kept by [`Buffered`] for a replay. Dropping it frees the kept frames; the upload continues.
 pub struct KeptFrames<B>(Kept<B>);
 
 enum Kept<B> {
@@ -144,7 +146,7 @@ impl<B> fmt::Debug for KeptFrames<B> {
     }
 }
 
-/// [`Buffered`] with a function that converts each body into the HTTP client's own type.
+/// [`Buffered`] with a function that converts each body into the HTTP client's own body type.
 ///
 /// Created by [`Buffered::map`].
 #[derive(Clone, Copy)]

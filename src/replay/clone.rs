@@ -5,16 +5,18 @@ use http_body::{Body, SizeHint};
 use super::ReplayPolicy;
 use crate::NotReplayed;
 
-/// Keeps a clone of the body: for `Full<Bytes>`, `Empty`, `String` and every other body whose clone
-/// is an independent copy.
+/// Keeps a clone of each body.
 ///
-/// The clones of some bodies share the source that they read from, so that one is empty once the
-/// other has been sent. The replay is given up if the clone no longer reports the size and the end
-/// that it reported before the first send. A clone that never reports a size can't be checked this
-/// way: use another policy for such bodies.
+/// Use it for `Full<Bytes>`, `Empty`, `String` and all other bodies whose clones are independent
+/// copies.
 ///
-/// If the body isn't `Clone`, the layer's service doesn't implement `Service`. The compiler names
-/// the alternatives where a `Service` is required. Where a method is called, it only says that the
+/// The clones of some bodies read from the same source: after one of them has been sent, the others
+/// are empty. Such a body isn't replayed. It is detected by comparing `size_hint` and
+/// `is_end_stream` of the clone before the first send and before the replay. This doesn't work for
+/// bodies of unknown size, so use another policy for them.
+///
+/// If the body isn't `Clone`, the stack doesn't implement `Service`. Where a `Service` is required,
+/// the compiler error lists the alternatives. Where a method is called, it only says that the
 /// method's "trait bounds were not satisfied".
 ///
 /// ```compile_fail,E0277
@@ -76,13 +78,13 @@ impl<B: Body + Clone> ReplayPolicy<B> for CloneBody {
     }
 }
 
-/// Keeps a copy that a function makes: for bodies with their own copying function, such as kube's
-/// `Body::try_clone`.
+/// Keeps a copy of each body, made by a function.
 ///
-/// The function is called before the first send, and again before each replay with the copy that
-/// it made. If it returns `None`, the body can't be copied, and the request isn't sent again. As
-/// with [`CloneBody`], the replay is given up if the copy no longer reports the size and the end
-/// that it reported before the first send.
+/// Use it for bodies with their own copy function, such as kube's `Body::try_clone`.
+///
+/// The function copies the body before the first send. Before each replay, it copies that copy. If
+/// it returns `None`, the request isn't sent again. As with [`CloneBody`], bodies whose copies read
+/// from the same source aren't replayed.
 ///
 /// # Examples
 ///
@@ -92,7 +94,7 @@ impl<B: Body + Clone> ReplayPolicy<B> for CloneBody {
 ///
 /// struct Stream;
 ///
-/// /// A client's own body: either complete in memory, or a stream that can't be copied.
+/// /// The body type of an HTTP client: either complete in memory, or a stream that can't be copied.
 /// enum Body {
 ///     Complete(Bytes),
 ///     Streaming(Stream),
@@ -142,10 +144,10 @@ impl<F> fmt::Debug for CloneWith<F> {
     }
 }
 
-/// What [`CloneBody`] and [`CloneWith`] keep: a copy of the body, and the size and the end that it
-/// reported before the first send.
+/// A copy of a body, kept by [`CloneBody`] and [`CloneWith`].
 ///
-/// The copy itself is never sent; each replay gets a copy of it. `Debug` doesn't show it.
+/// Also contains the `size_hint` and `is_end_stream` of the copy before the first send. The copy
+/// itself is never sent: each replay sends a copy of it. `Debug` doesn't show the copy.
 pub struct Kept<B> {
     copy: B,
     size: SizeHint,

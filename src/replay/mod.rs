@@ -1,13 +1,14 @@
-//! Replay policies: how a request body is sent again after the API rejected the token.
+//! Replay policies: how a request body is sent again after the API has rejected the token.
 //!
 //! | policy | for | what is kept |
 //! |---|---|---|
 //! | [`CloneBody`] (default) | bodies whose clone is an independent copy: `Full<Bytes>`, `Empty`, `String` | a clone |
-//! | [`CloneWith`] | bodies with their own copying function, such as kube's `Body::try_clone` | the copy that the function returns |
+//! | [`CloneWith`] | bodies with their own copy function, such as kube's `Body::try_clone` | the copy that the function returns |
 //! | [`Buffered`] | all other bodies, such as streams | the frames, up to a limit |
 //! | [`NoReplay`] | requests that must not be sent twice | nothing |
 //!
-//! Implement [`ReplayPolicy`] for bodies that can be made again in some other way.
+//! Implement [`ReplayPolicy`] for bodies that can be created again in another way, such as from a
+//! file.
 
 mod buffer;
 mod buffered;
@@ -32,21 +33,19 @@ pub use self::{
     replay_body::ReplayBody,
 };
 
-/// Decides what is kept of a request body, and makes the body of a replay from it.
+/// Keeps a part or a copy of each request body, and creates the body of a replay from it.
 ///
-/// Set a policy with [`ClientCredentialsLayer::replay`]. To wrap a service, the layer needs a policy
-/// that is [`Clone`].
+/// Set a policy with [`ClientCredentialsLayer::replay`]. The policy must be [`Clone`].
 ///
-/// The policy is called on the task that makes the call: [`split`](Self::split) before the request
-/// is sent, [`restore`](Self::restore) before each replay. Neither may block. A panic in one of them
-/// is a panic of that call and leaves other calls alone. The kept value is dropped when the call is
-/// over or its future is dropped.
+/// The methods run in the task of the call: [`split`](Self::split) before the request is sent, and
+/// [`restore`](Self::restore) before each replay. They must not block. If a method panics, only
+/// that call panics. The kept value is dropped when the call ends or its future is dropped.
 ///
 /// [`ClientCredentialsLayer::replay`]: crate::ClientCredentialsLayer::replay
 ///
 /// # Examples
 ///
-/// A body that reads a file can be made again from the path:
+/// A body that reads a file can be created again from the path of the file:
 ///
 /// ```
 /// # use tower_client_credentials::{AccessToken, TokenRequest};
@@ -96,33 +95,34 @@ pub use self::{
     note = "use `.no_replay()` to send each request only once"
 )]
 pub trait ReplayPolicy<B> {
-    /// The request body that the inner service gets.
+    /// The request body that the inner service receives.
     type Body;
-    /// What is kept of a request body until the call is over.
+    /// The value that is kept until the call ends, to create the body of a replay.
     type Kept;
 
-    /// Splits a body into the one to send and what is kept for a replay.
+    /// Splits a body into the body to send and the value to keep for a replay.
     ///
-    /// Called once for each request, before the first send. Return `None` if this body can't be sent
-    /// again: the request is still sent, and a rejected token is still renewed for later requests.
+    /// Called once for each request, before the first send. Return `None` if this body can't be
+    /// sent again. The request is then sent only once, and a rejected token is still renewed for
+    /// later requests.
     fn split(&self, body: B) -> (Self::Body, Option<Self::Kept>);
 
-    /// Makes the body of a replay.
+    /// Creates the body of a replay.
     ///
-    /// Called before each replay, at most twice for a request. Leave in `kept` what a second replay
-    /// needs. Return `None` if the body can't be sent again: the caller then gets the response that
-    /// the API has sent.
+    /// Called before each replay, at most twice for a request, so `kept` must remain usable for a
+    /// second replay. Return `None` if the body can't be sent again. The caller then gets the API's
+    /// rejection.
     fn restore(&self, kept: &mut Self::Kept) -> Option<Self::Body>;
 
-    /// Returns the reason to report when [`split`](Self::split) kept nothing.
+    /// Returns the reason to report if [`split`](Self::split) kept nothing.
     ///
-    /// Called when the API rejected the token of such a request. Returns
+    /// Called if the API rejects the token of such a request. Returns
     /// [`NotReplayed::BodyNotKept`] by default.
     fn not_kept(&self) -> NotReplayed {
         NotReplayed::BodyNotKept
     }
 
-    /// Returns the reason to report when [`restore`](Self::restore) made no body.
+    /// Returns the reason to report if [`restore`](Self::restore) created no body.
     ///
     /// Returns [`NotReplayed::BodyNotRestored`] by default.
     fn not_restored(&self) -> NotReplayed {

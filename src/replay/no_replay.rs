@@ -2,12 +2,13 @@ use std::convert::Infallible;
 
 use super::ReplayPolicy;
 
-/// Sends each request only once, whatever its body.
+/// Sends each request only once.
 ///
-/// It is both a policy and a request extension. As a policy, set with [`no_replay`], it applies to
-/// all requests of a service. As an extension it applies to a single request, whatever the policy.
+/// `NoReplay` is both a policy and a request extension. As a policy, set with [`no_replay`], it
+/// applies to all requests of a service. As an extension, it applies to a single request and
+/// overrides the policy.
 ///
-/// A rejected token is still renewed for the requests that follow.
+/// A rejected token is still renewed for later requests.
 ///
 /// [`no_replay`]: crate::ClientCredentialsLayer::no_replay
 ///

@@ -12,18 +12,18 @@ use tower::BoxError;
 use super::{buffer::BufferedReader, frame::into_bytes, in_memory::InMemory};
 
 pin_project! {
-    /// The request body that the inner service gets with [`Buffered`](super::Buffered).
+    /// The request body that the inner service receives with [`Buffered`](super::Buffered).
     ///
     /// Yields the frames of the original body, and reports its exact size if the original does.
     ///
     /// # Errors
     ///
-    /// Fails with the original body's error. When the request is sent again while this body is
-    /// still being read, it fails too, because the replay reads the rest.
+    /// Returns the error of the original body. Also fails if the request is sent again while this
+    /// body is still being read, because the replay takes over the rest of the original body.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this body at any point loses no frame that a replay needs.
+    /// This body can be dropped at any time. A replay still gets all frames.
     ///
     /// # Examples
     ///
