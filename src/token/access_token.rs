@@ -9,12 +9,12 @@ use crate::{
 
 /// An access token, as returned by a token service.
 ///
-/// Holds the ready-made value of the header that carries the token, marked sensitive, so that no
-/// request has to format it. Cloning copies no text. The text is wiped when its last clone is
-/// dropped; HTTP clients make a copy when they write the request.
+/// Contains the complete value of the header that carries the token, so requests don't have to
+/// format it. The value is marked sensitive. Clones share the text of the token, which is wiped
+/// when the last clone is dropped. HTTP clients make their own copies when they write requests.
 ///
-/// `Debug` shows neither the token nor the header value. Of the scope, `Debug` only shows whether
-/// there is one.
+/// `Debug` doesn't show the token, the header value or the scope, but only whether there is a
+/// scope.
 ///
 /// # Examples
 ///
@@ -42,8 +42,7 @@ impl AccessToken {
     /// # Errors
     ///
     /// Fails if `token` is empty or contains anything but visible ASCII characters, because such
-    /// text can't be sent in a header. A trailing line break usually comes from the file that the
-    /// token was read from.
+    /// text can't be sent in a header. A common cause is the trailing line break of a file.
     pub fn new(token: impl AsRef<str>) -> Result<Self, Error> {
         Ok(Self {
             scheme: Scheme::Header(TokenHeader::bearer(token.as_ref())?),
@@ -57,10 +56,10 @@ impl AccessToken {
     /// By default, a token is sent as `Authorization: Bearer {token}`. One space separates `prefix`
     /// from the token. With an empty `prefix`, the value is the token alone.
     ///
-    /// The token brings its header along, so the layer needs no option for it. Requests that already
-    /// have this header are sent untouched; their other headers, `Authorization` included, are left
-    /// alone. Before the first token arrives, the layer can't know the header: requests that have an
-    /// `Authorization` header of their own are then sent untouched.
+    /// The layer doesn't need an option for this header. Requests that already have it are sent
+    /// unchanged. Other headers, including `Authorization`, aren't changed. Before the first token
+    /// arrives, the layer doesn't know the header yet. Until then, requests that already have an
+    /// `Authorization` header are sent unchanged.
     ///
     /// # Examples
     ///
@@ -87,17 +86,17 @@ impl AccessToken {
         Ok(self)
     }
 
-    /// Sets how long the token lives, counted from the moment it was requested.
+    /// Sets how long the token lives, counted from the moment when it was requested.
     ///
-    /// A token with a lifetime of zero serves the calls that waited for it and no others. Without a
-    /// lifetime, the cache assumes a [default](crate::TokenCacheBuilder::default_lifetime).
+    /// A token with a lifetime of zero serves only the calls that waited for it. If no lifetime is
+    /// set, the cache uses its [default](crate::TokenCacheBuilder::default_lifetime).
     #[must_use]
     pub fn with_lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = Some(lifetime);
         self
     }
 
-    /// Sets the scope that the server says it granted.
+    /// Sets the scope that the server granted.
     ///
     /// # Examples
     ///
@@ -114,30 +113,30 @@ impl AccessToken {
         self
     }
 
-    /// The token itself. It is a secret: whoever has it can use it.
+    /// Returns the token, which is a secret: anyone who has it can use it.
     pub fn expose(&self) -> &str {
         self.scheme.token_header().token()
     }
 
-    /// The name of the header that carries the token: `authorization` unless another one was set.
+    /// Returns the name of the header that carries the token, `authorization` by default.
     pub fn header_name(&self) -> &HeaderName {
         self.scheme.token_header().name()
     }
 
-    /// The value of the header that carries the token, marked sensitive.
+    /// Returns the value of the header that carries the token. The value is marked sensitive.
     pub fn header_value(&self) -> &HeaderValue {
         self.scheme.token_header().value()
     }
 
-    /// The lifetime that the server stated, if it stated one.
+    /// Returns the lifetime that the server stated, if any.
     pub fn lifetime(&self) -> Option<Duration> {
         self.lifetime
     }
 
-    /// The scope that the server granted, if it named one.
+    /// Returns the scope that the server granted, if it stated one.
     ///
-    /// The text is the server's own: usually scopes separated by spaces. A reply that lists scopes
-    /// in an array is joined with spaces.
+    /// This is the server's text, usually scopes separated by spaces. If the server sends an array,
+    /// its elements are joined with spaces.
     pub fn scope(&self) -> Option<&str> {
         self.scope.as_deref()
     }

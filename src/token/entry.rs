@@ -146,15 +146,16 @@ pub(super) struct DropAfterUnlock {
     _failure: Option<Failure>,
 }
 
-/// What happens to a token that the API rejected. See
-/// [`TokenCache::reject`](crate::TokenCache::reject).
+/// What happens to a token that the API rejected.
+///
+/// Returned by [`TokenCache::reject`](crate::TokenCache::reject).
 ///
 /// # Examples
 ///
 /// ```
 /// use tower_client_credentials::Rejection;
 ///
-/// /// Whether to try again with the next token.
+/// /// Returns whether to try again with the next token.
 /// fn may_try_again(rejection: &Rejection) -> bool {
 ///     matches!(rejection, Rejection::Withheld | Rejection::Replaced)
 /// }
@@ -163,13 +164,13 @@ pub(super) struct DropAfterUnlock {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Rejection {
-    /// The cache no longer returns the token. The next caller waits for its renewal.
+    /// The cache no longer returns this token. The next caller waits for its renewal.
     Withheld,
     /// The cache already holds a newer token.
     Replaced,
-    /// The token was renewed too recently to renew it again, so it stays in use.
+    /// The token stays in use, because the cool-down after the last renewal hasn't ended.
     CoolingDown,
-    /// The last token request failed too recently to send another, so the token stays in use.
+    /// The token stays in use, because the last token request failed and its back-off hasn't ended.
     Failing(Error),
 }
 

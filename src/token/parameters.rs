@@ -1,6 +1,6 @@
-/// What a token is requested for: scopes, resources, audiences and any other parameters.
+/// The parameters of a token request: scopes, resources, audiences and others.
 ///
-/// Don't put secrets here: `Debug` shows all values.
+/// Don't add secrets, because `Debug` shows all values.
 ///
 /// # Examples
 ///
@@ -45,7 +45,7 @@ impl TokenParameters {
         self
     }
 
-    /// Adds any other parameter. A name may be added several times.
+    /// Adds another parameter. A name can be added several times.
     #[must_use]
     pub fn with_parameter(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.others.push((name.into(), value.into()));
@@ -54,21 +54,21 @@ impl TokenParameters {
 
     /// Returns the scopes in the order in which they were added.
     ///
-    /// They are sent as one parameter, separated by spaces.
+    /// The scopes are sent as one parameter, separated by spaces.
     pub fn scopes(&self) -> &[String] {
         &self.scopes
     }
 
     /// Returns the resources in the order in which they were added.
     ///
-    /// Each is sent as a separate parameter.
+    /// Each resource is sent as a separate parameter.
     pub fn resources(&self) -> &[String] {
         &self.resources
     }
 
     /// Returns the audiences in the order in which they were added.
     ///
-    /// Each is sent as a separate parameter.
+    /// Each audience is sent as a separate parameter.
     pub fn audiences(&self) -> &[String] {
         &self.audiences
     }

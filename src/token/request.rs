@@ -2,7 +2,7 @@ use super::{AccessToken, TokenParameters};
 
 /// A request for an access token, as a token service receives it.
 ///
-/// A token service that always returns the same kind of token may ignore its content.
+/// A token service that always returns the same kind of token can ignore the fields.
 ///
 /// # Examples
 ///
@@ -18,7 +18,7 @@ use super::{AccessToken, TokenParameters};
 /// #     }
 /// # }
 /// # let agent = Agent;
-/// // An agent on this machine, which has its own cache. Bypass that if the API rejected its token.
+/// // This agent has its own cache, which must be bypassed if the API rejected the cached token.
 /// let tokens = service_fn(move |request: TokenRequest| {
 ///     let agent = agent.clone();
 ///     async move {
@@ -34,7 +34,7 @@ use super::{AccessToken, TokenParameters};
 pub struct TokenRequest {
     /// What the token is requested for.
     pub parameters: TokenParameters,
-    /// The token that the API rejected, if that is the reason for the request.
+    /// The token that the API rejected, if a rejection caused this request.
     ///
     /// A token service with its own cache must not return this token again.
     pub rejected: Option<AccessToken>,
@@ -45,7 +45,7 @@ impl TokenRequest {
     ///
     /// # Examples
     ///
-    /// Tests of a token service can use it:
+    /// For tests of a token service:
     ///
     /// ```
     /// use tower_client_credentials::{TokenParameters, TokenRequest};
