@@ -54,26 +54,27 @@ impl TokenCacheBuilder {
 
     /// Sets how long before its expiry a token is due for refresh. Default: 5 minutes.
     ///
-    /// The window is never more than a fifth of the token's lifetime, so that short-lived tokens
-    /// aren't refreshed all the time.
+    /// The window is limited to a fifth of the token's lifetime, so that short-lived tokens aren't
+    /// refreshed all the time.
     pub fn refresh_window(mut self, window: Duration) -> Self {
         self.settings.timing.refresh_window = window;
         self
     }
 
-    /// Sets how long before its stated end a token counts as expired. Default: 10 seconds.
+    /// Sets how long before its stated expiry a token counts as expired. Default: 10 seconds.
     ///
-    /// The margin allows for transit times and clock differences. It is never more than a tenth of
-    /// the token's lifetime.
+    /// The margin allows for transit times and clock differences. It is limited to a tenth of the
+    /// token's lifetime.
     pub fn expiry_margin(mut self, margin: Duration) -> Self {
         self.settings.timing.expiry_margin = margin;
         self
     }
 
-    /// Sets the share of the refresh window by which a refresh may be delayed at random. Default: 0.5.
+    /// Sets the maximum random delay of a refresh, as a share of the refresh window. Default: 0.5.
     ///
-    /// The delay is drawn once per token, so that clients that started together don't refresh
-    /// together. Values are clamped to the range from 0 to 1, and `NaN` counts as 0.
+    /// Each token gets its own random delay, so that clients that start at the same time don't
+    /// refresh at the same time. Values are clamped to the range from 0 to 1, and `NaN` counts as
+    /// 0.
     pub fn jitter(mut self, share: f64) -> Self {
         // `clamp` would return `NaN`.
         self.settings.timing.jitter = if share.is_nan() {
@@ -84,9 +85,10 @@ impl TokenCacheBuilder {
         self
     }
 
-    /// Sets the lifetime to assume for tokens whose server doesn't state one. Default: 5 minutes.
+    /// Sets the lifetime of tokens if the server doesn't state one. Default: 5 minutes.
     ///
-    /// Servers may omit it (RFC 6749 §5.1). Their documentation says how long they accept a token.
+    /// Servers may omit the lifetime (RFC 6749 §5.1). Their documentation usually says how long a
+    /// token is valid.
     pub fn default_lifetime(mut self, lifetime: Duration) -> Self {
         self.settings.timing.default_lifetime = lifetime;
         self
@@ -94,59 +96,62 @@ impl TokenCacheBuilder {
 
     /// Sets how long a token request may take, including its retries. Default: 30 seconds.
     ///
-    /// If nobody drives the runtime of a token request, callers on other runtimes give it up one
-    /// second after its deadline and start another. A caller whose own token request is lost starts
-    /// up to three more.
+    /// If the runtime of a token request stops making progress, callers on other runtimes wait
+    /// until one second after the deadline and then start another token request. If a caller's own
+    /// token requests are lost, it starts up to three more.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.settings.limits.deadline = deadline;
         self
     }
 
-    /// Sets how many times a token request is attempted when it fails with transient errors.
-    /// Default: 3. The value 0 counts as 1.
+    /// Sets how many attempts a token request makes if they fail with transient errors. Default: 3.
+    ///
+    /// The value 0 counts as 1.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.settings.limits.max_attempts = attempts;
         self
     }
 
-    /// Sets the longest pause before the second attempt of a token request. Default:
-    /// 200 milliseconds.
+    /// Sets the maximum pause before the second attempt of a token request. Default: 200 ms.
     ///
-    /// The longest pause doubles with each attempt. The actual pause is drawn at random between zero
-    /// and that ("full jitter").
+    /// The maximum doubles with each further attempt. The actual pause is random, between zero and
+    /// the maximum ("full jitter").
     pub fn retry_backoff(mut self, first: Duration) -> Self {
         self.settings.limits.retry_backoff = first;
         self
     }
 
-    /// Sets how long all callers get the error of a failed token request, without another one being
-    /// sent. Default: 1 second after the first failure, doubling up to 60 seconds.
+    /// Sets the pause after a failed token request. Default: 1 second, doubling up to 60 seconds.
     ///
-    /// Each pause varies by up to 20 % at random. A longer `Retry-After` from the server is obeyed, up
-    /// to an hour. Up to half as long again is added to it at random, so that clients that were
-    /// refused together don't return together.
+    /// During the pause, callers that need a token get the error of the failed token request at
+    /// once, and no token request is sent. The first pause takes `first`. With each further
+    /// failure, the pause doubles, up to `longest`. Each pause varies at random by up to 20 %.
+    ///
+    /// If the server sends a longer `Retry-After`, the pause is at least that long, up to an hour.
+    /// It is extended by a random time of up to half its length, so that clients that were refused
+    /// at the same time don't return at the same time.
     pub fn failure_backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.settings.backoff = Backoff { first, longest };
         self
     }
 
-    /// Sets how long after a renewal further rejections cause no other renewal. Default: 30 seconds.
+    /// Sets how long after a renewal a rejection doesn't cause another one. Default: 30 seconds.
     pub fn cool_down(mut self, cool_down: Duration) -> Self {
         self.settings.cool_down = cool_down;
         self
     }
 
-    /// Refreshes the token even while no call uses it. Default: only when a call uses it.
+    /// Refreshes the token even if no calls use it. By default, only calls cause a refresh.
     ///
-    /// For clients whose calls are rare and mustn't wait. The first call that requests a token starts
-    /// this (call [`TokenCache::token`] at startup), as a task on the runtime of that call. The task
-    /// ends with the last handle of the cache. If its runtime shuts down, the next call that needs a
-    /// token starts it again.
+    /// Use this option if calls are rare and mustn't wait. A background task refreshes the token.
+    /// The first call that requests a token starts this task on its own runtime, so call
+    /// [`TokenCache::token`] at startup. The task ends when the last handle of the cache is
+    /// dropped. If its runtime shuts down, the next call that needs a token starts the task again.
     ///
-    /// At least a second passes between the end of a token request and the next refresh, so a token
-    /// that lives for less than two seconds may be missing at times. Timers stand still while a
-    /// machine is suspended. The task therefore checks both clocks once a minute, and a call within a
-    /// minute of the wake-up may wait.
+    /// At least one second passes between the end of a token request and the next refresh. For a
+    /// token that lives for less than two seconds, calls may therefore have to wait. Timers don't
+    /// run while a machine is suspended, so the task checks both clocks once a minute. A call
+    /// within a minute after the machine wakes up may have to wait.
     ///
     /// # Examples
     ///
@@ -170,14 +175,15 @@ impl TokenCacheBuilder {
         self
     }
 
-    /// Sets how the wall clock is read. Default: [`SystemTime::now`].
+    /// Replaces the wall clock. Default: [`SystemTime::now`].
     ///
-    /// A token expires as soon as either clock says so: tokio's monotonic clock, which stands still
-    /// while a machine is suspended, or the wall clock, which jumps when it is set. Tests control the
-    /// first with `tokio::time::pause`, and the second with this option.
+    /// A token expires as soon as either of two clocks says so: Tokio's monotonic clock, which
+    /// doesn't run while a machine is suspended, or the wall clock, which jumps when it is set.
+    /// Tests control the monotonic clock with `tokio::time::pause`, and the wall clock with this
+    /// option.
     ///
-    /// The function is called for each call that needs a token. The system's wall clock is read at
-    /// most once per millisecond.
+    /// A service calls this function for each request. It reads the default wall clock at most once
+    /// per millisecond.
     ///
     /// # Examples
     ///

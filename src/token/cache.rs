@@ -45,14 +45,15 @@ use crate::{
 
 /// Holds one access token and refreshes it before it expires.
 ///
-/// A cheap handle: clones share the token. Use it without the layer where a token is needed outside
-/// an HTTP request, such as for the metadata of a gRPC call or a WebSocket handshake, or to get the
-/// first token at startup.
+/// This is a handle: clones are cheap and share the token. You can use it without the layer, for
+/// example for the metadata of a gRPC call, for a WebSocket handshake, or to get the first token at
+/// startup.
 ///
-/// Any number of concurrent callers share one token request. It runs in its own Tokio task, so
-/// dropping a caller doesn't cancel it. No task runs while there is nothing to fetch, unless the
-/// token is [kept warm](TokenCacheBuilder::keep_warm), and no task outlives the last handle. A call
-/// through the layer holds a handle while it waits for a token or may still be sent again.
+/// Any number of concurrent callers share one token request. The token request runs in its own
+/// Tokio task, so dropping a caller doesn't cancel it. Between token requests, no task runs, unless
+/// the token is [kept warm](TokenCacheBuilder::keep_warm). No task outlives the last handle. A call
+/// through the layer holds a handle while it waits for a token, and as long as its request can be
+/// replayed.
 ///
 /// # Examples
 ///
@@ -114,16 +115,17 @@ impl TokenCache {
         Self::builder().build(token_service)
     }
 
-    /// Returns a builder to set options before creating a cache.
+    /// Returns a builder that creates a cache with other options.
     pub fn builder() -> TokenCacheBuilder {
         TokenCacheBuilder::default()
     }
 
     /// Returns a token that can be used now.
     ///
-    /// Returns immediately if the current token is fresh or due for refresh; a due refresh then runs
-    /// in the background. Otherwise, waits for the token request that is under way, or starts one.
-    /// Call it at startup to have a token before the first request.
+    /// If the current token is fresh or due for refresh, this method returns it immediately. If it
+    /// is due for refresh, a refresh also starts in the background. Otherwise, this method waits
+    /// for the active token request, or starts one. Call it at startup to have a token before the
+    /// first request.
     ///
     /// # Examples
     ///
@@ -148,13 +150,13 @@ impl TokenCache {
     ///
     /// # Errors
     ///
-    /// Fails if the token request fails. All waiting callers get the same error, and so do later
-    /// callers until the back-off ends ([`Error::retry_after`]). Also fails outside a Tokio runtime
-    /// with timers enabled, unless the cache holds a usable token.
+    /// Fails if the token request fails. All waiting callers get the same error. Later callers get
+    /// it until the back-off ends (see [`Error::retry_after`]). Also fails if the cache holds no
+    /// usable token and the caller isn't on a Tokio runtime with timers enabled.
     ///
     /// # Cancel safety
     ///
-    /// Dropping this future neither cancels nor delays the token request it waits for.
+    /// Dropping this future doesn't cancel or delay the token request that it waits for.
     pub async fn token(&self) -> Result<AccessToken, Error> {
         if let Some(cached) = self.current(&self.shared.now()) {
             return Ok(cached.token().clone());
@@ -165,9 +167,9 @@ impl TokenCache {
 
     /// Reports that the API rejected `token`, so that later callers get another one.
     ///
-    /// This doesn't send a token request: the next call of [`token`](Self::token) does. Nothing
-    /// changes if the cache already holds a newer token, or if the token was renewed moments ago.
-    /// The returned [`Rejection`] says what happened.
+    /// This method doesn't send a token request. The next call to [`token`](Self::token) does. If
+    /// the cache already holds a newer token, or if the cool-down or the back-off hasn't ended,
+    /// nothing changes. The returned [`Rejection`] says what happened.
     ///
     /// # Examples
     ///
@@ -183,7 +185,7 @@ impl TokenCache {
     ///
     /// let cache = TokenCache::new(token_service);
     /// let token = cache.token().await?;
-    /// // The server refused the token in a WebSocket handshake.
+    /// // The server rejected the token in a WebSocket handshake.
     /// assert!(matches!(cache.reject(&token), Rejection::Withheld));
     /// let renewed = cache.token().await?;
     /// # drop(renewed);
