@@ -1,17 +1,18 @@
 //! One call: its request is sent with a token, and sent again if the token is rejected.
 //!
-//! Most calls find a fresh token and get a response that says nothing about it: the fast path is
-//! the inner future and what is saved for a replay. Every other call takes the slow path, a box
+//! Most calls find a fresh token, and their response needs no further action. For them, the future
+//! is the inner future and what is saved for a replay. Every other call takes the slow path: a box
 //! whose stages are named after what they wait for.
 
 use std::{
     fmt, mem,
+    ops::ControlFlow::{self, Break, Continue},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response, request, response};
+use http::{Request, Response, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
@@ -21,8 +22,8 @@ use crate::{
     drain::Drain,
     error::Kind,
     origin::Destinations,
-    replay::{NotSaved, ReplayPolicy, SavedRequest},
-    scheme::{Put, Verdict},
+    replay::{NotSaved, ReplayPolicy, Saved, SavedRequest},
+    scheme::{Presented, Put, Verdict},
     telemetry,
     token::{Acquired, Acquiring, CachedToken},
 };
@@ -30,7 +31,7 @@ use crate::{
 /// Decides which responses reject the token.
 pub(crate) type RejectedWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 
-/// What the layer was set up with. All clones of a service and their calls share it.
+/// The layer's options. All clones of a service and their calls share them.
 pub(crate) struct Options<R> {
     pub(crate) cache: TokenCache,
     pub(crate) destinations: Destinations,
@@ -38,27 +39,23 @@ pub(crate) struct Options<R> {
     pub(crate) rejected_when: Option<RejectedWhen>,
 }
 
-impl<R> Options<R> {
-    /// Whether a response may say something about the token that its request carried.
-    #[inline]
-    fn must_read<B>(&self, token: &CachedToken, response: &Response<B>) -> bool {
-        self.rejected_when.is_some() || token.token().scheme().must_read(response)
-    }
+/// A token that was sent with a request.
+pub(crate) struct SentToken {
+    pub(crate) token: Arc<CachedToken>,
+    pub(crate) presented: Presented,
+}
 
-    /// Reads what a response says about the token that its request carried.
-    fn verdict(&self, token: &CachedToken, response: &response::Parts) -> Verdict {
-        let verdict = token.token().scheme().verdict(response);
-        match &self.rejected_when {
-            Some(rejected_when) if verdict != Verdict::SendAgain => {
-                if rejected_when(response) {
-                    Verdict::Rejected
-                } else {
-                    Verdict::Accepted
-                }
-            }
-            _ => verdict,
-        }
-    }
+/// What a call remembers of its first send.
+pub(crate) struct FirstSend<S, R, K> {
+    pub(crate) sent: SentToken,
+    pub(crate) options: Arc<Options<R>>,
+    pub(crate) replay: Saved<Replay<S, K>>,
+}
+
+/// What a replay needs: the request, and a service that has to be polled ready first.
+pub(crate) struct Replay<S, K> {
+    pub(crate) service: S,
+    pub(crate) request: SavedRequest<K>,
 }
 
 pin_project! {
@@ -118,7 +115,7 @@ pin_project! {
         Calling {
             #[pin]
             response: S::Future,
-            sent: Sent<S, R, R::Kept>,
+            first: FirstSend<S, R, R::Kept>,
         },
         // The API has the request, with a token of the caller's own or with none.
         CallingUntouched {
@@ -128,37 +125,8 @@ pin_project! {
         },
         // The call waits before a send, or its response has something to report.
         Slow { call: Pin<Box<SlowCall<S, R, B>>> },
-        // The token could not be put on the request.
-        Failed { error: Option<Error> },
-    }
-}
-
-/// A token that was sent with a request, and what a replay needs.
-pub(crate) struct Sent<S, R, K> {
-    pub(crate) token: Arc<CachedToken>,
-    pub(crate) options: Arc<Options<R>>,
-    pub(crate) replay: Result<Replay<S, K>, NotSaved>,
-}
-
-/// What is needed to send a request again.
-pub(crate) struct Replay<S, K> {
-    /// Has to be polled ready first.
-    service: S,
-    request: SavedRequest<K>,
-}
-
-impl<S: Clone, K> Replay<S, K> {
-    /// Prepares for a replay of a request that carries the token.
-    #[inline]
-    pub(crate) fn prepare(
-        service: &S,
-        token: &CachedToken,
-        head: &request::Parts,
-        kept: Option<K>,
-    ) -> Result<Self, NotSaved> {
-        let request = SavedRequest::new(head, Some(token.token().scheme()), kept)?;
-        let service = service.clone();
-        Ok(Self { service, request })
+        // The caller has the response.
+        Done,
     }
 }
 
@@ -169,42 +137,30 @@ where
 {
     /// The request was sent with a token.
     #[inline]
-    pub(crate) fn calling(response: S::Future, sent: Sent<S, R, R::Kept>) -> Self {
-        Self {
-            state: State::Calling { response, sent },
-        }
+    pub(crate) fn calling(response: S::Future, first: FirstSend<S, R, R::Kept>) -> Self {
+        let state = State::Calling { response, first };
+        Self { state }
     }
 
-    /// The request was sent without a token of ours: it carries one of the caller's own, or must not
-    /// carry any.
+    /// The request was sent with a token of the caller's own, or must not carry a token.
     pub(crate) fn calling_untouched(response: S::Future, omitted: Option<TokenOmitted>) -> Self {
         if let Some(reason) = omitted {
             telemetry::token_omitted(reason.label());
         }
-        Self {
-            state: State::CallingUntouched { response, omitted },
-        }
+        let state = State::CallingUntouched { response, omitted };
+        Self { state }
     }
 
     /// The request waits for a token.
     pub(crate) fn waiting(job: Job<S, R, B>) -> Self {
-        let stage = job.await_token();
+        let stage = job.options.await_token();
         Self::slow(SlowCall { stage, job })
-    }
-
-    /// The token could not be put on the request.
-    pub(crate) fn failed(error: Error) -> Self {
-        let error = Some(error);
-        Self {
-            state: State::Failed { error },
-        }
     }
 
     fn slow(call: SlowCall<S, R, B>) -> Self {
         let call = Box::pin(call);
-        Self {
-            state: State::Slow { call },
-        }
+        let state = State::Slow { call };
+        Self { state }
     }
 }
 
@@ -220,22 +176,17 @@ where
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.as_mut().project().state.project() {
-            StateProj::Calling { response, sent } => match response.poll(cx) {
-                Poll::Ready(Ok(response)) if sent.must_read(&response) => self.read(response, cx),
+            StateProj::Calling { response, first } => match response.poll(cx) {
+                Poll::Ready(Ok(response)) if first.must_read(&response) => self.read(response, cx),
                 output => output.map_err(Into::into),
             },
             StateProj::CallingUntouched { response, omitted } => {
                 let response = ready!(response.poll(cx)).map_err(Into::into)?;
-                Poll::Ready(Ok(match omitted.take() {
-                    Some(reason) => TokenOutcome::without_token(reason).attach_to(response),
-                    None => response,
-                }))
+                let outcome = omitted.map(TokenOutcome::without_token);
+                Poll::Ready(Ok(outcome.unwrap_or_default().attach_to(response)))
             }
             StateProj::Slow { call } => call.as_mut().poll(cx),
-            StateProj::Failed { error } => {
-                let error = error.take().expect(POLLED_AFTER_READY);
-                Poll::Ready(Err(error.into()))
-            }
+            StateProj::Done => panic!("`ResponseFuture` polled after it returned `Ready`"),
         }
     }
 }
@@ -247,22 +198,20 @@ where
     R: ReplayPolicy<B>,
     ResBody: Body,
 {
-    /// Gives the response to the caller, or goes on by the slow path.
+    /// Hands the response of the first send to the caller, or continues on the slow path.
     #[cold]
-    #[inline(never)]
     fn read(
         mut self: Pin<&mut Self>,
         response: Response<ResBody>,
         cx: &mut Context<'_>,
     ) -> Poll<<Self as Future>::Output> {
-        let failed = State::Failed { error: None };
-        let state = self.as_mut().project().state.project_replace(failed);
-        let StateReplaced::Calling { sent, .. } = state else {
-            unreachable!("the response is that of a call")
+        let state = self.as_mut().project().state.project_replace(State::Done);
+        let StateReplaced::Calling { first, .. } = state else {
+            unreachable!("only a call that has sent its token reads a response")
         };
-        match sent.follow_up(response) {
-            FollowUp::Return(response) => Poll::Ready(Ok(response)),
-            FollowUp::Continue(call) => {
+        match first.answered(response) {
+            Break(response) => Poll::Ready(Ok(response)),
+            Continue(call) => {
                 self.set(Self::slow(call));
                 self.poll(cx)
             }
@@ -276,86 +225,78 @@ where
     R: ReplayPolicy<B>,
 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = match &self.state {
-            State::Calling { .. } => "Calling",
-            State::CallingUntouched { .. } => "CallingUntouched",
-            State::Slow { call } => call.stage.name(),
-            State::Failed { .. } => "Failed",
-        };
-        f.debug_struct("ResponseFuture")
-            .field("state", &state)
-            .finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }
 
-/// What follows a response, or the end of a renewal.
-enum FollowUp<Res, Next> {
-    /// The caller gets the response.
-    Return(Res),
-    /// The request is sent again.
-    Continue(Next),
-}
-
-impl<S, R, K> Sent<S, R, K> {
-    /// Whether the response may say something about the token.
+impl<S, R, K> FirstSend<S, R, K> {
+    /// Whether a response may say something about the token.
     #[inline]
     fn must_read<B>(&self, response: &Response<B>) -> bool {
-        self.options.must_read(&self.token, response)
+        let scheme = self.sent.token.token().scheme();
+        self.options.rejected_when.is_some() || scheme.must_read(response)
     }
 
-    /// Decides what follows the response to the first send.
-    fn follow_up<B, ResBody>(
+    /// Decides whether the caller gets the response, or the call goes on.
+    fn answered<B, ResBody>(
         self,
         response: Response<ResBody>,
-    ) -> FollowUp<Response<ResBody>, SlowCall<S, R, B>>
+    ) -> ControlFlow<Response<ResBody>, SlowCall<S, R, B>>
     where
-        S: Service<Request<R::Body>, Response = Response<ResBody>>,
+        S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
         R: ReplayPolicy<B, Kept = K>,
     {
-        let (head, body) = response.into_parts();
-        let verdict = self.options.verdict(&self.token, &head);
-        let response = Response::from_parts(head, body);
         match self.replay {
-            _ if verdict == Verdict::Accepted => FollowUp::Return(response),
-            Ok(Replay { service, request }) => {
-                let mut job = Job::new(self.options, service, Ok(request));
-                match job.refused(verdict, self.token, response) {
-                    FollowUp::Return(response) => FollowUp::Return(response),
-                    FollowUp::Continue(stage) => FollowUp::Continue(SlowCall { stage, job }),
-                }
-            }
-            Err(not_saved) => {
-                if verdict == Verdict::Rejected {
-                    self.options.reject_for_others(&self.token);
-                }
-                let reason = self.options.reason(not_saved);
-                FollowUp::Return(TokenOutcome::default().explain(reason, response))
+            Saved::Nothing(reason) => Break(self.options.end(&self.sent, reason, response)),
+            Saved::Request(Replay { service, request }) => {
+                let mut job = Job::new(self.options, service, None, Saved::Request(request));
+                let step = job.answered(self.sent, response);
+                step.map_continue(|stage| SlowCall { stage, job })
             }
         }
     }
 }
 
 impl<R> Options<R> {
-    /// The request can't be sent again, but the requests that follow need another token.
-    fn reject_for_others(&self, token: &CachedToken) {
-        let rejection = self.cache.reject_generation(token.generation());
-        if matches!(rejection, Rejection::Withheld) {
-            self.cache.renew_in_background();
+    fn await_token<F, Res>(&self) -> Stage<F, Res> {
+        let token = self.cache.clone().acquire(None);
+        Stage::AwaitingToken { token }
+    }
+
+    /// Reads what the response to a request says about the token that the request carried.
+    fn verdict(&self, sent: &SentToken, response: &response::Parts) -> Verdict {
+        let verdict = sent
+            .token
+            .token()
+            .scheme()
+            .verdict(&sent.presented, response);
+        match &self.rejected_when {
+            Some(_) if verdict == Verdict::SendAgain => verdict,
+            Some(rejected_when) if rejected_when(response) => Verdict::Rejected,
+            Some(_) => Verdict::Accepted,
+            None => verdict,
         }
     }
 
-    fn reason<B>(&self, not_saved: NotSaved) -> NotReplayed
+    /// Hands on the response to a request that can't be sent again.
+    fn end<B, ResBody>(
+        &self,
+        sent: &SentToken,
+        reason: NotSaved,
+        response: Response<ResBody>,
+    ) -> Response<ResBody>
     where
         R: ReplayPolicy<B>,
     {
-        match not_saved {
-            NotSaved::Body => self.policy.not_kept(),
-            NotSaved::OptedOut => NotReplayed::OptedOut,
-            NotSaved::Replayed => {
-                telemetry::rejected_again();
-                NotReplayed::RejectedAgain
-            }
+        let (head, body) = response.into_parts();
+        let verdict = self.verdict(sent, &head);
+        let response = Response::from_parts(head, body);
+        match verdict {
+            Verdict::Accepted => return response,
+            Verdict::Rejected => self.cache.reject_and_renew(sent.token.generation()),
+            Verdict::SendAgain => {}
         }
+        TokenOutcome::default().explain(reason.reason(&self.policy), response)
     }
 }
 
@@ -383,8 +324,8 @@ pin_project! {
             token: Acquiring,
             rejection: Option<Res>,
         },
-        // The request can be sent again. What has arrived of the rejection is read first, so that
-        // its connection can be used again.
+        // The request can be sent again. The part of the rejection that has arrived is read first,
+        // so that its connection can be reused.
         Draining {
             token: Arc<CachedToken>,
             rejection: Pin<Box<Res>>,
@@ -392,19 +333,17 @@ pin_project! {
         },
         // The token is there. The service has to become ready.
         Readying { token: Arc<CachedToken> },
-        // The API has the request.
+        // The API has the request, with a token or with one of the caller's own.
         Calling {
-            token: Arc<CachedToken>,
-            #[pin]
-            response: F,
-        },
-        // The API has the request, which turned out to carry a token of the caller's own.
-        CallingUntouched {
+            sent: Option<SentToken>,
             #[pin]
             response: F,
         },
     }
 }
+
+/// The caller gets a response, or the call goes on with a stage.
+type Step<F, Res> = ControlFlow<Res, Stage<F, Res>>;
 
 impl<F, Res> Stage<F, Res> {
     fn draining(token: Arc<CachedToken>, rejection: Res) -> Self {
@@ -412,17 +351,6 @@ impl<F, Res> Stage<F, Res> {
             token,
             rejection: Box::pin(rejection),
             drain: Drain::new(),
-        }
-    }
-
-    fn name(&self) -> &'static str {
-        match self {
-            Self::AwaitingToken { .. } => "AwaitingToken",
-            Self::Renewing { .. } => "Renewing",
-            Self::Draining { .. } => "Draining",
-            Self::Readying { .. } => "Readying",
-            Self::Calling { .. } => "Calling",
-            Self::CallingUntouched { .. } => "CallingUntouched",
         }
     }
 }
@@ -436,18 +364,19 @@ where
 {
     type Output = Result<S::Response, BoxError>;
 
-    #[cold]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let mut this = self.as_mut().project();
-            let follow_up = match this.stage.as_mut().project() {
+            let step = match this.stage.as_mut().project() {
                 StageProj::AwaitingToken { token } => {
                     let acquired = ready!(token.as_mut().poll(cx));
-                    FollowUp::Continue(this.job.token_acquired(acquired)?)
+                    this.job.outcome.note_wait(acquired.waited);
+                    let token = acquired.result.map_err(|error| this.job.fail(error))?;
+                    Continue(Stage::Readying { token })
                 }
                 StageProj::Renewing { token, rejection } => {
                     let renewal = ready!(token.as_mut().poll(cx));
-                    let rejection = rejection.take().expect(POLLED_AFTER_READY);
+                    let rejection = rejection.take().expect("a renewal ends once");
                     this.job.renewal_ended(renewal, rejection)
                 }
                 StageProj::Draining {
@@ -457,45 +386,43 @@ where
                 } => {
                     ready!(drain.poll(rejection.as_mut(), cx));
                     let token = Arc::clone(token);
-                    FollowUp::Continue(Stage::Readying { token })
+                    Continue(Stage::Readying { token })
                 }
                 StageProj::Readying { token } => {
                     ready!(this.job.service.poll_ready(cx)).map_err(Into::into)?;
-                    FollowUp::Continue(this.job.service_ready(token)?)
+                    Continue(this.job.service_ready(token)?)
                 }
-                StageProj::Calling { token, response } => {
+                StageProj::Calling { sent, response } => {
                     let response = ready!(response.poll(cx)).map_err(Into::into)?;
-                    let token = Arc::clone(token);
-                    this.job.answered(token, response)
-                }
-                StageProj::CallingUntouched { response } => {
-                    let response = ready!(response.poll(cx)).map_err(Into::into)?;
-                    FollowUp::Return(this.job.finish(response))
+                    match sent.take() {
+                        Some(sent) => this.job.answered(sent, response),
+                        None => Break(this.job.finish(response)),
+                    }
                 }
             };
-            match follow_up {
-                FollowUp::Return(response) => return Poll::Ready(Ok(response)),
-                FollowUp::Continue(stage) => this.stage.set(stage),
+            match step {
+                Break(response) => return Poll::Ready(Ok(response)),
+                Continue(stage) => this.stage.set(stage),
             }
         }
     }
 }
 
-/// The request of a slow call, and what becomes of it.
+/// The request of a slow call, and what may still become of it.
 pub(crate) struct Job<S, R, B>
 where
     R: ReplayPolicy<B>,
 {
     options: Arc<Options<R>>,
-    /// Ready when the last stage before a send has ended, and only then.
+    /// Polled ready in the last stage before a send, and only there.
     service: S,
     /// The request to send next, without a token.
     request: Option<Request<R::Body>>,
-    saved: Result<SavedRequest<R::Kept>, NotSaved>,
-    /// The request was sent again with the same token, as the API had asked for it.
-    challenge_answered: bool,
-    /// The request is sent again with another token.
-    token_replaced: bool,
+    saved: Saved<SavedRequest<R::Kept>>,
+    /// The request may be sent again with the same token, if the API asks for it.
+    may_answer_challenge: bool,
+    /// The request may be sent again with another token.
+    may_replace_token: bool,
     /// How often the request may still wait for another token before it is sent.
     waits_left: u8,
     outcome: TokenOutcome,
@@ -508,224 +435,158 @@ where
 /// forever.
 const WAITS: u8 = 10;
 
-impl<S, R, B> Job<S, R, B>
+impl<S, R, B, F, ResBody> Job<S, R, B>
 where
+    S: Service<Request<R::Body>, Response = Response<ResBody>, Future = F> + Clone,
     R: ReplayPolicy<B>,
 {
-    fn new(
+    pub(crate) fn new(
         options: Arc<Options<R>>,
         service: S,
-        saved: Result<SavedRequest<R::Kept>, NotSaved>,
+        request: Option<Request<R::Body>>,
+        saved: Saved<SavedRequest<R::Kept>>,
     ) -> Self {
         Self {
             options,
             service,
-            request: None,
+            request,
             saved,
-            challenge_answered: false,
-            token_replaced: false,
+            may_answer_challenge: true,
+            may_replace_token: true,
             waits_left: WAITS,
             outcome: TokenOutcome::default(),
         }
     }
 
-    /// A request that has not been sent. The service has to be polled ready first.
-    pub(crate) fn unsent(
-        options: Arc<Options<R>>,
-        service: S,
-        request: Request<R::Body>,
-        saved: Result<SavedRequest<R::Kept>, NotSaved>,
-    ) -> Self {
-        Self {
-            request: Some(request),
-            ..Self::new(options, service, saved)
-        }
-    }
-
-    fn await_token<F, Res>(&self) -> Stage<F, Res> {
-        let token = self.options.cache.clone().acquire(None);
-        Stage::AwaitingToken { token }
-    }
-
-    /// A wait for a token has ended.
-    fn token_acquired<F, Res>(&mut self, acquired: Acquired) -> Result<Stage<F, Res>, Error> {
-        self.outcome.note_wait(acquired.waited);
-        match acquired.result {
-            Ok(token) => Ok(Stage::Readying { token }),
-            Err(error) => Err(error.after(self.outcome.waited())),
-        }
-    }
-
     /// The service is ready, and `token` was usable when the wait for the service began.
-    fn service_ready<Res>(
-        &mut self,
-        token: &Arc<CachedToken>,
-    ) -> Result<Stage<S::Future, Res>, Error>
-    where
-        S: Service<Request<R::Body>> + Clone,
-    {
-        match self.options.cache.still_usable(token) {
-            Some(token) => self.send(token),
-            None => self.wait_again(),
+    fn service_ready<Res>(&mut self, token: &Arc<CachedToken>) -> Result<Stage<F, Res>, Error> {
+        if let Some(token) = self.options.cache.still_usable(token) {
+            return self.send(token);
         }
-    }
-
-    fn send<Res>(&mut self, token: Arc<CachedToken>) -> Result<Stage<S::Future, Res>, Error>
-    where
-        S: Service<Request<R::Body>>,
-    {
-        let mut request = self.request.take().expect("a waiting request is sent once");
-        let put = token.token().scheme().put_on(&mut request);
-        if put == Put::NoRoom {
-            return Err(Error::new(Kind::TooManyHeaders).after(self.outcome.waited()));
-        }
-        let response = self.service.call(request);
-        Ok(match put {
-            // A request that waits for the first token can't know which header that goes into.
-            Put::CallersOwn => Stage::CallingUntouched { response },
-            _ => Stage::Calling { token, response },
-        })
-    }
-
-    fn wait_again<F, Res>(&mut self) -> Result<Stage<F, Res>, Error>
-    where
-        S: Clone,
-    {
         let Some(waits_left) = self.waits_left.checked_sub(1) else {
-            return Err(Error::new(Kind::Expired).after(self.outcome.waited()));
+            return Err(self.fail(Error::new(Kind::Expired)));
         };
         self.waits_left = waits_left;
         // Gives up the service's readiness, which the next token request may need.
         self.service = self.service.clone();
-        Ok(self.await_token())
+        Ok(self.options.await_token())
     }
 
-    /// The API answered.
-    fn answered<F, ResBody>(
+    fn send<Res>(&mut self, token: Arc<CachedToken>) -> Result<Stage<F, Res>, Error> {
+        let mut request = self
+            .request
+            .take()
+            .expect("a request that waits is not sent");
+        let sent = match token.token().scheme().put_on(&mut request) {
+            Put::Done(presented) => Some(SentToken { token, presented }),
+            // A request that waits for the first token can't know which header that goes into.
+            Put::CallersOwn => None,
+            Put::Failed(error) => return Err(self.fail(error)),
+        };
+        let response = self.service.call(request);
+        Ok(Stage::Calling { sent, response })
+    }
+
+    fn answered(
         &mut self,
-        token: Arc<CachedToken>,
+        sent: SentToken,
         response: Response<ResBody>,
-    ) -> FollowUp<Response<ResBody>, Stage<F, Response<ResBody>>> {
+    ) -> Step<F, Response<ResBody>> {
         let (head, body) = response.into_parts();
-        let verdict = self.options.verdict(&token, &head);
+        let verdict = self.options.verdict(&sent, &head);
         let response = Response::from_parts(head, body);
-        match verdict {
-            Verdict::Accepted => FollowUp::Return(self.finish(response)),
-            _ => self.refused(verdict, token, response),
-        }
-    }
-
-    /// The API refused the request because of its token.
-    fn refused<F, Res>(
-        &mut self,
-        verdict: Verdict,
-        token: Arc<CachedToken>,
-        response: Response<Res>,
-    ) -> FollowUp<Response<Res>, Stage<F, Response<Res>>> {
-        let is_challenge = verdict == Verdict::SendAgain && !self.challenge_answered;
-        let request = if is_challenge {
-            self.request_after_challenge()
-        } else {
-            self.request_after_rejection(&token)
+        let request = match verdict {
+            Verdict::Accepted => return Break(self.finish(response)),
+            Verdict::Rejected => self.request_after_rejection(&sent.token),
+            Verdict::SendAgain => self.request_after_challenge(),
         };
         match request {
-            Err(reason) => FollowUp::Return(self.finish_with(reason, response)),
-            Ok(request) => {
-                self.request = Some(request);
-                FollowUp::Continue(if is_challenge {
-                    self.outcome.note_replay(false);
-                    Stage::draining(token, response)
-                } else {
-                    self.await_renewal(&token, response)
-                })
+            Err(reason) => return Break(mem::take(&mut self.outcome).explain(reason, response)),
+            Ok(request) => self.request = Some(request),
+        }
+        Continue(if verdict == Verdict::SendAgain {
+            self.note_replay(false);
+            Stage::draining(sent.token, response)
+        } else {
+            let cache = self.options.cache.clone();
+            Stage::Renewing {
+                token: cache.acquire(Some(sent.token.generation())),
+                rejection: Some(response),
             }
-        }
+        })
     }
 
-    /// Makes the request again for the same token.
+    /// Makes the request again for the same token, once.
     fn request_after_challenge(&mut self) -> Result<Request<R::Body>, NotReplayed> {
-        self.challenge_answered = true;
+        let may_send = mem::take(&mut self.may_answer_challenge);
         match &mut self.saved {
-            Ok(saved) => saved.restore(&self.options.policy),
-            Err(not_saved) => Err(self.options.reason(*not_saved)),
+            Saved::Request(saved) if may_send => saved.restore(&self.options.policy),
+            Saved::Request(_) => Err(NotReplayed::RejectedAgain),
+            Saved::Nothing(not_saved) => Err(not_saved.reason(&self.options.policy)),
         }
     }
 
-    /// Makes the request again if another token may help, and tells the cache of the rejection.
+    /// Tells the cache of the rejection, and makes the request again if another token may help.
     fn request_after_rejection(
         &mut self,
         token: &CachedToken,
     ) -> Result<Request<R::Body>, NotReplayed> {
         let options = &self.options;
-        if mem::replace(&mut self.token_replaced, true) {
-            self.saved = Err(NotSaved::Replayed);
+        if !mem::take(&mut self.may_replace_token) {
+            self.saved = Saved::Nothing(NotSaved::LastSend);
+            telemetry::rejected_again();
         }
-        let saved = match &mut self.saved {
-            Ok(saved) => saved,
-            Err(not_saved) => {
-                options.reject_for_others(token);
-                return Err(options.reason(*not_saved));
-            }
+        let rejection = options.cache.reject_generation(token.generation());
+        let request = match (&mut self.saved, &rejection) {
+            (Saved::Nothing(not_saved), _) => Err(not_saved.reason(&options.policy)),
+            (_, Rejection::CoolingDown) => Err(NotReplayed::CoolingDown),
+            (_, Rejection::Failing(error)) => Err(NotReplayed::RenewalFailed(error.clone())),
+            (Saved::Request(saved), _) => saved.restore(&options.policy),
         };
-        let request = match options.cache.reject_generation(token.generation()) {
-            Rejection::CoolingDown => return Err(NotReplayed::CoolingDown),
-            Rejection::Failing(error) => return Err(NotReplayed::RenewalFailed(error)),
-            Rejection::Replaced => saved.restore(&options.policy)?,
-            Rejection::Withheld => saved
-                .restore(&options.policy)
-                .inspect_err(|_| options.cache.renew_in_background())?,
-        };
-        if self.challenge_answered || !token.token().scheme().may_challenge() {
-            // No other send follows, so the body need not be remembered any longer.
-            self.saved = Err(NotSaved::Replayed);
+        if request.is_err() && matches!(rejection, Rejection::Withheld) {
+            // The requests that follow need another token.
+            options.cache.renew_in_background();
         }
-        Ok(request)
+        if !(self.may_answer_challenge && token.token().scheme().may_challenge()) {
+            // The body can be forgotten as it is sent.
+            self.saved = Saved::Nothing(NotSaved::LastSend);
+        }
+        request
     }
 
-    fn await_renewal<F, Res>(&self, rejected: &CachedToken, rejection: Res) -> Stage<F, Res> {
-        let cache = self.options.cache.clone();
-        Stage::Renewing {
-            token: cache.acquire(Some(rejected.generation())),
-            rejection: Some(rejection),
-        }
-    }
-
-    fn renewal_ended<F, ResBody>(
+    fn renewal_ended(
         &mut self,
         renewal: Acquired,
         rejection: Response<ResBody>,
-    ) -> FollowUp<Response<ResBody>, Stage<F, Response<ResBody>>> {
+    ) -> Step<F, Response<ResBody>> {
         self.outcome.note_wait(renewal.waited);
         match renewal.result {
             Ok(token) => {
-                let renewed = renewal.waited.is_some();
-                self.outcome.note_replay(renewed);
-                telemetry::replayed(renewed);
-                FollowUp::Continue(Stage::draining(token, rejection))
+                self.note_replay(renewal.waited.is_some());
+                Continue(Stage::draining(token, rejection))
             }
             Err(error) => {
                 let reason = NotReplayed::without_token(error);
-                FollowUp::Return(self.finish_with(reason, rejection))
+                Break(mem::take(&mut self.outcome).explain(reason, rejection))
             }
         }
     }
 
+    fn note_replay(&mut self, token_renewed: bool) {
+        self.outcome.note_replay(token_renewed);
+        telemetry::replayed(token_renewed);
+    }
+
+    /// The error of a call that may have waited.
+    fn fail(&self, error: Error) -> Error {
+        error.after(self.outcome.waited())
+    }
+
     /// The response that the caller gets.
-    fn finish<ResBody>(&mut self, response: Response<ResBody>) -> Response<ResBody> {
+    fn finish(&mut self, response: Response<ResBody>) -> Response<ResBody> {
         mem::take(&mut self.outcome).attach_to(response)
     }
-
-    /// The rejection that the caller gets, and why.
-    fn finish_with<ResBody>(
-        &mut self,
-        reason: NotReplayed,
-        rejection: Response<ResBody>,
-    ) -> Response<ResBody> {
-        mem::take(&mut self.outcome).explain(reason, rejection)
-    }
 }
-
-const POLLED_AFTER_READY: &str = "`ResponseFuture` is not polled after it returned `Ready`";
 
 #[cfg(test)]
 mod tests {
@@ -871,17 +732,26 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_call_makes_more_than_three_sends() {
-        let api = Api::answering([
-            (401, Some("n-1")),
-            (401, Some("n-2")),
-            (401, Some("n-3")),
-            (200, None),
-        ]);
+        let api = Api::answering([(401, Some("n-1")), (401, None), (401, None), (200, None)]);
 
-        let (response, _) = api.call(crate::replay::CloneBody).await;
+        let (response, token_requests) = api.call(crate::replay::CloneBody).await;
 
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         assert_eq!(api.received().len(), 3);
+        assert_eq!(token_requests, 2);
+        let reason = outcome(&response).not_replayed();
+        assert!(matches!(reason, Some(NotReplayed::RejectedAgain)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn second_challenge_in_a_row_is_returned_and_rejects_no_token() {
+        let api = Api::answering([(401, Some("n-1")), (401, Some("n-2")), (200, None)]);
+
+        let (response, token_requests) = api.call(crate::replay::CloneBody).await;
+
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(api.received().len(), 2);
+        assert_eq!(token_requests, 1);
         let reason = outcome(&response).not_replayed();
         assert!(matches!(reason, Some(NotReplayed::RejectedAgain)));
     }

@@ -4,14 +4,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, header::AUTHORIZATION};
 use http_body::Body;
 use tower::{BoxError, Service};
 
 use crate::{
-    Error, TokenCache, TokenOmitted,
-    call::{Job, Options, Replay, ResponseFuture, Sent},
-    error::Kind,
+    TokenCache, TokenOmitted,
+    call::{FirstSend, Job, Options, Replay, ResponseFuture, SentToken},
     replay::{CloneBody, ReplayPolicy, SavedRequest},
     scheme::Put,
     token::LastSeen,
@@ -73,6 +72,7 @@ use crate::{
 /// # Cancel safety
 ///
 /// See [`ResponseFuture`].
+#[derive(Clone)]
 pub struct ClientCredentials<S, R = CloneBody> {
     inner: S,
     last_seen: LastSeen,
@@ -128,101 +128,82 @@ where
     fn call(&mut self, mut request: Request<B>) -> Self::Future {
         let options = &self.options;
         if let Some(reason) = options.destinations.omission_reason(&request) {
-            return self.send_without_token(reason, request);
+            return self.send_untouched(request, Some(reason));
         }
         let Some(token) = self.last_seen.token(&options.cache) else {
             return self.wait_for_token(request);
         };
-        match token.token().scheme().put_on(&mut request) {
-            Put::Done => {}
-            Put::CallersOwn => return self.send_untouched(request),
-            Put::NoRoom => return ResponseFuture::failed(Error::new(Kind::TooManyHeaders)),
-        }
+        let Put::Done(presented) = token.token().scheme().put_on(&mut request) else {
+            return self.wait_for_token(request);
+        };
         let (head, body) = request.into_parts();
         let (body, kept) = options.policy.split(body);
-        let replay = Replay::prepare(&self.inner, token, &head, kept);
+        let saved = SavedRequest::new(&head, Some(token.token().scheme()), kept);
+        let replay = saved.map(|request| Replay {
+            service: self.inner.clone(),
+            request,
+        });
         let response = self.inner.call(Request::from_parts(head, body));
-        let sent = Sent {
-            token: Arc::clone(token),
+        let token = Arc::clone(token);
+        let first = FirstSend {
+            sent: SentToken { token, presented },
             options: Arc::clone(options),
             replay,
         };
-        ResponseFuture::calling(response, sent)
+        ResponseFuture::calling(response, first)
     }
 }
 
 impl<S, R> ClientCredentials<S, R> {
-    /// The request must not carry the token. One with a token of its own needs none.
+    /// The request carries a token of the caller's own, or must not carry ours.
     #[cold]
-    fn send_without_token<B>(
+    fn send_untouched<B>(
         &mut self,
-        reason: TokenOmitted,
         request: Request<B>,
+        omitted: Option<TokenOmitted>,
     ) -> ResponseFuture<S, R, B>
     where
         S: Service<Request<R::Body>>,
         R: ReplayPolicy<B>,
     {
-        if self.options.cache.is_presented_in(request.headers()) {
-            return self.send_untouched(request);
-        }
-        let response = self.send_once(request);
-        ResponseFuture::calling_untouched(response, Some(reason))
-    }
-
-    /// The request carries a token of the caller's own.
-    #[cold]
-    fn send_untouched<B>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
-    where
-        S: Service<Request<R::Body>>,
-        R: ReplayPolicy<B>,
-    {
-        let response = self.send_once(request);
-        ResponseFuture::calling_untouched(response, None)
-    }
-
-    /// Sends a request that will not be sent again, with the body that the policy makes of it.
-    fn send_once<B>(&mut self, request: Request<B>) -> S::Future
-    where
-        S: Service<Request<R::Body>>,
-        R: ReplayPolicy<B>,
-    {
+        // A request with a token of its own needs none.
+        let omitted = omitted.filter(|_| !self.has_own_token(&request));
         let (head, body) = request.into_parts();
         let (body, _) = self.options.policy.split(body);
-        self.inner.call(Request::from_parts(head, body))
+        let response = self.inner.call(Request::from_parts(head, body));
+        ResponseFuture::calling_untouched(response, omitted)
     }
 
-    /// There is no token that may be used now.
+    /// There is no token that may be used now, or the request can't take it.
     #[cold]
-    fn wait_for_token<B>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
+    fn wait_for_token<B, ResBody>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
     where
-        S: Service<Request<R::Body>> + Clone,
+        S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
         R: ReplayPolicy<B>,
     {
-        if self.options.cache.is_presented_in(request.headers()) {
-            return self.send_untouched(request);
+        if self.has_own_token(&request) {
+            return self.send_untouched(request, None);
         }
         let (head, body) = request.into_parts();
         let (body, kept) = self.options.policy.split(body);
         let saved = SavedRequest::new(&head, None, kept);
-        // The readied service may hold the very permit that the token request needs, so it goes. Its
-        // clones have to be polled ready, here and in the future.
+        // The readied service may hold the very permit that the token request needs, so it is
+        // dropped. Its clones have to be polled ready before they are called.
         self.inner = self.inner.clone();
-        ResponseFuture::waiting(Job::unsent(
+        ResponseFuture::waiting(Job::new(
             Arc::clone(&self.options),
             self.inner.clone(),
-            Request::from_parts(head, body),
+            Some(Request::from_parts(head, body)),
             saved,
         ))
     }
-}
 
-impl<S: Clone, R> Clone for ClientCredentials<S, R> {
-    fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-            last_seen: self.last_seen.clone(),
-            options: Arc::clone(&self.options),
+    /// Whether the caller has set the header that the token goes into.
+    fn has_own_token<B>(&self, request: &Request<B>) -> bool {
+        match self.options.cache.last_token() {
+            Some(last) => last.token().scheme().is_on(request.headers()),
+            // Tokens go there until one names another header.
+            None => request.headers().contains_key(AUTHORIZATION),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use http::{
     Request, Response, StatusCode,
     header::{AUTHORIZATION, HeaderName},
@@ -199,6 +201,27 @@ async fn callers_own_header_wins_if_the_token_uses_a_custom_header() {
         assert_eq!(response.headers()["x-token"], "own");
         assert_eq!(response.headers().len(), 1);
     }
+}
+
+/// The last token says which header tokens go into, although it has expired.
+#[tokio::test(start_paused = true)]
+async fn request_with_an_authorization_header_waits_for_a_token_that_goes_into_another() {
+    let lifetime = Duration::from_secs(60);
+    let layer = ClientCredentialsLayer::new(service_fn(move |_: TokenRequest| async move {
+        let token = AccessToken::new("1000.abc")?.with_lifetime(lifetime);
+        token.with_header(HeaderName::from_static("x-token"), "")
+    }));
+    layer.cache().token().await.unwrap();
+    tokio::time::advance(2 * lifetime).await;
+    let service = layer.layer(mirror());
+    let mut request = request();
+    let own = "Basic b3du".parse().unwrap();
+    request.headers_mut().insert(AUTHORIZATION, own);
+
+    let response = service.oneshot(request).await.unwrap();
+
+    assert_eq!(response.headers()[AUTHORIZATION], "Basic b3du");
+    assert_eq!(response.headers()["x-token"], "1000.abc");
 }
 
 #[test]

@@ -441,6 +441,37 @@ async fn draining_a_rejection_ends_even_if_every_frame_is_empty() {
     assert!(frames.load(Ordering::SeqCst) < 100_000, "{frames:?}");
 }
 
+/// A body that fails, and must not be polled again.
+struct Failing(Poll<()>);
+impl Body for Failing {
+    type Data = Bytes;
+    type Error = BoxError;
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        assert!(self.0.is_pending(), "polled after its error");
+        self.0 = Poll::Ready(());
+        Poll::Ready(Some(Err("connection reset".into())))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejection_whose_body_failed_is_not_read_further() {
+    let api = service_fn(|request: Request<String>| {
+        let mut response = Response::new(Failing(Poll::Pending));
+        if request.headers()[AUTHORIZATION] == "Bearer token-1" {
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+        }
+        ready(Ok::<_, BoxError>(response))
+    });
+    let service = ClientCredentialsLayer::new(Issuer::new().service()).layer(api);
+
+    let response = service.oneshot(request()).await.unwrap();
+
+    assert_eq!(response.status(), StatusCode::OK);
+}
+
 #[test]
 fn rejected_token_serves_again_when_its_renewal_is_overdue_and_none_can_start() {
     let issuer = Issuer::new();

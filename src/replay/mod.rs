@@ -25,7 +25,7 @@ mod source;
 
 use crate::NotReplayed;
 
-pub(crate) use self::saved_request::{NotSaved, SavedRequest};
+pub(crate) use self::saved_request::{NotSaved, Saved, SavedRequest};
 pub use self::{
     buffered::{Buffered, KeptFrames, Map},
     clone::{CloneBody, CloneWith, Kept},

@@ -26,6 +26,22 @@ struct Header {
     value: HeaderValue,
 }
 
+/// What is saved for a replay, or why nothing is.
+pub(crate) enum Saved<T> {
+    Request(T),
+    Nothing(NotSaved),
+}
+
+impl<T> Saved<T> {
+    #[inline]
+    pub(crate) fn map<U>(self, f: impl FnOnce(T) -> U) -> Saved<U> {
+        match self {
+            Self::Request(request) => Saved::Request(f(request)),
+            Self::Nothing(reason) => Saved::Nothing(reason),
+        }
+    }
+}
+
 /// Why a request can't be sent again.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum NotSaved {
@@ -33,23 +49,34 @@ pub(crate) enum NotSaved {
     Body,
     /// The request carries [`NoReplay`].
     OptedOut,
-    /// The request is a replay.
-    Replayed,
+    /// No other send may follow.
+    LastSend,
+}
+
+impl NotSaved {
+    pub(crate) fn reason<B>(self, policy: &impl ReplayPolicy<B>) -> NotReplayed {
+        match self {
+            Self::Body => policy.not_kept(),
+            Self::OptedOut => NotReplayed::OptedOut,
+            Self::LastSend => NotReplayed::RejectedAgain,
+        }
+    }
 }
 
 impl<K> SavedRequest<K> {
-    /// Saves a request if its policy kept something of its body. The request carries a token of
-    /// this scheme, or none yet.
+    /// Saves a request that carries a token of this scheme, or none yet.
     #[inline]
     pub(crate) fn new(
         head: &request::Parts,
         scheme: Option<&Scheme>,
         kept: Option<K>,
-    ) -> Result<Self, NotSaved> {
+    ) -> Saved<Self> {
         match kept {
-            None => Err(NotSaved::Body),
-            Some(_) if head.extensions.get::<NoReplay>().is_some() => Err(NotSaved::OptedOut),
-            Some(kept) => Ok(Self {
+            None => Saved::Nothing(NotSaved::Body),
+            Some(_) if head.extensions.get::<NoReplay>().is_some() => {
+                Saved::Nothing(NotSaved::OptedOut)
+            }
+            Some(kept) => Saved::Request(Self {
                 method: head.method.clone(),
                 uri: head.uri.clone(),
                 version: head.version,
@@ -121,12 +148,14 @@ mod tests {
         let token = AccessToken::new("token-1").unwrap();
         for own in [0, 1, 4] {
             let mut sent = request(own);
-            assert_eq!(token.scheme().put_on(&mut sent), Put::Done);
+            assert!(matches!(token.scheme().put_on(&mut sent), Put::Done(_)));
 
             let head = sent.into_parts().0;
             let saved = SavedRequest::new(&head, Some(token.scheme()), Some(()));
 
-            let headers = saved.map(|saved| saved.headers).unwrap();
+            let Saved::Request(SavedRequest { headers, .. }) = saved else {
+                panic!("the body was kept")
+            };
             assert_eq!(headers.len(), own);
             assert_eq!(map(&headers), *request(own).headers());
         }

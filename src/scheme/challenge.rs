@@ -5,12 +5,6 @@ use http_auth::parser::ChallengeParser;
 
 use super::Verdict;
 
-/// Whether a response of this status may reject a token.
-#[inline]
-pub(super) fn must_read(status: StatusCode) -> bool {
-    status == StatusCode::UNAUTHORIZED
-}
-
 /// Reads the verdict from the status and from the challenges of the token's own schemes.
 ///
 /// A 401 rejects the token unless its challenges name an error that another token would not fix.
@@ -25,7 +19,7 @@ pub(super) fn verdict(response: &response::Parts, is_own: impl Fn(&str) -> bool)
         .iter()
         .flat_map(|field| errors(field, &is_own))
         .peekable();
-    if errors.peek().is_some() && errors.all(|error| is_unrelated_to_the_token(&error)) {
+    if errors.peek().is_some() && errors.all(|error| UNRELATED_TO_THE_TOKEN.contains(&&*error)) {
         Verdict::Accepted
     } else {
         Verdict::Rejected
@@ -33,9 +27,7 @@ pub(super) fn verdict(response: &response::Parts, is_own: impl Fn(&str) -> bool)
 }
 
 /// The error codes that another token would not change (RFC 6750 §3.1).
-fn is_unrelated_to_the_token(error: &str) -> bool {
-    matches!(error, "insufficient_scope" | "invalid_request")
-}
+const UNRELATED_TO_THE_TOKEN: [&str; 2] = ["insufficient_scope", "invalid_request"];
 
 /// The `error` of each own challenge in one header field, which may hold several challenges.
 fn errors(field: &HeaderValue, is_own: impl Fn(&str) -> bool) -> Vec<String> {

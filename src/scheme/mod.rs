@@ -7,9 +7,10 @@
 mod challenge;
 mod header;
 
-use http::{HeaderMap, HeaderName, Request, Response, response};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, response};
 
 pub(crate) use self::header::TokenHeader;
+use crate::Error;
 
 /// How a token is presented. One variant per way of writing it and of reading a response.
 #[derive(Clone)]
@@ -33,15 +34,23 @@ pub(crate) enum Verdict {
 }
 
 /// What became of a token that was to be put on a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub(crate) enum Put {
     /// The request carries the token.
-    Done,
-    /// The request has such a header already, which is the caller's own. It is unchanged.
+    Done(Presented),
+    /// The request already has a header of the scheme, set by the caller. It is unchanged.
     CallersOwn,
-    /// The request holds as many headers as it can.
-    NoRoom,
+    Failed(Error),
+}
+
+/// What a scheme remembers of a request that carries its token, to read the response with.
+#[derive(Clone, Debug)]
+pub(crate) enum Presented {
+    Header,
+    #[cfg(test)]
+    Challenged {
+        host: Option<String>,
+    },
 }
 
 impl Scheme {
@@ -55,12 +64,11 @@ impl Scheme {
     }
 
     /// Whether the request already has a header that this scheme would write.
-    #[inline]
     pub(crate) fn is_on(&self, headers: &HeaderMap) -> bool {
         match self {
             Self::Header(header) => header.is_on(headers),
             #[cfg(test)]
-            Self::Challenged(challenged) => challenged.header.is_on(headers),
+            Self::Challenged(challenged) => challenged.is_on(headers),
         }
     }
 
@@ -70,7 +78,7 @@ impl Scheme {
         match self {
             Self::Header(header) => header.put_on(request.headers_mut()),
             #[cfg(test)]
-            Self::Challenged(challenged) => challenged.put_on(request.headers_mut()),
+            Self::Challenged(challenged) => challenged.put_on(request),
         }
     }
 
@@ -78,11 +86,9 @@ impl Scheme {
     #[inline]
     pub(crate) fn owns(&self, name: &HeaderName) -> bool {
         match self {
-            Self::Header(header) => header.name() == name,
+            Self::Header(header) => header.name == name,
             #[cfg(test)]
-            Self::Challenged(challenged) => {
-                challenged.header.name() == name || name == tests::PROOF
-            }
+            Self::Challenged(challenged) => challenged.header.name == name || name == tests::PROOF,
         }
     }
 
@@ -99,61 +105,81 @@ impl Scheme {
     #[inline]
     pub(crate) fn must_read<B>(&self, response: &Response<B>) -> bool {
         match self {
-            Self::Header(_) => challenge::must_read(response.status()),
+            Self::Header(_) => response.status() == StatusCode::UNAUTHORIZED,
             #[cfg(test)]
             Self::Challenged(_) => true,
         }
     }
 
-    /// Reads what a response says about the token.
-    pub(crate) fn verdict(&self, response: &response::Parts) -> Verdict {
-        match self {
-            Self::Header(header) => header.verdict(response),
+    /// Reads what the response to a request says about the token.
+    pub(crate) fn verdict(&self, presented: &Presented, response: &response::Parts) -> Verdict {
+        match (self, presented) {
+            (Self::Header(header), _) => header.verdict(response),
             #[cfg(test)]
-            Self::Challenged(challenged) => challenged.verdict(response),
+            (Self::Challenged(challenged), presented) => challenged.verdict(presented, response),
         }
     }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::{
+        collections::HashMap,
+        sync::{Arc, Mutex},
+    };
 
-    use http::{HeaderValue, StatusCode};
+    use http::HeaderValue;
 
     use super::*;
 
     pub(super) const PROOF: HeaderName = HeaderName::from_static("proof");
     const NONCE: HeaderName = HeaderName::from_static("nonce");
 
-    /// A Bearer token that goes with a proof, which the API wants to contain its latest nonce.
+    /// A Bearer token that goes with a proof, which has to contain the latest nonce of the API's host.
     #[derive(Clone)]
     pub(crate) struct Challenged {
         pub(super) header: TokenHeader,
-        nonce: Arc<Mutex<Option<HeaderValue>>>,
+        nonces: Arc<Mutex<HashMap<Option<String>, HeaderValue>>>,
     }
 
     impl Challenged {
         pub(crate) fn new(header: TokenHeader) -> Self {
-            let nonce = Arc::default();
-            Self { header, nonce }
+            let nonces = Arc::default();
+            Self { header, nonces }
         }
 
-        pub(super) fn put_on(&self, headers: &mut HeaderMap) -> Put {
-            let nonce = self.nonce.lock().unwrap().clone();
-            headers.insert(PROOF, nonce.unwrap_or(HeaderValue::from_static("none")));
-            self.header.put_on(headers)
+        pub(super) fn is_on(&self, headers: &HeaderMap) -> bool {
+            self.header.is_on(headers) || headers.contains_key(PROOF)
         }
 
-        pub(super) fn verdict(&self, response: &response::Parts) -> Verdict {
+        pub(super) fn put_on<B>(&self, request: &mut Request<B>) -> Put {
+            if self.is_on(request.headers()) {
+                return Put::CallersOwn;
+            }
+            let host = request.uri().host().map(str::to_owned);
+            let nonce = self.nonces.lock().unwrap().get(&host).cloned();
+            let proof = nonce.unwrap_or(HeaderValue::from_static("none"));
+            request.headers_mut().insert(PROOF, proof);
+            match self.header.put_on(request.headers_mut()) {
+                Put::Done(_) => Put::Done(Presented::Challenged { host }),
+                other => other,
+            }
+        }
+
+        pub(super) fn verdict(&self, presented: &Presented, response: &response::Parts) -> Verdict {
+            let Presented::Challenged { host } = presented else {
+                unreachable!("every challenged token is presented like that")
+            };
             let Some(nonce) = response.headers.get(NONCE) else {
                 return self.header.verdict(response);
             };
-            let last = self.nonce.lock().unwrap().replace(nonce.clone());
-            if response.status == StatusCode::UNAUTHORIZED && last.as_ref() != Some(nonce) {
-                Verdict::SendAgain
-            } else {
-                self.header.verdict(response)
+            self.nonces
+                .lock()
+                .unwrap()
+                .insert(host.clone(), nonce.clone());
+            match response.status {
+                StatusCode::UNAUTHORIZED => Verdict::SendAgain,
+                _ => self.header.verdict(response),
             }
         }
     }

@@ -1,10 +1,16 @@
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::{HeaderName, HeaderValue};
+use http::{
+    HeaderName, HeaderValue,
+    header::{
+        AUTHORIZATION, CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    },
+};
 
 use crate::{
     Error,
     scheme::{Scheme, TokenHeader},
+    secret::wiped_on_drop,
 };
 
 /// An access token, as returned by a token service.
@@ -45,7 +51,7 @@ impl AccessToken {
     /// text can't be sent in a header. A common cause is the trailing line break of a file.
     pub fn new(token: impl AsRef<str>) -> Result<Self, Error> {
         Ok(Self {
-            scheme: Scheme::Header(TokenHeader::bearer(token.as_ref())?),
+            scheme: Scheme::Header(token_header(AUTHORIZATION, "Bearer", token.as_ref())?),
             lifetime: None,
             scope: None,
         })
@@ -81,8 +87,15 @@ impl AccessToken {
     /// Fails if `prefix` contains anything but visible ASCII characters, or if `name` is a header
     /// that frames the message, such as `Host` or `Content-Length`.
     pub fn with_header(mut self, name: HeaderName, prefix: impl AsRef<str>) -> Result<Self, Error> {
-        let header = self.scheme.token_header().renamed(name, prefix.as_ref())?;
-        self.scheme = Scheme::Header(header);
+        if FRAMING.contains(&name) {
+            let message = format!("token header must not be {name}, which frames the message");
+            return Err(Error::configuration(message));
+        }
+        let prefix = prefix.as_ref();
+        if !prefix.is_empty() {
+            check_sendable("prefix of the token header", prefix)?;
+        }
+        self.scheme = Scheme::Header(token_header(name, prefix, self.expose())?);
         Ok(self)
     }
 
@@ -115,17 +128,24 @@ impl AccessToken {
 
     /// Returns the token, which is a secret: anyone who has it can use it.
     pub fn expose(&self) -> &str {
-        self.scheme.token_header().token()
+        let header = self.scheme.token_header();
+        // One space separates the prefix from the token.
+        let start = match header.prefix().len() {
+            0 => 0,
+            len => len + 1,
+        };
+        std::str::from_utf8(&header.value.as_bytes()[start..])
+            .expect("a token is made of ASCII characters only")
     }
 
     /// Returns the name of the header that carries the token, `authorization` by default.
     pub fn header_name(&self) -> &HeaderName {
-        self.scheme.token_header().name()
+        &self.scheme.token_header().name
     }
 
     /// Returns the value of the header that carries the token. The value is marked sensitive.
     pub fn header_value(&self) -> &HeaderValue {
-        self.scheme.token_header().value()
+        &self.scheme.token_header().value
     }
 
     /// Returns the lifetime that the server stated, if any.
@@ -164,5 +184,49 @@ impl fmt::Debug for AccessToken {
             .field("lifetime", &self.lifetime)
             .field("has_scope", &self.scope.is_some())
             .finish_non_exhaustive()
+    }
+}
+
+/// Headers that say where a message goes and how long it is.
+const FRAMING: [HeaderName; 7] = [
+    CONNECTION,
+    CONTENT_LENGTH,
+    HOST,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// The header `{name}: {prefix} {token}`. The prefix can be sent.
+fn token_header(name: HeaderName, prefix: &str, token: &str) -> Result<TokenHeader, Error> {
+    check_sendable("access token", token)?;
+    let space = if prefix.is_empty() { "" } else { " " };
+    let text = wiped_on_drop([prefix, space, token].concat());
+    let mut value = HeaderValue::from_maybe_shared(text)
+        .expect("visible ASCII characters and a space are a valid header value");
+    value.set_sensitive(true);
+    Ok(TokenHeader {
+        name,
+        value,
+        prefix_len: prefix.len(),
+    })
+}
+
+/// Refuses text that a header can't carry as one word.
+fn check_sendable(what: &'static str, text: &str) -> Result<(), Error> {
+    if text.is_empty() {
+        return Err(Error::unsendable(what, "is empty"));
+    }
+    match text.bytes().position(|byte| !byte.is_ascii_graphic()) {
+        None => Ok(()),
+        Some(at) if text[at..].trim().is_empty() => Err(Error::unsendable(
+            what,
+            "ends with white space or a line break; trim text that is read from a file",
+        )),
+        Some(_) => Err(Error::unsendable(
+            what,
+            "contains a character that a header cannot carry",
+        )),
     }
 }

@@ -14,7 +14,6 @@ use std::{
 #[cfg(not(all(test, interleavings)))]
 use arc_swap::ArcSwapOption;
 use futures_util::future::select;
-use http::{HeaderMap, header::AUTHORIZATION};
 #[cfg(all(test, interleavings))]
 use loom::sync::{
     Mutex, MutexGuard,
@@ -222,15 +221,10 @@ impl TokenCache {
         }
     }
 
-    /// Whether a request already has the header that a token of this cache would go into.
-    ///
-    /// Before the first token that is `Authorization`.
-    pub(crate) fn is_presented_in(&self, headers: &HeaderMap) -> bool {
-        let last = self.shared.lock().last_token();
-        match last {
-            Some(token) => token.token().scheme().is_on(headers),
-            None => headers.contains_key(AUTHORIZATION),
-        }
+    /// Returns the token that was received last, whatever has become of it.
+    pub(crate) fn last_token(&self) -> Option<Arc<CachedToken>> {
+        let current = self.shared.snapshot.load_full();
+        current.or_else(|| self.shared.lock().last_token())
     }
 
     /// How often the current token has changed, to or from none included.
@@ -268,6 +262,13 @@ impl TokenCache {
         });
         telemetry::rejected(update.result.label(), update.newly_withheld);
         update.result
+    }
+
+    /// Rejects a token whose request isn't sent again, and renews it for the calls that follow.
+    pub(crate) fn reject_and_renew(&self, generation: Generation) {
+        if matches!(self.reject_generation(generation), Rejection::Withheld) {
+            self.renew_in_background();
+        }
     }
 
     /// Renews a rejected token for later calls. Nobody waits for the renewal.
