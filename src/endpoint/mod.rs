@@ -33,28 +33,29 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 
 /// A token service that requests tokens with the client-credentials grant (RFC 6749 §4.4).
 ///
-/// Sends its requests with an HTTP client of yours: any clonable tower service for `http` requests
-/// whose body type can be made from [`Bytes`]. Each call makes one token request, or two if the
-/// server refuses [rotated credentials](ClientAuth::from_fn). This type doesn't cache, retry or time
-/// out: a [`TokenCache`](crate::TokenCache) adds all three.
+/// You supply the HTTP client: any `Clone` tower service for `http` requests whose body type can be
+/// created from [`Bytes`]. Each call sends one request, or two if the server refuses credentials
+/// that were [rotated](ClientAuth::from_fn). This type doesn't cache, retry or time out. A
+/// [`TokenCache`](crate::TokenCache) adds all three.
 ///
 /// # Request
 ///
-/// A `POST` with a form: `grant_type=client_credentials`, the parameters of [`ClientAuth`], `scope`,
-/// resources, audiences, then other parameters. The endpoint's own values precede those of the
-/// [`TokenRequest`]; each scope is sent once. The URL is sent as it is.
+/// A `POST` with a form. The form contains `grant_type=client_credentials`, the parameters of
+/// [`ClientAuth`], `scope`, resources, audiences and other parameters, in this order. Values that
+/// are set here precede those of the [`TokenRequest`]. Duplicate scopes are sent only once. The URL
+/// is sent unchanged.
 ///
 /// # Reply
 ///
-/// Any 2xx with a JSON object is read, whatever its content type. `expires_in` may be a number or a
-/// numeric string and counts as at most one year. A missing `token_type` means Bearer. These are
-/// errors: a parameter that occurs twice, a token type other than Bearer, an `error`, and an
-/// `expires_in` that is not a number.
+/// A reply with a 2xx status must be a JSON object. Its content type is ignored. `expires_in` can
+/// be a number or a numeric string, and is limited to one year. If `token_type` is missing, the
+/// token is a Bearer token. The reply is an error if it contains a duplicate parameter, another
+/// token type, an `error`, or an `expires_in` that isn't a number. If the body ends early, the
+/// reply is a transport error. There is no time limit.
 ///
-/// Other statuses are errors. If their body ends early or stalls, the part that arrived within
-/// two seconds is read (on a Tokio runtime, which must have timers enabled); the status and
-/// `Retry-After` count in any case. For a 2xx, a body that ends early is a transport error, and there
-/// is no time limit.
+/// A reply with any other status is an error. Its body is read for at most two seconds, and the
+/// part that has arrived by then is used. (The time limit requires a Tokio runtime with timers
+/// enabled.) The status and the `Retry-After` header are used even if the body ends early.
 ///
 /// # Examples
 ///
@@ -66,7 +67,7 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), BoxError> {
-/// // Any HTTP client works; this one returns a fixed reply.
+/// // Any HTTP client works. This one returns a fixed reply.
 /// let http = service_fn(|_: http::Request<Full<Bytes>>| async {
 ///     let reply = r#"{"access_token":"AQXdSP_W41","expires_in":"1800"}"#;
 ///     Ok::<_, BoxError>(http::Response::new(reply.to_owned()))
@@ -112,8 +113,9 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///
 /// A call fails if
 ///
-/// * a setting cannot work ([`is_configuration`](Error::is_configuration)); nothing is sent then;
-/// * a function given to [`ClientAuth`] fails or returns unusable credentials
+/// * a setting is invalid, in which case nothing is sent
+///   ([`is_configuration`](Error::is_configuration));
+/// * a function passed to [`ClientAuth`] fails or returns unusable credentials
 ///   ([`is_client_auth`](Error::is_client_auth));
 /// * the HTTP client fails ([`is_transport`](Error::is_transport));
 /// * the endpoint answers with an error ([`is_refused`](Error::is_refused));
@@ -121,8 +123,8 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///
 /// # Cancel safety
 ///
-/// Dropping the future of a call drops the HTTP client's future. The server may still issue a token,
-/// which is lost.
+/// Dropping the future of a call drops the HTTP client's future. If the server still issues a
+/// token, that token is lost.
 #[derive(Clone)]
 pub struct TokenEndpoint {
     client: HttpClient,
@@ -133,26 +135,26 @@ impl TokenEndpoint {
     /// Creates a token service for the token endpoint at `url`.
     ///
     /// `url` is a `&str`, a `String` or a [`Uri`]. The body type `B` of the client's requests is
-    /// inferred. For a client that accepts several, name it:
+    /// inferred. If the client accepts several body types, specify one:
     /// `TokenEndpoint::new::<_, Full<Bytes>, _>(..)`.
     ///
-    /// Disable redirects in the HTTP client: on a 307 or 308, a client that follows them sends the
-    /// form with the client's secret to whatever host the reply names. This type reports redirects as
-    /// errors that name the target.
+    /// Turn redirects off in the HTTP client. After a 307 or 308, a client that follows redirects
+    /// sends the form with the client secret to the host that the reply names. If redirects are
+    /// off, this type returns an error that names the target.
     ///
     /// # Errors
     ///
     /// Fails if
     ///
-    /// * the URL is not an absolute http or https URL, or has no host or an invalid port;
-    /// * the URL contains user information or a fragment (a [`Uri`] has dropped its fragment already);
+    /// * the URL isn't an absolute http or https URL, or has no host or an invalid port;
+    /// * the URL contains user information or a fragment (a [`Uri`] never contains a fragment);
     /// * the client id is empty;
     /// * the client id or secret contains a control or invisible character, or starts or ends with
-    ///   whitespace, which usually comes from a file.
+    ///   whitespace, such as the trailing line break of a file.
     ///
-    /// An empty secret is sent, because RFC 6749 §2.3.1 allows one. Plain http to a host other than
-    /// loopback is an error of each call instead, because [`allow_http`](Self::allow_http) is set
-    /// later.
+    /// An empty secret isn't an error, because RFC 6749 §2.3.1 allows it. A plain HTTP URL of
+    /// another machine isn't an error here, because you can still call
+    /// [`allow_http`](Self::allow_http). If you don't, each token request fails.
     pub fn new<C, B, ResBody>(
         client: C,
         url: impl TryInto<Uri, Error: Into<BoxError>> + fmt::Display,
@@ -185,7 +187,9 @@ impl TokenEndpoint {
         })
     }
 
-    /// Replaces the token URL and keeps all other settings, for a test server or a proxy.
+    /// Replaces the token URL, for example with that of a test server or a proxy.
+    ///
+    /// All other settings stay the same.
     ///
     /// # Examples
     ///
@@ -206,7 +210,7 @@ impl TokenEndpoint {
     ///
     /// # Errors
     ///
-    /// Fails for URLs that [`new`](Self::new) refuses.
+    /// Fails for the same URLs as [`new`](Self::new).
     pub fn url(
         self,
         url: impl TryInto<Uri, Error: Into<BoxError>> + fmt::Display,
@@ -217,7 +221,7 @@ impl TokenEndpoint {
 
     /// Adds a scope, or several separated by spaces, to each token request.
     ///
-    /// The scopes of the [`TokenRequest`] follow. Each scope is sent once.
+    /// The scopes of the [`TokenRequest`] come after these. Duplicate scopes are sent only once.
     #[must_use]
     pub fn scope(self, scope: impl AsRef<str>) -> Self {
         self.map_parameters(|parameters| parameters.with_scope(scope))
@@ -225,7 +229,7 @@ impl TokenEndpoint {
 
     /// Adds a resource, an absolute URI (RFC 8707 §2), to each token request.
     ///
-    /// May be called several times.
+    /// Can be called several times.
     #[must_use]
     pub fn resource(self, resource: impl Into<String>) -> Self {
         self.map_parameters(|parameters| parameters.with_resource(resource))
@@ -233,19 +237,19 @@ impl TokenEndpoint {
 
     /// Adds an audience (RFC 8693 §2.1) to each token request.
     ///
-    /// May be called several times.
+    /// Can be called several times.
     #[must_use]
     pub fn audience(self, audience: impl Into<String>) -> Self {
         self.map_parameters(|parameters| parameters.with_audience(audience))
     }
 
-    /// Adds another parameter to each token request. A name may occur several times.
+    /// Adds another parameter to each token request. A name can be added several times.
     ///
-    /// This option cannot override built-in parameters. A name that is already sent, such as
-    /// `grant_type`, or `client_id` with [`ClientAuth::client_secret_post`], makes every token request
-    /// fail with a configuration error, because servers must refuse repeated ones (RFC 6749 §3.2).
-    /// With [`ClientAuth::client_secret_basic`], `client_id` can be added once, for servers that
-    /// expect it in both places.
+    /// This option can't override built-in parameters, such as `grant_type`, or `client_id` with
+    /// [`ClientAuth::client_secret_post`]. If you add one of them, every token request fails with a
+    /// configuration error, because servers must refuse repeated parameters (RFC 6749 §3.2). With
+    /// [`ClientAuth::client_secret_basic`], you can add `client_id` once, for servers that expect
+    /// it both in the header and in the form.
     ///
     /// `Debug` shows names and values, so don't use this option for secrets.
     #[must_use]
@@ -253,11 +257,11 @@ impl TokenEndpoint {
         self.map_parameters(|parameters| parameters.with_parameter(name, value))
     }
 
-    /// Adds a header to each token request. A name may occur several times.
+    /// Adds a header to each token request. A name can be added several times.
     ///
     /// `Accept` replaces the default, `application/json`. `Content-Type`, `Content-Length`,
-    /// `Transfer-Encoding` and `Host` are ignored, and so is `Authorization` with
-    /// [`ClientAuth::client_secret_basic`]. `Debug` shows names only.
+    /// `Transfer-Encoding` and `Host` are ignored. `Authorization` is ignored with
+    /// [`ClientAuth::client_secret_basic`]. `Debug` shows only the names.
     #[must_use]
     pub fn header(self, name: HeaderName, value: HeaderValue) -> Self {
         if DERIVED_HEADERS.contains(&name) {
@@ -268,19 +272,19 @@ impl TokenEndpoint {
         })
     }
 
-    /// Sets the maximum size of a reply's body in bytes; 1 MiB by default.
+    /// Sets the maximum size of a reply's body in bytes. Default: 1 MiB.
     ///
-    /// A longer reply is an error. `Content-Length` is not trusted.
+    /// A longer reply is an error. The received bytes are counted, regardless of `Content-Length`.
     #[must_use]
     pub fn reply_limit(self, bytes: usize) -> Self {
         self.set(|exchange| exchange.reply_limit = bytes)
     }
 
-    /// Allows sending credentials over plain http to any host.
+    /// Allows sending credentials over plain HTTP to any host.
     ///
-    /// By default, only `localhost`, `127.0.0.0/8` and `[::1]` are allowed. Anyone who can read the
-    /// traffic gets the credentials, so use this only where another layer encrypts it, such as a
-    /// service mesh.
+    /// By default, plain HTTP is allowed only to loopback: `localhost`, `127.0.0.0/8` and `[::1]`.
+    /// Anyone who can read the traffic gets the credentials. Use this option only if something else
+    /// encrypts the traffic, such as a service mesh.
     ///
     /// # Examples
     ///
@@ -329,10 +333,10 @@ impl Service<TokenRequest> for TokenEndpoint {
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<AccessToken, Error>> + Send>>;
 
-    /// Always returns ready; the call polls the HTTP client.
+    /// Always returns ready. The call polls the HTTP client.
     ///
-    /// A client that is ready may hold a permit, and a function given to [`ClientAuth`] may need the
-    /// same permit for a request of its own.
+    /// A client that is ready may hold a permit, and a function passed to [`ClientAuth`] may need
+    /// the same permit for its own request.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         Poll::Ready(Ok(()))
     }
