@@ -13,14 +13,14 @@ use crate::{Error, error::Kind, secret::wiped_on_drop};
 
 /// How a client authenticates at the token endpoint (RFC 6749 §2.3).
 ///
-/// A server registers one method per client; use the method that your server's documentation names.
-/// This crate doesn't try methods in turn: that would put the secret where it doesn't belong, and
-/// some servers lock out clients that fail.
+/// Use the method that the server has registered for your client. This crate doesn't try one method
+/// after another: that could send the secret to the wrong place, and some servers lock out clients
+/// after failures.
 ///
 /// | method | registered name | sends |
 /// |---|---|---|
 /// | [`client_secret_basic`](Self::client_secret_basic) | `client_secret_basic` | the header `Authorization: Basic` |
-/// | [`client_secret_basic_unencoded`](Self::client_secret_basic_unencoded) | `client_secret_basic` | the same, for servers that don't decode it as RFC 6749 requires |
+/// | [`client_secret_basic_unencoded`](Self::client_secret_basic_unencoded) | `client_secret_basic` | the same header without percent-encoding, for servers that don't decode it |
 /// | [`client_secret_post`](Self::client_secret_post) | `client_secret_post` | `client_id` and `client_secret` in the form |
 /// | [`none`](Self::none) | `none`, `tls_client_auth` | `client_id` in the form |
 /// | [`jwt_assertion`](Self::jwt_assertion) | `private_key_jwt`, `client_secret_jwt` | `client_id` and `client_assertion` in the form |
@@ -36,7 +36,7 @@ use crate::{Error, error::Kind, secret::wiped_on_drop};
 /// assert!(!format!("{auth:?}").contains("WPL_AP1"));
 /// ```
 ///
-/// Credentials that are rotated while the program runs:
+/// With credentials that are rotated while the program runs:
 ///
 /// ```
 /// use tower_client_credentials::ClientAuth;
@@ -94,8 +94,8 @@ pub(super) enum Credentials {
 impl ClientAuth {
     /// Sends the client id and secret in the header `Authorization: Basic`.
     ///
-    /// Both are percent-encoded before Base64 (RFC 6749 §2.3.1), so they may contain any printable
-    /// character. A space becomes `%20`. The header is marked sensitive.
+    /// The id and the secret are percent-encoded before Base64 (RFC 6749 §2.3.1), so they can
+    /// contain any printable character. A space becomes `%20`. The header is marked sensitive.
     ///
     /// # Examples
     ///
@@ -114,9 +114,10 @@ impl ClientAuth {
 
     /// Sends the client id and secret in the header `Authorization: Basic`, without percent-encoding.
     ///
-    /// For servers that read the header as RFC 7617 describes it, without RFC 6749 §2.3.1. The
-    /// result differs from [`client_secret_basic`](Self::client_secret_basic) only if the id or secret
-    /// has characters other than ASCII letters, digits, `-`, `.` and `_`. The id must not contain a
+    /// Use this method for servers that follow RFC 7617 but don't decode the id and the secret as
+    /// RFC 6749 §2.3.1 requires. The header differs from that of
+    /// [`client_secret_basic`](Self::client_secret_basic) only if the id or the secret contains
+    /// characters other than ASCII letters, digits, `-`, `.` and `_`. The id must not contain a
     /// colon.
     ///
     /// # Examples
@@ -140,7 +141,7 @@ impl ClientAuth {
     /// Sends the client id and secret in the form, as `client_id` and `client_secret` (RFC 6749
     /// §2.3.1).
     ///
-    /// LinkedIn, for example, supports this method only.
+    /// LinkedIn, for example, supports only this method.
     ///
     /// # Examples
     ///
@@ -159,8 +160,8 @@ impl ClientAuth {
 
     /// Sends only the client id, as `client_id` in the form.
     ///
-    /// For mutual TLS (RFC 8705 §2), where the HTTP client presents a certificate, and for servers
-    /// that identify the client by its network.
+    /// Use this method for mutual TLS (RFC 8705 §2), where the HTTP client presents a certificate,
+    /// and for servers that identify the client by its network.
     ///
     /// # Examples
     ///
@@ -178,10 +179,10 @@ impl ClientAuth {
 
     /// Sends a JWT that the function `assertion` returns (RFC 7523 §2.2).
     ///
-    /// Covers `private_key_jwt`, `client_secret_jwt`, and workload identity tokens that a platform
-    /// writes to a file. The function gets the token URL, which many servers expect as `aud`. It is
-    /// called for each attempt, because servers refuse a `jti` that they have seen. It may use the
-    /// token endpoint's HTTP client.
+    /// Use this method for `private_key_jwt`, `client_secret_jwt`, and workload identity tokens
+    /// that a platform writes to a file. The function receives the token URL, which many servers
+    /// expect as `aud`. It is called for each attempt, because servers refuse a `jti` that they
+    /// have already seen. The function can use the same HTTP client as the token endpoint.
     ///
     /// # Examples
     ///
@@ -198,13 +199,13 @@ impl ClientAuth {
     /// # Errors
     ///
     /// If the function fails, the token request fails with
-    /// [`is_client_auth`](crate::Error::is_client_auth), and the function's error is the source. Such an
-    /// error is transient unless the function returned an [`Error`](crate::Error) that is not:
-    /// [`Error::permanent`](crate::Error::permanent) prevents retries, and
-    /// [`Error::transient`](crate::Error::transient) can say how long to wait.
+    /// [`is_client_auth`](crate::Error::is_client_auth), and the function's error is the source. By
+    /// default, such errors are transient. To prevent retries, return
+    /// [`Error::permanent`](crate::Error::permanent). To say how long to wait, return
+    /// [`Error::transient`](crate::Error::transient).
     ///
-    /// An assertion that cannot be sent, such as an empty one, is a transient error, too: its file may
-    /// be incomplete while it is rewritten.
+    /// An assertion that can't be sent, such as an empty one, is also a transient error: the
+    /// function may have read a file that was being replaced.
     pub fn jwt_assertion<F, Fut, A, E>(id: impl Into<String>, assertion: F) -> Self
     where
         F: Fn(Uri) -> Fut + Send + Sync + 'static,
@@ -221,19 +222,19 @@ impl ClientAuth {
         })
     }
 
-    /// Takes the credentials from a function that is called for each attempt.
+    /// Uses the credentials that a function returns. The function is called for each attempt.
     ///
-    /// For secrets that are rotated without a restart. If the server answers `invalid_client` and the
-    /// function then returns credentials other than those just sent, the request is tried once more
-    /// with them. Of two assertions, only the client ids are compared.
+    /// Use it for secrets that are rotated without a restart. If the server answers
+    /// `invalid_client`, the function is called again. If it returns other credentials, the request
+    /// is sent once more with them. Assertions count as equal if their client ids are equal.
     ///
-    /// The function may return any method except another `from_fn`. Its credentials are checked when
-    /// they are used.
+    /// The function can return any method except another `from_fn`. The credentials are checked
+    /// when they are used.
     ///
     /// # Errors
     ///
-    /// If the function fails, or returns credentials that cannot be sent, the token request fails as
-    /// with [`jwt_assertion`](Self::jwt_assertion).
+    /// If the function fails, or returns credentials that can't be sent, the token request fails as
+    /// described for [`jwt_assertion`](Self::jwt_assertion).
     pub fn from_fn<F, Fut, E>(credentials: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -476,9 +477,9 @@ fn function_failed(error: BoxError) -> Error {
 
 /// A client secret or a client assertion.
 ///
-/// Convert a `String` or `&str` with `into()`. `Debug` doesn't show the text, there is no `Display` and
-/// no serialization, and the memory is wiped on drop. A `&str` that was converted stays with the
-/// caller, who has to wipe it.
+/// Use `into()` to convert a `String` or `&str`. `Debug` doesn't show the text, and the type
+/// implements neither `Display` nor `Serialize`. The memory is wiped on drop. A `&str` is copied,
+/// and the original isn't wiped.
 ///
 /// # Examples
 ///
@@ -493,7 +494,7 @@ fn function_failed(error: BoxError) -> Error {
 pub struct ClientSecret(SecretString);
 
 impl ClientSecret {
-    /// Returns the text. Anyone who has it can act as the client.
+    /// Returns the text, which is a secret: anyone who has it can act as the client.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }

@@ -9,8 +9,9 @@ use crate::{ClientAuth, ClientSecret, Error, TokenEndpoint, error::Refusal};
 
 /// Creates a token endpoint for LinkedIn's 2-legged tokens.
 ///
-/// Sends the client id and secret in the form ([`ClientAuth::client_secret_post`]), the only method
-/// that LinkedIn supports. For the errors that LinkedIn documents, [`Error::hint`] says what to do.
+/// Sends the client id and secret in the form ([`ClientAuth::client_secret_post`]), because
+/// LinkedIn supports no other method. For the errors that LinkedIn documents, [`Error::hint`] says
+/// what to do.
 ///
 /// # Examples
 ///
@@ -30,7 +31,8 @@ use crate::{ClientAuth, ClientSecret, Error, TokenEndpoint, error::Refusal};
 ///
 /// # Errors
 ///
-/// Fails if the id or the secret is empty, or if [`TokenEndpoint::new`] refuses one of them.
+/// Fails if the id or the secret is empty, or if it is one that [`TokenEndpoint::new`] doesn't
+/// accept.
 pub fn linkedin<C, B, ResBody>(
     client: C,
     client_id: impl Into<String>,

@@ -1,4 +1,4 @@
-//! Token endpoints of specific providers, set up as their documentation asks for.
+//! Token endpoints of specific providers, with the settings that their documentation requires.
 
 mod linkedin;
 
