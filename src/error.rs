@@ -271,9 +271,9 @@ impl Error {
     /// Returns how long to wait before the next token request.
     ///
     /// The time starts when this error is returned. A [`TokenEndpoint`](crate::TokenEndpoint) reads
-    /// it from the `Retry-After` header and limits it to one hour. If a
-    /// [`TokenCache`](crate::TokenCache) returned the error, it sends no token request until the
-    /// time has passed, and returns the same error to all callers that need a token.
+    /// it from the `Retry-After` header and limits it to one hour. A
+    /// [`TokenCache`](crate::TokenCache) that returned this error sends no token request until the
+    /// time has passed. Until then, all callers that need a token get the same error.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }

@@ -12,12 +12,11 @@ use crate::{
 
 /// Adds an access token to every request of the wrapped service. See the [crate docs](crate).
 ///
-/// Two kinds of requests are sent unchanged:
+/// These requests are sent unchanged:
 ///
-/// * Requests that already have the header that carries the token, usually `Authorization`.
-/// * Requests that must not carry a token: over plain HTTP to another machine, unless
-///   [`allow_http`](Self::allow_http) is set, or to an origin that
-///   [`allowed_origins`](Self::allowed_origins) doesn't list.
+/// * requests that already have the token's header, usually `Authorization`,
+/// * requests over plain HTTP to another machine, unless [`allow_http`](Self::allow_http) is set,
+/// * requests to origins that [`allowed_origins`](Self::allowed_origins) doesn't list.
 ///
 /// Without `allowed_origins`, requests to any host get a token. This includes redirects to other
 /// hosts if a layer above this one follows them.
@@ -187,15 +186,15 @@ impl<R> ClientCredentialsLayer<R> {
     /// Restricts tokens to the given origins. Default: no restriction.
     ///
     /// An origin consists of a scheme, a host and a port, such as `https://api.example:8443`. The
-    /// port defaults to that of the scheme. Requests to other origins are sent without a token, and
-    /// [`TokenOutcome::omitted`](crate::TokenOutcome::omitted) of their responses says so.
+    /// port defaults to that of the scheme. Requests to other origins are sent without a token.
+    /// [`TokenOutcome::omitted`](crate::TokenOutcome::omitted) reports this.
     ///
     /// The origin of a request is determined as follows:
     ///
     /// * If both the URI and the `Host` header name a host, both must match an allowed origin.
     /// * If the URI is only a path, the `Host` header must match, and the scheme isn't compared.
-    /// * If neither names a host, the request gets no token. At the position of this layer, this is
-    ///   the case for all requests of tonic and kube.
+    /// * If neither names a host, the request gets no token. This applies to all requests of tonic
+    ///   and kube, because these clients add the host below this layer.
     ///
     /// With an empty list, no request gets a token. `CONNECT` requests never get one.
     ///
@@ -238,10 +237,9 @@ impl<R> ClientCredentialsLayer<R> {
     /// them.
     ///
     /// By default, requests over plain HTTP get a token only if they go to loopback. Others are
-    /// sent without a token, and [`TokenOutcome::omitted`](crate::TokenOutcome::omitted) of their
-    /// responses says so. Every scheme except `https`, `wss` and `unix` counts as plain HTTP. A URI
-    /// that is only a path doesn't contain a scheme, so such requests get a token even without this
-    /// option.
+    /// sent without a token, and [`TokenOutcome::omitted`](crate::TokenOutcome::omitted) reports
+    /// this. Every scheme except `https`, `wss` and `unix` counts as plain HTTP. A URI that is only
+    /// a path doesn't contain a scheme, so such requests get a token even without this option.
     ///
     /// # Examples
     ///

@@ -87,7 +87,7 @@
 //! | Which options are there? | [`ClientCredentialsLayer`], [`TokenCacheBuilder`], [`TokenEndpoint`] |
 //! | How does the client authenticate? | [`ClientAuth`] |
 //! | How is a request sent a second time? | [`replay`] |
-//! | What happened to a call? Why wasn't it replayed? | [`TokenOutcome`] |
+//! | What happened to a call? Why wasn't its request replayed? | [`TokenOutcome`] |
 //! | What can fail? | [`Error`] |
 //! | How do I use tokens without the layer? | [`TokenCache`] |
 //!
@@ -115,7 +115,7 @@
 //! | *expired* token | must not be used anymore |
 //! | *rejected* token | was refused by the API |
 //! | *refresh* | any token request after the first |
-//! | *renewal* | a refresh that a rejection causes |
+//! | *renewal* | a refresh caused by a rejection |
 //! | *replay* | the second send of a request |
 //! | *refresh window* | the time before the expiry during which a token is due for refresh |
 //! | *expiry margin* | the time before the stated expiry during which a token already counts as expired |

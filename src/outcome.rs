@@ -4,7 +4,7 @@ use http::Response;
 
 use crate::Error;
 
-/// A response extension that reports how a call got its token and whether it was replayed.
+/// A response extension that reports how a call got its token and whether its request was replayed.
 ///
 /// Read it with `response.extensions().get::<TokenOutcome>()`. A response has no such extension if
 /// the call didn't wait and the API accepted the token, or if the request already had an
@@ -166,7 +166,7 @@ pub enum NotReplayed {
     BodyNotRestored,
     /// The request carried the extension [`NoReplay`](crate::replay::NoReplay).
     OptedOut,
-    /// The request was sent again, and the API rejected that token as well.
+    /// The request was sent again, and the API rejected the second token as well.
     RejectedAgain,
 }
 

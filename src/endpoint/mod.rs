@@ -42,16 +42,16 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///
 /// A `POST` with a form. The form contains `grant_type=client_credentials`, the parameters of
 /// [`ClientAuth`], `scope`, resources, audiences and other parameters, in this order. Values that
-/// are set here precede those of the [`TokenRequest`]. Duplicate scopes are sent only once. The URL
-/// is sent unchanged.
+/// are set on this type precede those of the [`TokenRequest`]. Duplicate scopes are sent only once.
+/// The URL is sent unchanged.
 ///
 /// # Reply
 ///
 /// A reply with a 2xx status must be a JSON object. Its content type is ignored. `expires_in` can
 /// be a number or a numeric string, and is limited to one year. If `token_type` is missing, the
 /// token is a Bearer token. The reply is an error if it contains a duplicate parameter, another
-/// token type, an `error`, or an `expires_in` that isn't a number. If the body ends early, the
-/// reply is a transport error. There is no time limit.
+/// token type, an `error`, or an `expires_in` that isn't a number. If the body ends early, the call
+/// fails with a transport error. There is no time limit.
 ///
 /// A reply with any other status is an error. Its body is read for at most two seconds, and the
 /// part that has arrived by then is used. (The time limit requires a Tokio runtime with timers

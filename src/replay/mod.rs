@@ -33,7 +33,7 @@ pub use self::{
     replay_body::ReplayBody,
 };
 
-/// Keeps a part or a copy of each request body, and creates the body of a replay from it.
+/// Decides what to keep of each request body, and creates the body of a replay from it.
 ///
 /// Set a policy with [`ClientCredentialsLayer::replay`]. The policy must be [`Clone`].
 ///

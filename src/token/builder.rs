@@ -97,16 +97,16 @@ impl TokenCacheBuilder {
     /// Sets how long a token request may take, including its retries. Default: 30 seconds.
     ///
     /// If the runtime of a token request stops making progress, callers on other runtimes wait
-    /// until one second after the deadline and then start another token request. If a caller's own
-    /// token requests are lost, it starts up to three more.
+    /// until one second after the deadline and then start another token request. A caller starts up
+    /// to three more token requests if its own are lost.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.settings.limits.deadline = deadline;
         self
     }
 
-    /// Sets how many attempts a token request makes if they fail with transient errors. Default: 3.
+    /// Sets the maximum number of attempts of a token request. Default: 3.
     ///
-    /// The value 0 counts as 1.
+    /// Only transient errors cause another attempt. The value 0 counts as 1.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.settings.limits.max_attempts = attempts;
         self
@@ -124,7 +124,7 @@ impl TokenCacheBuilder {
     /// Sets the pause after a failed token request. Default: 1 second, doubling up to 60 seconds.
     ///
     /// During the pause, callers that need a token get the error of the failed token request at
-    /// once, and no token request is sent. The first pause takes `first`. With each further
+    /// once, and no token request is sent. The first pause lasts `first`. With each further
     /// failure, the pause doubles, up to `longest`. Each pause varies at random by up to 20 %.
     ///
     /// If the server sends a longer `Retry-After`, the pause is at least that long, up to an hour.
@@ -135,7 +135,9 @@ impl TokenCacheBuilder {
         self
     }
 
-    /// Sets how long after a renewal a rejection doesn't cause another one. Default: 30 seconds.
+    /// Sets the minimum time between a renewal and the next one. Default: 30 seconds.
+    ///
+    /// During this time, a rejected token stays in use, and callers get the API's rejection.
     pub fn cool_down(mut self, cool_down: Duration) -> Self {
         self.settings.cool_down = cool_down;
         self

@@ -123,8 +123,8 @@ impl TokenCache {
     ///
     /// If the current token is fresh or due for refresh, this method returns it immediately. If it
     /// is due for refresh, a refresh also starts in the background. Otherwise, this method waits
-    /// for the active token request, or starts one. Call it at startup to have a token before the
-    /// first request.
+    /// for the active token request, or starts one. Call this method at startup to have a token
+    /// before the first request.
     ///
     /// # Examples
     ///

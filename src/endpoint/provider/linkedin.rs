@@ -31,8 +31,7 @@ use crate::{ClientAuth, ClientSecret, Error, TokenEndpoint, error::Refusal};
 ///
 /// # Errors
 ///
-/// Fails if the id or the secret is empty, or if it is one that [`TokenEndpoint::new`] doesn't
-/// accept.
+/// Fails if the id or the secret is empty, or if [`TokenEndpoint::new`] doesn't accept it.
 pub fn linkedin<C, B, ResBody>(
     client: C,
     client_id: impl Into<String>,
