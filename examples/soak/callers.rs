@@ -1,4 +1,4 @@
-//! Those who call, and what their calls come to.
+//! The callers, and the outcomes of their calls.
 
 use std::{error::Error as StdError, sync::Arc, time::Duration};
 
@@ -17,16 +17,16 @@ use tower_client_credentials::{
 };
 
 use crate::{
-    account::{Account, End},
-    servers::{CALL, Deed, Servers, is_reset},
+    outcomes::{Outcome, Outcomes},
+    servers::{Action, CALL, Servers, is_reset},
 };
 
-/// Longer than two flights and two sends can take.
+/// Longer than two token requests and two sends can take.
 const HUNG_AFTER: Duration = Duration::from_secs(20);
 
 type HttpClient = Client<HttpConnector, Full<Bytes>>;
 
-/// Makes one call after another; clones share the cache and the connections.
+/// Makes one call after another. Clones share the cache and the connections.
 #[derive(Clone)]
 pub(crate) struct Caller {
     api: ClientCredentials<HttpClient>,
@@ -38,7 +38,7 @@ impl Caller {
         let http = Client::builder(TokioExecutor::new()).build_http();
         let auth = ClientAuth::client_secret_post("soak", "no secret");
         let tokens = TokenEndpoint::new(http.clone(), &servers.token_url, auth)?;
-        // Everything happens sooner than it would by default, and so more often.
+        // Shorter times than the defaults, so that more happens in the same time.
         let cache = TokenCache::builder()
             .deadline(Duration::from_secs(5))
             .retry_backoff(Duration::from_millis(20))
@@ -49,9 +49,9 @@ impl Caller {
         Ok(Self { api, servers })
     }
 
-    pub(crate) async fn call_until(self, ends_at: Instant, seed: u64) -> Account {
+    pub(crate) async fn call_until(self, ends_at: Instant, seed: u64) -> Outcomes {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let mut account = Account::default();
+        let mut outcomes = Outcomes::default();
         while Instant::now() < ends_at {
             sleep(Duration::from_millis(rng.u64(0..100))).await;
             let patience = match rng.u8(0..20) {
@@ -59,25 +59,25 @@ impl Caller {
                 _ => HUNG_AFTER,
             };
             let started = Instant::now();
-            let end = self.call(rng.u64(..), patience).await;
-            account.note(end, started.elapsed());
+            let outcome = self.call(rng.u64(..), patience).await;
+            outcomes.record(outcome, started.elapsed());
         }
-        account
+        outcomes
     }
 
-    async fn call(&self, id: u64, patience: Duration) -> End {
-        self.servers.expect(id);
-        let outcome = timeout(patience, self.send(id)).await;
-        let deed = self.servers.forget(id);
-        match outcome {
-            Ok(Ok((status, is_whole))) => explain_answer(status, is_whole, deed),
-            Ok(Err(error)) => explain_error(&error, deed),
-            Err(_elapsed) if patience < HUNG_AFTER => End::GivenUp,
-            Err(_elapsed) => End::Hung,
+    async fn call(&self, id: u64, patience: Duration) -> Outcome {
+        self.servers.track(id);
+        let result = timeout(patience, self.send(id)).await;
+        let action = self.servers.take_last_action(id);
+        match result {
+            Ok(Ok((status, is_echo))) => explain_response(status, is_echo, action),
+            Ok(Err(error)) => explain_error(&error, action),
+            Err(_elapsed) if patience < HUNG_AFTER => Outcome::Cancelled,
+            Err(_elapsed) => Outcome::Hung,
         }
     }
 
-    /// The status, and whether a good answer is what was sent.
+    /// Returns the status, and whether the response echoes the request.
     async fn send(&self, id: u64) -> Result<(StatusCode, bool), BoxError> {
         let sent = Bytes::from(format!("call {id}").repeat(20));
         let request = Request::post(&self.servers.api_url)
@@ -89,17 +89,19 @@ impl Caller {
     }
 }
 
-fn explain_answer(status: StatusCode, is_whole: bool, deed: Option<Deed>) -> End {
-    match (status, deed) {
-        (StatusCode::OK, Some(Deed::Answer)) if is_whole => End::Answered,
-        (StatusCode::SERVICE_UNAVAILABLE, Some(deed @ Deed::Unavailable)) => End::Api(deed),
-        (StatusCode::UNAUTHORIZED, Some(deed @ Deed::Refuse)) => End::Api(deed),
-        _ => End::Unexplained(format!("{status}, whole: {is_whole}, after {deed:?}")),
+fn explain_response(status: StatusCode, is_echo: bool, action: Option<Action>) -> Outcome {
+    match (status, action) {
+        (StatusCode::OK, Some(Action::Succeed)) if is_echo => Outcome::Success,
+        (StatusCode::SERVICE_UNAVAILABLE, Some(action @ Action::Unavailable)) => {
+            Outcome::Api(action)
+        }
+        (StatusCode::UNAUTHORIZED, Some(action @ Action::Reject)) => Outcome::Api(action),
+        _ => Outcome::Unexplained(format!("{status}, echo: {is_echo}, after {action:?}")),
     }
 }
 
-/// An error is explained if it names what a server did.
-fn explain_error(error: &BoxError, deed: Option<Deed>) -> End {
+/// An error is explained if it names the fault that a server injected.
+fn explain_error(error: &BoxError, action: Option<Action>) -> Outcome {
     let chain = chain(error.as_ref());
     let ours = error.downcast_ref::<Error>();
     let is_reset = match ours.and_then(Error::transport_error) {
@@ -109,22 +111,26 @@ fn explain_error(error: &BoxError, deed: Option<Deed>) -> End {
     let is_closed = ["connection closed", "end of file", "channel closed"]
         .iter()
         .any(|text| chain.contains(text));
-    match (ours, deed) {
+    match (ours, action) {
         (Some(error), _) => explain_token_error(error, &chain, is_closed, is_reset),
-        (None, Some(deed @ (Deed::Close | Deed::CloseHalfway))) if is_closed => End::Api(deed),
-        (None, Some(deed @ (Deed::Reset | Deed::ResetHalfway))) if is_reset => End::Api(deed),
-        (None, deed) => End::Unexplained(format!("{chain}, after {deed:?}")),
+        (None, Some(action @ (Action::Close | Action::CloseHalfway))) if is_closed => {
+            Outcome::Api(action)
+        }
+        (None, Some(action @ (Action::Reset | Action::ResetHalfway))) if is_reset => {
+            Outcome::Api(action)
+        }
+        (None, action) => Outcome::Unexplained(format!("{chain}, after {action:?}")),
     }
 }
 
-fn explain_token_error(error: &Error, chain: &str, is_closed: bool, is_reset: bool) -> End {
+fn explain_token_error(error: &Error, chain: &str, is_closed: bool, is_reset: bool) -> Outcome {
     match error.code() {
-        Some("injected_refusal") => End::TokenEndpoint(Deed::Refuse),
-        Some("injected_unavailability") => End::TokenEndpoint(Deed::Unavailable),
-        // In the middle of an answer or without one; which, the chain does not say.
-        None if error.is_transport() && is_reset => End::TokenEndpoint(Deed::Reset),
-        None if error.is_transport() && is_closed => End::TokenEndpoint(Deed::Close),
-        _ => End::Unexplained(chain.to_owned()),
+        Some("injected_rejection") => Outcome::TokenEndpoint(Action::Reject),
+        Some("injected_unavailability") => Outcome::TokenEndpoint(Action::Unavailable),
+        // The errors do not tell whether a response had begun.
+        None if error.is_transport() && is_reset => Outcome::TokenEndpoint(Action::Reset),
+        None if error.is_transport() && is_closed => Outcome::TokenEndpoint(Action::Close),
+        _ => Outcome::Unexplained(chain.to_owned()),
     }
 }
 

@@ -1,8 +1,9 @@
-//! An authorization server and an API on loopback that are slow, and fail at random.
+//! An authorization server and an API on loopback that are slow and inject random faults.
 
 use std::{
     collections::{BTreeMap, HashMap},
     error::Error as StdError,
+    fmt,
     future::poll_fn,
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -30,294 +31,327 @@ use tokio::{
 };
 use tower_client_credentials::BoxError;
 
-/// Names the call that a request belongs to.
+/// The header that names the call of a request.
 pub(crate) const CALL: HeaderName = HeaderName::from_static("x-call");
 
-/// In whole seconds, as servers say it.
-const TOKEN_LIFE: u64 = 1;
+/// In seconds.
+const TOKEN_LIFETIME: u64 = 1;
 
 type Reply = Response<UnsyncBoxBody<Bytes, io::Error>>;
 
-/// What a server does with a request.
+/// The way in which a server handles a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Deed {
-    Answer,
-    /// 503.
+pub(crate) enum Action {
+    Succeed,
+    /// Responds with 503.
     Unavailable,
-    /// 401.
-    Refuse,
-    /// The connection is closed instead of an answer.
+    /// Responds with 401.
+    Reject,
+    /// Closes the connection without a response.
     Close,
-    /// The connection is reset instead of an answer.
+    /// Resets the connection without a response.
     Reset,
-    /// The connection is closed in the middle of the answer.
+    /// Closes the connection in the middle of the response.
     CloseHalfway,
-    /// The connection is reset in the middle of the answer.
+    /// Resets the connection in the middle of the response.
     ResetHalfway,
 }
 
-impl Deed {
-    /// As the error that it makes of an answer.
+impl Action {
+    /// The error with which the server ends the connection.
     fn error(self) -> io::Error {
         let kind = match self {
             Self::Reset | Self::ResetHalfway => io::ErrorKind::ConnectionReset,
             _ => io::ErrorKind::ConnectionAborted,
         };
-        io::Error::new(kind, "ended on purpose")
+        io::Error::new(kind, "injected fault")
     }
 }
 
-/// Who does it.
+/// The server that handles a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Party {
+pub(crate) enum Server {
     TokenEndpoint,
     Api,
 }
 
-/// Both servers; they stop when this is dropped.
+/// Both servers. They stop when this is dropped.
 pub(crate) struct Servers {
     pub(crate) token_url: String,
     pub(crate) api_url: String,
-    book: Arc<Mutex<Book>>,
+    state: Arc<Mutex<State>>,
     _tasks: JoinSet<()>,
 }
 
-/// What both servers know.
-struct Book {
+/// The state that both servers share.
+struct State {
     rng: fastrand::Rng,
-    injected: BTreeMap<(Party, Deed), u64>,
-    /// How many requests each server has not answered, now and at most.
-    open: HashMap<Party, u64>,
-    most_open: BTreeMap<Party, u64>,
-    /// When the server ceases to accept each token that was issued lately.
+    /// How often each server took each action.
+    actions: BTreeMap<(Server, Action), u64>,
+    /// The number of requests that each server is handling.
+    concurrent: HashMap<Server, u64>,
+    max_concurrent: BTreeMap<Server, u64>,
+    /// The valid tokens and the moments at which they expire.
     tokens: HashMap<String, Instant>,
     issued: u64,
-    /// How many requests came to the API with a token that had ended, or was none.
-    without_token: u64,
-    /// What was done last to each call that has not come back.
-    calls: HashMap<u64, Option<Deed>>,
+    /// The number of requests to the API without a valid token.
+    without_valid_token: u64,
+    /// The API's last action for each call that has not ended.
+    calls: HashMap<u64, Option<Action>>,
 }
 
 impl Servers {
     pub(crate) async fn start(seed: u64) -> Result<Self, BoxError> {
-        let book = Arc::new(Mutex::new(Book {
+        let state = Arc::new(Mutex::new(State {
             rng: fastrand::Rng::with_seed(seed),
-            injected: BTreeMap::new(),
-            open: HashMap::new(),
-            most_open: BTreeMap::new(),
+            actions: BTreeMap::new(),
+            concurrent: HashMap::new(),
+            max_concurrent: BTreeMap::new(),
             tokens: HashMap::new(),
             issued: 0,
-            without_token: 0,
+            without_valid_token: 0,
             calls: HashMap::new(),
         }));
         let mut tasks = JoinSet::new();
-        let token_endpoint = serve(&mut tasks, &book, Party::TokenEndpoint).await?;
-        let api = serve(&mut tasks, &book, Party::Api).await?;
+        let token_endpoint = serve(&mut tasks, &state, Server::TokenEndpoint).await?;
+        let api = serve(&mut tasks, &state, Server::Api).await?;
         Ok(Self {
             token_url: format!("http://{token_endpoint}/token"),
             api_url: format!("http://{api}/echo"),
-            book,
+            state,
             _tasks: tasks,
         })
     }
 
-    /// Announces a call, so that what is done to it is kept.
-    pub(crate) fn expect(&self, call: u64) {
-        lock(&self.book).calls.insert(call, None);
+    /// Remembers the API's actions for this call from now on.
+    pub(crate) fn track(&self, call: u64) {
+        lock(&self.state).calls.insert(call, None);
     }
 
-    /// What was done last to a call that has come back.
-    pub(crate) fn forget(&self, call: u64) -> Option<Deed> {
-        lock(&self.book).calls.remove(&call).flatten()
+    /// Returns the API's last action for a call that has ended, and forgets the call.
+    pub(crate) fn take_last_action(&self, call: u64) -> Option<Action> {
+        lock(&self.state).calls.remove(&call).flatten()
     }
 
     pub(crate) fn token_requests(&self) -> u64 {
-        let injected = self.injected().into_iter();
-        let token_requests = injected.filter(|((party, _), _)| *party == Party::TokenEndpoint);
+        let actions = self.actions().into_iter();
+        let token_requests = actions.filter(|((server, _), _)| *server == Server::TokenEndpoint);
         token_requests.map(|(_, times)| times).sum()
     }
 
-    /// How many token requests were unanswered at a time.
-    pub(crate) fn most_token_requests(&self) -> u64 {
-        let book = lock(&self.book);
-        let most = book.most_open.get(&Party::TokenEndpoint);
-        most.copied().unwrap_or_default()
+    /// The highest number of token requests that were handled at the same time.
+    pub(crate) fn max_concurrent_token_requests(&self) -> u64 {
+        let state = lock(&self.state);
+        let max = state.max_concurrent.get(&Server::TokenEndpoint);
+        max.copied().unwrap_or_default()
     }
 
-    /// How many requests came to the API with a token that had ended, or was none.
-    pub(crate) fn without_token(&self) -> u64 {
-        lock(&self.book).without_token
+    /// The number of requests to the API without a valid token.
+    pub(crate) fn without_valid_token(&self) -> u64 {
+        lock(&self.state).without_valid_token
     }
 
-    pub(crate) fn injected(&self) -> BTreeMap<(Party, Deed), u64> {
-        lock(&self.book).injected.clone()
+    /// How often each server took each action.
+    pub(crate) fn actions(&self) -> BTreeMap<(Server, Action), u64> {
+        lock(&self.state).actions.clone()
     }
 }
 
-/// Complains of more than one token request at a time: a flight makes one after the other, and there
-/// is one flight.
-pub(crate) fn crowd(most_open: u64) -> Option<String> {
-    (most_open > 1).then(|| format!("{most_open} token requests at a time"))
+/// Describes a problem if token requests were concurrent: there is one key, and its attempts are made one
+/// after the other.
+pub(crate) fn concurrent_token_requests(max: u64) -> Option<String> {
+    (max > 1).then(|| format!("{max} concurrent token requests"))
 }
 
-/// Complains of more calls with a token that had ended than a busy machine delays on their way.
-pub(crate) fn neglect(without_token: u64, token_requests: u64, seconds: u64) -> Option<String> {
-    // Each token lives for a second, and is refreshed ahead of its end.
+/// Describes a problem if tokens were refreshed too late. A few expire on their way to the API on a busy
+/// machine.
+pub(crate) fn late_refreshes(
+    without_valid_token: u64,
+    token_requests: u64,
+    seconds: u64,
+) -> Option<String> {
+    // Each token is valid for a second and refreshed before it expires.
     if token_requests < seconds / 2 {
         return Some(format!(
-            "{token_requests} token requests only, in {seconds} s"
+            "only {token_requests} token requests in {seconds} s"
         ));
     }
-    const MOST_PER_SECOND: u64 = 20;
-    (without_token > MOST_PER_SECOND * seconds)
-        .then(|| format!("{without_token} requests with a token that had ended"))
+    const MAX_PER_SECOND: u64 = 20;
+    (without_valid_token > MAX_PER_SECOND * seconds)
+        .then(|| format!("{without_valid_token} requests without a valid token"))
 }
 
-/// Complains of more token requests than short-lived tokens, renewals and failures account for.
-pub(crate) fn storm(token_requests: u64, seconds: u64) -> Option<String> {
-    // A flight in every 50 ms, the shortest back-off, would be 20 in a second; most of them succeed.
-    const MOST_PER_SECOND: u64 = 20;
-    (token_requests > MOST_PER_SECOND * (seconds + 1))
+/// Describes a problem if there were more token requests than short lifetimes, renewals and failures
+/// explain.
+pub(crate) fn too_many_token_requests(token_requests: u64, seconds: u64) -> Option<String> {
+    // One in 50 ms, the shortest back-off, if all of them failed; most of them succeed.
+    const MAX_PER_SECOND: u64 = 20;
+    (token_requests > MAX_PER_SECOND * (seconds + 1))
         .then(|| format!("{token_requests} token requests in {seconds} s"))
 }
 
-impl Book {
-    /// Draws how long a request takes, and what becomes of it.
-    fn draw(&mut self, party: Party) -> (Duration, Deed) {
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::TokenEndpoint => "token endpoint",
+            Self::Api => "API",
+        })
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Succeed => "success",
+            Self::Unavailable => "503",
+            Self::Reject => "401",
+            Self::Close => "connection closed before the response",
+            Self::Reset => "connection reset before the response",
+            Self::CloseHalfway => "connection closed during the response",
+            Self::ResetHalfway => "connection reset during the response",
+        })
+    }
+}
+
+impl State {
+    /// Draws the latency of a request and the server's action.
+    fn draw(&mut self, server: Server) -> (Duration, Action) {
         let latency = Duration::from_millis(self.rng.u64(1..80));
-        // The token endpoint is asked so rarely that it has to fail more often.
-        let hundred = match party {
-            Party::TokenEndpoint => 40,
-            Party::Api => 100,
+        // The token endpoint gets few requests, so it fails more often.
+        let range = match server {
+            Server::TokenEndpoint => 40,
+            Server::Api => 100,
         };
-        let deed = match self.rng.u8(0..hundred) {
-            0..2 => Deed::Close,
-            2..4 => Deed::Reset,
-            4..6 => Deed::CloseHalfway,
-            6..8 => Deed::ResetHalfway,
-            8..14 => Deed::Unavailable,
-            14..17 => Deed::Refuse,
-            _ => Deed::Answer,
+        let action = match self.rng.u8(0..range) {
+            0..2 => Action::Close,
+            2..4 => Action::Reset,
+            4..6 => Action::CloseHalfway,
+            6..8 => Action::ResetHalfway,
+            8..14 => Action::Unavailable,
+            14..17 => Action::Reject,
+            _ => Action::Succeed,
         };
-        *self.injected.entry((party, deed)).or_default() += 1;
-        (latency, deed)
+        *self.actions.entry((server, action)).or_default() += 1;
+        (latency, action)
     }
 
-    fn open(&mut self, party: Party) {
-        let open = self.open.entry(party).or_default();
-        *open += 1;
-        let most = self.most_open.entry(party).or_default();
-        *most = (*most).max(*open);
+    fn begin(&mut self, server: Server) {
+        let concurrent = self.concurrent.entry(server).or_default();
+        *concurrent += 1;
+        let max = self.max_concurrent.entry(server).or_default();
+        *max = (*max).max(*concurrent);
     }
 
     fn issue(&mut self) -> String {
         let now = Instant::now();
-        self.tokens.retain(|_, ends_at| *ends_at > now);
+        self.tokens.retain(|_, expires_at| *expires_at > now);
         self.issued += 1;
         let token = format!("token-{}", self.issued);
-        let ends_at = now + Duration::from_secs(TOKEN_LIFE);
-        self.tokens.insert(token.clone(), ends_at);
-        format!(r#"{{"access_token":"{token}","expires_in":"{TOKEN_LIFE}"}}"#)
+        let expires_at = now + Duration::from_secs(TOKEN_LIFETIME);
+        self.tokens.insert(token.clone(), expires_at);
+        format!(r#"{{"access_token":"{token}","expires_in":"{TOKEN_LIFETIME}"}}"#)
     }
 
-    /// What the API says of the token, whatever else it would do.
-    fn accepts(&self, request: &Request<Bytes>) -> bool {
+    /// Whether the request has a valid token.
+    fn has_valid_token(&self, request: &Request<Bytes>) -> bool {
         let header = request.headers().get(AUTHORIZATION);
         let token = header.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-        let ends_at = token.and_then(|token| self.tokens.get(token));
-        ends_at.is_some_and(|ends_at| Instant::now() < *ends_at)
+        let expires_at = token.and_then(|token| self.tokens.get(token));
+        expires_at.is_some_and(|expires_at| Instant::now() < *expires_at)
     }
 
-    fn note(&mut self, request: &Request<Bytes>, deed: Deed) {
+    fn record(&mut self, request: &Request<Bytes>, action: Action) {
         let call = request.headers().get(CALL);
         let call = call.and_then(|value| value.to_str().ok()?.parse().ok());
-        // A call that was given up is not waited for.
+        // Cancelled calls are no longer tracked.
         if let Some(last) = call.and_then(|call: u64| self.calls.get_mut(&call)) {
-            *last = Some(deed);
+            *last = Some(action);
         }
     }
 }
 
-/// What a server answers; an error ends the connection.
-async fn answer(
-    book: Arc<Mutex<Book>>,
-    party: Party,
+/// Handles a request. An error ends the connection.
+async fn respond(
+    state: Arc<Mutex<State>>,
+    server: Server,
     request: Request<Bytes>,
 ) -> Result<Reply, io::Error> {
-    let (latency, drawn) = lock(&book).draw(party);
+    let (latency, drawn) = lock(&state).draw(server);
     {
-        let _open = Open::new(&book, party);
+        let _in_progress = InProgress::new(&state, server);
         sleep(latency).await;
     }
-    let (deed, text) = {
-        let mut book = lock(&book);
-        let deed = match (party, drawn) {
-            (Party::Api, Deed::Answer) if !book.accepts(&request) => {
-                book.without_token += 1;
-                Deed::Refuse
+    let (action, body) = {
+        let mut state = lock(&state);
+        let action = match (server, drawn) {
+            (Server::Api, Action::Succeed) if !state.has_valid_token(&request) => {
+                state.without_valid_token += 1;
+                Action::Reject
             }
             _ => drawn,
         };
-        book.note(&request, deed);
-        let text = match (party, deed) {
-            (Party::TokenEndpoint, Deed::Answer | Deed::CloseHalfway | Deed::ResetHalfway) => {
-                book.issue().into()
-            }
+        state.record(&request, action);
+        let body = match (server, action) {
+            (
+                Server::TokenEndpoint,
+                Action::Succeed | Action::CloseHalfway | Action::ResetHalfway,
+            ) => state.issue().into(),
             _ => request.into_body(),
         };
-        (deed, text)
+        (action, body)
     };
-    match deed {
-        Deed::Answer => Ok(whole(StatusCode::OK, text)),
-        Deed::Unavailable => Ok(whole(StatusCode::SERVICE_UNAVAILABLE, refusal(deed))),
-        Deed::Refuse => Ok(whole(StatusCode::UNAUTHORIZED, refusal(deed))),
-        Deed::Close | Deed::Reset => Err(deed.error()),
-        Deed::CloseHalfway | Deed::ResetHalfway => Ok(half(&text, deed)),
+    match action {
+        Action::Succeed => Ok(complete(StatusCode::OK, body)),
+        Action::Unavailable => Ok(complete(StatusCode::SERVICE_UNAVAILABLE, error(action))),
+        Action::Reject => Ok(complete(StatusCode::UNAUTHORIZED, error(action))),
+        Action::Close | Action::Reset => Err(action.error()),
+        Action::CloseHalfway | Action::ResetHalfway => Ok(half(&body, action)),
     }
 }
 
-/// A request that has not been answered.
-struct Open<'a> {
-    book: &'a Mutex<Book>,
-    party: Party,
+/// Counts a request as in progress until this is dropped.
+struct InProgress<'a> {
+    state: &'a Mutex<State>,
+    server: Server,
 }
 
-impl<'a> Open<'a> {
-    fn new(book: &'a Mutex<Book>, party: Party) -> Self {
-        lock(book).open(party);
-        Self { book, party }
+impl<'a> InProgress<'a> {
+    fn new(state: &'a Mutex<State>, server: Server) -> Self {
+        lock(state).begin(server);
+        Self { state, server }
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for InProgress<'_> {
     fn drop(&mut self) {
-        *lock(self.book).open.entry(self.party).or_default() -= 1;
+        let mut state = lock(self.state);
+        *state.concurrent.entry(self.server).or_default() -= 1;
     }
 }
 
-/// An error reply that names its fault.
-fn refusal(deed: Deed) -> Bytes {
-    let name = match deed {
-        Deed::Refuse => "injected_refusal",
+/// Returns an error reply that names the fault.
+fn error(action: Action) -> Bytes {
+    let name = match action {
+        Action::Reject => "injected_rejection",
         _ => "injected_unavailability",
     };
     format!(r#"{{"error":"{name}"}}"#).into()
 }
 
-fn whole(status: StatusCode, text: Bytes) -> Reply {
-    let body = Full::new(text).map_err(|never| match never {});
+fn complete(status: StatusCode, body: Bytes) -> Reply {
+    let body = Full::new(body).map_err(|never| match never {});
     let mut reply = Response::new(body.boxed_unsync());
     *reply.status_mut() = status;
     reply
 }
 
-fn half(text: &Bytes, deed: Deed) -> Reply {
-    let length = text.len();
-    let first = stream::iter([Ok(Frame::data(text.slice(..length / 2)))]);
-    // So that the first half is on its way.
+fn half(body: &Bytes, action: Action) -> Reply {
+    let length = body.len();
+    let first = stream::iter([Ok(Frame::data(body.slice(..length / 2)))]);
+    // Gives the server time to send the first half.
     let rest = stream::once(async move {
         sleep(Duration::from_millis(2)).await;
-        Err(deed.error())
+        Err(action.error())
     });
     let body = StreamBody::new(first.chain(rest));
     let mut reply = Response::new(body.boxed_unsync());
@@ -327,43 +361,42 @@ fn half(text: &Bytes, deed: Deed) -> Reply {
 
 async fn serve(
     tasks: &mut JoinSet<()>,
-    book: &Arc<Mutex<Book>>,
-    party: Party,
+    state: &Arc<Mutex<State>>,
+    server: Server,
 ) -> Result<SocketAddr, BoxError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
-    let book = Arc::clone(book);
+    let state = Arc::clone(state);
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
-            connections.spawn(serve_connection(stream, Arc::clone(&book), party));
-            // Those that are over leave nothing behind.
+            connections.spawn(serve_connection(stream, Arc::clone(&state), server));
+            // Frees the memory of connections that have ended.
             while connections.try_join_next().is_some() {}
         }
     });
     Ok(address)
 }
 
-async fn serve_connection(stream: TcpStream, book: Arc<Mutex<Book>>, party: Party) {
+async fn serve_connection(stream: TcpStream, state: Arc<Mutex<State>>, server: Server) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let book = Arc::clone(&book);
+        let state = Arc::clone(&state);
         Box::pin(async move {
             let (head, body) = request.into_parts();
             let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
-            answer(book, party, Request::from_parts(head, body)).await
+            respond(state, server, Request::from_parts(head, body)).await
         })
     });
     let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    // Most of them end with an error that was injected.
-    let ended = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
+    let result = poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
     let stream = connection.into_parts().io.into_inner();
-    if ended.is_err_and(|error| is_reset(&error)) {
-        // Dropped like that, a socket sends RST instead of FIN.
+    if result.is_err_and(|error| is_reset(&error)) {
+        // Without linger, dropping the socket sends RST instead of FIN.
         let _ = stream.set_zero_linger();
     }
 }
 
-/// Whether a connection ended with a reset, by either side.
+/// Whether a connection was reset by either side.
 pub(crate) fn is_reset(error: &(dyn StdError + 'static)) -> bool {
     let mut causes = std::iter::successors(Some(error), |error| (*error).source());
     causes.any(|cause| {
@@ -373,6 +406,6 @@ pub(crate) fn is_reset(error: &(dyn StdError + 'static)) -> bool {
     })
 }
 
-fn lock(book: &Mutex<Book>) -> MutexGuard<'_, Book> {
-    book.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
