@@ -1,7 +1,11 @@
-//! Serves what the feature `metrics` counts to Prometheus, and prints one scrape.
+//! Exports the metrics to Prometheus and prints one scrape.
 //!
-//! Starts a token endpoint and an API on 127.0.0.1; the API refuses the first token. Ends with a panic
-//! if the scrape does not show what was done.
+//! ```text
+//! cargo run --manifest-path tests/clients/Cargo.toml --example prometheus
+//! ```
+//!
+//! Starts a token endpoint and an API on 127.0.0.1. The API rejects the first token. Panics if the scrape
+//! does not contain the expected metrics.
 
 use http::Request;
 use http_body_util::{BodyExt, Full};
@@ -12,11 +16,11 @@ use tower_client_credentials::{BoxError, ClientCredentialsLayer};
 
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
-    // Any free port; a service of yours has one that Prometheus knows.
+    // A free port. A real service uses the port that Prometheus is configured with.
     let port = std::net::TcpListener::bind("127.0.0.1:0")?
         .local_addr()?
         .port();
-    // Before the first cache, so that each metric gets its description.
+    // Install the recorder before the first cache, which describes the metrics.
     PrometheusBuilder::new()
         .with_http_listener(([127, 0, 0, 1], port))
         .install()?;
@@ -34,16 +38,16 @@ async fn main() -> Result<(), BoxError> {
     }
 
     let scrape = Request::get(format!("http://127.0.0.1:{port}/metrics")).body(Full::default())?;
-    let answer = http.oneshot(scrape).await?.into_body().collect().await?;
-    let text = String::from_utf8(answer.to_bytes().to_vec())?;
+    let body = http.oneshot(scrape).await?.into_body().collect().await?;
+    let text = String::from_utf8(body.to_bytes().to_vec())?;
     println!("\nGET /metrics\n{text}");
-    for shown in [
+    for expected in [
         r#"client_credentials_token_requests_total{cause="first",outcome="token"} 1"#,
         r#"client_credentials_token_requests_total{cause="rejected",outcome="token"} 1"#,
         "client_credentials_replays_total 1",
         "# TYPE client_credentials_wait_duration_seconds",
     ] {
-        assert!(text.contains(shown), "the scrape does not show {shown}");
+        assert!(text.contains(expected), "{expected} is not in the scrape");
     }
     Ok(())
 }

@@ -1,12 +1,16 @@
 //! The layer around reqwest's client.
 //!
-//! Starts a token endpoint and an API on 127.0.0.1; the API refuses the first token, as if it had
-//! been revoked. Ends with a panic if the upload does not arrive whole.
+//! ```text
+//! cargo run --manifest-path tests/clients/Cargo.toml --example reqwest
+//! ```
+//!
+//! Starts a token endpoint and an API on 127.0.0.1. The API rejects the first token, as if it had been
+//! revoked. Panics if the upload does not arrive complete.
 
 use bytes::Bytes;
 use futures_util::stream;
 use http::{Request, Response};
-use reqwest::Body;
+use reqwest::{Body, Client, redirect::Policy};
 use support::{Servers, hash};
 use tower::{Service, ServiceBuilder, ServiceExt};
 use tower_client_credentials::{BoxError, ClientCredentialsLayer, replay::Buffered};
@@ -14,25 +18,33 @@ use tower_client_credentials::{BoxError, ClientCredentialsLayer, replay::Buffere
 #[tokio::main]
 async fn main() -> Result<(), BoxError> {
     let servers = Servers::start().await;
-    let client = reqwest::Client::new();
+    // A redirect must not send the client secret to another URL.
+    let token_client = Client::builder().redirect(Policy::none()).build()?;
+    let api_client = Client::new();
 
-    // reqwest's client takes requests of its own type: two combinators make it one of http's.
-    let http = ServiceBuilder::new()
-        .map_response(Response::<Body>::from)
-        .filter(|request: Request<Body>| {
-            reqwest::Request::try_from(request).map_err(BoxError::from)
-        })
-        .service(client.clone());
+    // reqwest's client takes requests of its own type. Two combinators turn it into a service for requests
+    // of the `http` crate.
+    let adapt = |client: Client| {
+        ServiceBuilder::new()
+            .map_response(Response::<Body>::from)
+            .filter(|request: Request<Body>| {
+                reqwest::Request::try_from(request).map_err(BoxError::from)
+            })
+            .service(client)
+    };
 
-    // For any server: TokenEndpoint::new(http.clone(), url, ClientAuth::client_secret_post(id, secret))?
-    let tokens = servers.tokens(http.clone());
+    // Outside of this example, build the endpoint with
+    // `TokenEndpoint::new(client, url, ClientAuth::client_secret_basic(id, secret))?`.
+    let tokens = servers.tokens(adapt(token_client));
     let layer =
         ClientCredentialsLayer::new(tokens).replay(Buffered::new(64 * 1024).map(Body::wrap));
-    let mut api = ServiceBuilder::new().layer(layer).service(http);
+    let mut api = ServiceBuilder::new()
+        .layer(layer)
+        .service(adapt(api_client.clone()));
 
-    // Requests are built as always, and sent through the stack.
+    // Build requests as usual, and send them through the stack.
     let lines = ["one\n", "two\n", "three\n"].map(|line| Ok::<_, BoxError>(Bytes::from(line)));
-    let request = client
+    let request = api_client
         .put(servers.url("/late/reports/7"))
         .body(Body::wrap_stream(stream::iter(lines)))
         .build()?;
@@ -45,7 +57,7 @@ async fn main() -> Result<(), BoxError> {
     assert_eq!(
         servers.issued(),
         2,
-        "the first token is refused, the second accepted"
+        "the first token is rejected, the second accepted"
     );
     Ok(())
 }

@@ -1,7 +1,11 @@
 //! The layer around a tonic channel, below a generated client.
 //!
-//! Starts a token endpoint and a gRPC server on 127.0.0.1; the server refuses the first token, as if
-//! it had been revoked. Ends with an error if the call is not answered.
+//! ```text
+//! cargo run --manifest-path tests/clients/Cargo.toml --example tonic
+//! ```
+//!
+//! Starts a token endpoint and a gRPC server on 127.0.0.1. The server rejects the first token, as if it had
+//! been revoked. Fails if the call does not succeed.
 
 use bytes::Bytes;
 use http::{Request, header::AUTHORIZATION};
@@ -19,12 +23,14 @@ use tower_client_credentials::{BoxError, ClientCredentialsLayer, replay::Buffere
 async fn main() -> Result<(), BoxError> {
     let servers = start_servers().await;
 
-    // A channel speaks to one host only, so that tokens come by another client.
-    // For any server: TokenEndpoint::new(client, url, ClientAuth::client_secret_post(id, secret))?
+    // A channel connects to one host only, so token requests need another client. hyper-util's does not
+    // follow redirects. Outside of this example, build the endpoint with
+    // `TokenEndpoint::new(client, url, ClientAuth::client_secret_basic(id, secret))?`.
     let tokens = servers.tokens(hyper_client::<Full<Bytes>>(Protocol::Http1));
     let layer = ClientCredentialsLayer::new(tokens)
-        .rejected_when(|it| {
-            it.headers
+        .rejected_when(|response| {
+            response
+                .headers
                 .get("grpc-status")
                 .is_some_and(|status| status == "16")
         })
@@ -33,22 +39,22 @@ async fn main() -> Result<(), BoxError> {
     let channel = ServiceBuilder::new().layer(layer).service(channel);
 
     let mut client = HealthClient::new(channel);
-    let answer = client
+    let response = client
         .check(HealthCheckRequest::default())
         .await?
         .into_inner();
 
-    println!("the server is {}", answer.status().as_str_name());
-    assert_eq!(answer.status(), ServingStatus::Serving);
+    println!("the server is {}", response.status().as_str_name());
+    assert_eq!(response.status(), ServingStatus::Serving);
     assert_eq!(
         servers.issued(),
         2,
-        "the first token is refused, the second accepted"
+        "the first token is rejected, the second accepted"
     );
     Ok(())
 }
 
-/// tonic's health service, behind a check of the token.
+/// Starts tonic's health service behind a check of the token.
 async fn start_servers() -> Servers {
     let (_reporter, health) = tonic_health::server::health_reporter();
     let api = Loopback::start(move |request: Request<Incoming>| {
@@ -64,5 +70,5 @@ async fn start_servers() -> Servers {
         }
     })
     .await;
-    Servers::for_api(api).await
+    Servers::with_api(api).await
 }

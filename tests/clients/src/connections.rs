@@ -13,17 +13,17 @@ struct Count {
 }
 
 impl Connections {
-    /// How many there ever were.
+    /// The number of connections accepted so far.
     pub fn accepted(&self) -> usize {
         self.0.borrow().accepted
     }
 
-    /// How many there are now.
+    /// The number of open connections.
     pub fn open(&self) -> usize {
         self.0.borrow().open
     }
 
-    /// Waits until all are closed.
+    /// Waits until all connections are closed.
     pub async fn closed(&self) {
         let mut count = self.0.subscribe();
         count
@@ -41,7 +41,7 @@ impl Connections {
     }
 }
 
-/// One that counts as open until this is dropped.
+/// Counts a connection as open until this is dropped.
 pub(crate) struct Open(Connections);
 
 impl Drop for Open {

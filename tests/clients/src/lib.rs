@@ -1,5 +1,5 @@
-//! What the tests and the examples of real clients share: servers on 127.0.0.1 that count their
-//! connections and what they are sent, and bodies that can be told apart by their hash.
+//! Shared parts of the tests and examples with real clients: servers on 127.0.0.1 that record connections
+//! and requests, and bodies that are identified by their hash.
 
 mod connections;
 mod loopback;
@@ -21,7 +21,7 @@ use hyper_util::{
 };
 use tower_client_credentials::TokenCache;
 
-/// The versions of HTTP that a client is tested with.
+/// The HTTP versions that a client is tested with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Http1,
@@ -32,7 +32,7 @@ impl Protocol {
     pub const ALL: [Self; 2] = [Self::Http1, Self::Http2];
 }
 
-/// hyper-util's client, for one version of HTTP.
+/// Builds hyper-util's client for one HTTP version. It does not follow redirects.
 pub fn hyper_client<B>(protocol: Protocol) -> Client<HttpConnector, B>
 where
     B: http_body::Body<Data: Send> + Send,
@@ -44,27 +44,27 @@ where
         .build(connector)
 }
 
-/// A cache that renews its token as often as the API rejects one.
+/// Builds a cache that renews its token after every rejection.
 pub fn cache_without_cool_down(tokens: tower_client_credentials::TokenEndpoint) -> TokenCache {
     TokenCache::builder()
         .cool_down(Duration::ZERO)
         .build(tokens)
 }
 
-/// Waits for something that must not hang.
+/// Waits for a future that must not hang.
 ///
 /// # Panics
 ///
-/// Panics if it hangs.
+/// Panics if the future hangs.
 pub async fn in_time<F: Future>(future: F) -> F::Output {
-    // Far more than any test needs, on a busy machine too.
+    // Far more than any test needs, even on a busy machine.
     const DEADLINE: Duration = Duration::from_secs(60);
     tokio::time::timeout(DEADLINE, future)
         .await
-        .expect("it hangs")
+        .expect("the future does not hang")
 }
 
-/// Compiles the examples of the guide's chapters that show other crates.
+/// Compiles the examples in the chapters of the guide that use other crates.
 #[cfg(doctest)]
 mod guide {
     #[doc = include_str!("../../../docs/guide/clients.md")]

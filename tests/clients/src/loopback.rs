@@ -22,15 +22,14 @@ use crate::Connections;
 /// The response body of the servers.
 pub type Body = UnsyncBoxBody<Bytes, BoxError>;
 
-/// A response body that is there at once.
+/// Makes a response body of a text.
 pub fn text(text: impl Into<Bytes>) -> Body {
     Full::new(text.into())
         .map_err(BoxError::from)
         .boxed_unsync()
 }
 
-/// A server on 127.0.0.1 that speaks HTTP/1.1 and HTTP/2, without TLS. Dropped, it closes all of
-/// its connections.
+/// A server on 127.0.0.1 for HTTP/1.1 and HTTP/2 without TLS. Closes all connections when it is dropped.
 #[derive(Debug)]
 pub struct Loopback {
     address: SocketAddr,
@@ -39,7 +38,7 @@ pub struct Loopback {
 }
 
 impl Loopback {
-    /// Starts a server that answers as the handler says.
+    /// Starts a server that calls the handler for each request.
     pub async fn start<H, F, B>(handler: H) -> Self
     where
         H: Fn(Request<Incoming>) -> F + Clone + Send + 'static,
@@ -91,7 +90,7 @@ where
         });
         serving.spawn(async move {
             let _open = open;
-            // Clients that go away in the middle of a request are what some tests are about.
+            // Some tests close connections in the middle of a request.
             let _ = auto::Builder::new(TokioExecutor::new())
                 .serve_connection(TokioIo::new(stream), service)
                 .await;

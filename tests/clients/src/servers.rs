@@ -13,83 +13,83 @@ use tower_client_credentials::{BoxError, ClientAuth, TokenEndpoint};
 
 use crate::{Body, Connections, Loopback, text};
 
-/// A token endpoint and an API that never accepts the first token it sees on a path.
+/// A token endpoint, and an API that rejects the first token it receives on a path.
 ///
-/// The start of the path says when the API refuses:
+/// The start of the path determines when the API rejects:
 ///
-/// | path | first answer |
+/// | path | first response |
 /// |---|---|
-/// | `/late/..` | 401 after the body was read |
-/// | `/early/..` | 401 before the body was read; the rest of it is dropped |
-/// | `/first-frame/..` | 401 after the first frame of the body; the rest of it is dropped |
-/// | `/reading-on/..` | 401 before the body was read, which is read all the same |
-/// | any other | 200 at once |
+/// | `/late/..` | 401 after reading the body |
+/// | `/early/..` | 401 before reading the body, which is dropped |
+/// | `/first-frame/..` | 401 after reading the first frame of the body; the rest is dropped |
+/// | `/reading-on/..` | 401 before reading the body, which is read all the same |
+/// | any other | 200 |
 ///
-/// What is accepted is read to its end and answered with its hash.
+/// The response to an accepted request is the hash of its body.
 #[derive(Debug)]
 pub struct Servers {
     api: Loopback,
     issuer: Loopback,
-    books: Arc<Books>,
+    log: Arc<Log>,
 }
 
-/// What the servers write down.
+/// The tokens and requests that the servers have seen.
 #[derive(Debug, Default)]
-struct Books {
+struct Log {
     issued: Mutex<usize>,
     received: Mutex<Vec<Received>>,
-    refused: Mutex<HashMap<String, HeaderValue>>,
+    rejected: Mutex<HashMap<String, HeaderValue>>,
 }
 
-/// One request that the API has got.
+/// A request that the API received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
     pub path: String,
     pub version: Version,
     /// The text of the `Authorization` header.
     pub authorization: Option<HeaderValue>,
-    /// Of the body, if it was read to its end.
+    /// The hash of the body, if it was read to its end.
     pub hash: Option<String>,
     pub trailer: Option<HeaderValue>,
 }
 
 impl Servers {
-    /// Starts both; the API answers with the hash of what it got.
+    /// Starts both servers.
     pub async fn start() -> Self {
-        Self::with_refusal(small_refusal()).await
+        Self::with_rejection(small_rejection()).await
     }
 
-    /// Starts both; the API refuses tokens with the given 401.
-    pub async fn with_refusal(refusal: Response<Bytes>) -> Self {
-        let books = Arc::new(Books::default());
+    /// Starts both servers. The API rejects tokens with the given response.
+    pub async fn with_rejection(rejection: Response<Bytes>) -> Self {
+        let log = Arc::new(Log::default());
         let api = Loopback::start({
-            let books = Arc::clone(&books);
-            move |request| answer(Arc::clone(&books), refusal.clone(), request)
+            let log = Arc::clone(&log);
+            move |request| respond(Arc::clone(&log), rejection.clone(), request)
         })
         .await;
-        Self::around(api, books).await
+        Self::with_api_and_log(api, log).await
     }
 
-    /// Starts the token endpoint, for an API of the test's own.
-    pub async fn for_api(api: Loopback) -> Self {
-        Self::around(api, Arc::default()).await
+    /// Starts the token endpoint for the given API.
+    pub async fn with_api(api: Loopback) -> Self {
+        Self::with_api_and_log(api, Arc::default()).await
     }
 
-    async fn around(api: Loopback, books: Arc<Books>) -> Self {
+    async fn with_api_and_log(api: Loopback, log: Arc<Log>) -> Self {
         let issuer = Loopback::start({
-            let books = Arc::clone(&books);
-            move |request| issue(Arc::clone(&books), request)
+            let log = Arc::clone(&log);
+            move |request| issue(Arc::clone(&log), request)
         })
         .await;
-        Self { api, issuer, books }
+        Self { api, issuer, log }
     }
 
-    /// A URL of the API.
+    /// Returns the URL of a path of the API.
     pub fn url(&self, path: &str) -> String {
         self.api.url(path)
     }
 
-    /// The token service, with the client under test.
+    /// Builds the token service with the given client.
     pub fn tokens<C, B, ResBody>(&self, client: C) -> TokenEndpoint
     where
         C: Service<Request<B>, Response = Response<ResBody>> + Clone + Send + 'static,
@@ -99,36 +99,36 @@ impl Servers {
         ResBody: http_body::Body<Error: Into<BoxError>> + Send + 'static,
     {
         let auth = ClientAuth::client_secret_post("id", "secret");
-        TokenEndpoint::new(client, self.issuer.url("/token"), auth).expect("the URL is fine")
+        TokenEndpoint::new(client, self.issuer.url("/token"), auth).expect("the URL is valid")
     }
 
-    /// The API's connections.
+    /// The connections of the API.
     pub fn connections(&self) -> &Connections {
         self.api.connections()
     }
 
-    /// The token endpoint's connections.
+    /// The connections of the token endpoint.
     pub fn issuer_connections(&self) -> &Connections {
         self.issuer.connections()
     }
 
-    /// How many tokens were issued.
+    /// The number of tokens issued so far.
     pub fn issued(&self) -> usize {
-        *self.books.issued.lock().unwrap()
+        *self.log.issued.lock().unwrap()
     }
 
-    /// What the API has got so far.
+    /// The requests that the API received so far.
     pub fn received(&self) -> Vec<Received> {
-        self.books.received.lock().unwrap().clone()
+        self.log.received.lock().unwrap().clone()
     }
 }
 
 /// The token endpoint: tokens are "token-1", "token-2" and so on.
-async fn issue(books: Arc<Books>, request: Request<Incoming>) -> Response<Body> {
+async fn issue(log: Arc<Log>, request: Request<Incoming>) -> Response<Body> {
     let form = request.into_body().collect().await.map(Collected::to_bytes);
-    let asked: &[u8] = b"grant_type=client_credentials&client_id=id&client_secret=secret";
-    if form.is_ok_and(|form| form == asked) {
-        let mut issued = books.issued.lock().unwrap();
+    let expected: &[u8] = b"grant_type=client_credentials&client_id=id&client_secret=secret";
+    if form.is_ok_and(|form| form == expected) {
+        let mut issued = log.issued.lock().unwrap();
         *issued += 1;
         let reply = format!(r#"{{"access_token":"token-{issued}","expires_in":"1800"}}"#);
         return Response::new(text(reply));
@@ -139,9 +139,9 @@ async fn issue(books: Arc<Books>, request: Request<Incoming>) -> Response<Body> 
 }
 
 /// The API.
-async fn answer(
-    books: Arc<Books>,
-    refusal: Response<Bytes>,
+async fn respond(
+    log: Arc<Log>,
+    rejection: Response<Bytes>,
     request: Request<Incoming>,
 ) -> Response<Body> {
     let (head, mut body) = request.into_parts();
@@ -154,58 +154,58 @@ async fn answer(
         trailer: None,
     };
     let authorization = received.authorization.clone();
-    let is_refused = books.refuses(&path, authorization);
+    let is_rejected = log.rejects(&path, authorization);
     let when = path.split('/').nth(1);
     match when {
-        _ if !is_refused => {}
+        _ if !is_rejected => {}
         Some("early") => {
-            books.write(received);
-            return refusal.map(text);
+            log.record(received);
+            return rejection.map(text);
         }
         Some("first-frame") => {
-            books.write(received);
+            log.record(received);
             let _ = body.frame().await;
-            return refusal.map(text);
+            return rejection.map(text);
         }
         Some("reading-on") => {
-            let books = Arc::clone(&books);
-            tokio::spawn(async move { books.write(read(body, received).await) });
-            return refusal.map(text);
+            let log = Arc::clone(&log);
+            tokio::spawn(async move { log.record(read(body, received).await) });
+            return rejection.map(text);
         }
         _ => {}
     }
 
     let received = read(body, received).await;
     let hash = received.hash.clone();
-    books.write(received);
+    log.record(received);
     match hash {
-        Some(_) if is_refused => refusal.map(text),
+        Some(_) if is_rejected => rejection.map(text),
         Some(hash) => Response::new(text(hash)),
         None => {
-            let mut response = Response::new(text("the body breaks off"));
+            let mut response = Response::new(text("the body is incomplete"));
             *response.status_mut() = StatusCode::BAD_REQUEST;
             response
         }
     }
 }
 
-impl Books {
-    fn refuses(&self, path: &str, authorization: Option<HeaderValue>) -> bool {
-        let refusing = ["/late/", "/early/", "/first-frame/", "/reading-on/"];
-        if !refusing.iter().any(|start| path.starts_with(start)) {
+impl Log {
+    fn rejects(&self, path: &str, authorization: Option<HeaderValue>) -> bool {
+        let rejecting = ["/late/", "/early/", "/first-frame/", "/reading-on/"];
+        if !rejecting.iter().any(|start| path.starts_with(start)) {
             return false;
         }
         let Some(authorization) = authorization else {
             return true;
         };
-        let mut refused = self.refused.lock().unwrap();
-        let first = refused
+        let mut rejected = self.rejected.lock().unwrap();
+        let first = rejected
             .entry(path.to_owned())
             .or_insert_with(|| authorization.clone());
         *first == authorization
     }
 
-    fn write(&self, received: Received) {
+    fn record(&self, received: Received) {
         self.received.lock().unwrap().push(received);
     }
 }
@@ -221,15 +221,15 @@ async fn read(mut body: Incoming, mut received: Received) -> Received {
                     .ok()
                     .and_then(|trailers| trailers.get("x-sum").cloned());
             }
-            Err(_broken_off) => return received,
+            Err(_incomplete) => return received,
         }
     }
     received.hash = Some(format!("{:x}", hasher.finalize()));
     received
 }
 
-/// LinkedIn's answer to a token that it does not accept: no `WWW-Authenticate`.
-fn small_refusal() -> Response<Bytes> {
+/// LinkedIn's response to an invalid token. It has no `WWW-Authenticate`.
+fn small_rejection() -> Response<Bytes> {
     let body = r#"{"serviceErrorCode":65600,"message":"Invalid access token","status":401}"#;
     let mut response = Response::new(Bytes::from(body));
     *response.status_mut() = StatusCode::UNAUTHORIZED;

@@ -9,9 +9,10 @@ use http_body::{Body, Frame, SizeHint};
 use sha2::{Digest, Sha256};
 use tower_client_credentials::BoxError;
 
-/// A streamed body whose bytes follow from its number and its length.
+/// A streaming body whose bytes are determined by its number and its length.
 ///
-/// It has to be waited for now and then, as a real one, and says its size only if it is told to.
+/// Like a real stream, it is pending now and then. It has an unknown size unless it is made
+/// [`sized`](Self::sized).
 #[derive(Debug)]
 pub struct Upload {
     number: usize,
@@ -21,10 +22,10 @@ pub struct Upload {
     is_sized: bool,
 }
 
-/// How much of it comes in one frame.
+/// The size of a frame.
 const CHUNK: usize = 16 * 1024;
 
-/// Bytes without a pattern, for all bodies to be cut out of.
+/// Pseudorandom bytes from which all bodies are cut.
 static NOISE: LazyLock<Bytes> = LazyLock::new(|| {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let words = std::iter::repeat_with(|| {
@@ -47,13 +48,13 @@ impl Upload {
         }
     }
 
-    /// Says how long it is, so that HTTP/1.1 sends a `Content-Length`.
+    /// Makes the size known, so that HTTP/1.1 sends a `Content-Length`.
     pub fn sized(mut self) -> Self {
         self.is_sized = true;
         self
     }
 
-    /// The hash of what is not sent yet.
+    /// Returns the hash of the bytes that are not sent yet.
     pub fn hash(&self) -> String {
         let mut rest = Self::new(self.number, self.len);
         rest.sent = self.sent;
@@ -66,10 +67,10 @@ impl Upload {
 
     fn next(&mut self) -> Option<Bytes> {
         let len = CHUNK.min(self.len - self.sent);
-        // Another place for each chunk, so that one that is lost, doubled or late changes the hash.
-        let place = (self.number * 7919 + self.sent / CHUNK * 104_729) % (NOISE.len() - CHUNK);
+        // Each chunk starts elsewhere, so that a lost, duplicate or misplaced chunk changes the hash.
+        let start = (self.number * 7919 + self.sent / CHUNK * 104_729) % (NOISE.len() - CHUNK);
         self.sent += len;
-        (len > 0).then(|| NOISE.slice(place..place + len))
+        (len > 0).then(|| NOISE.slice(start..start + len))
     }
 }
 
@@ -102,7 +103,7 @@ impl Body for Upload {
     }
 }
 
-/// The hash of bytes in memory, as an API reports it.
+/// Returns the hash of bytes in memory, in the format of the API's response.
 pub fn hash(bytes: impl AsRef<[u8]>) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }

@@ -1,4 +1,4 @@
-//! With real clients, the service and its future have the auto traits of their parts.
+//! With real clients, the service and its future are `Send` and `Sync` if their parts are.
 
 use std::{
     cell::Cell,
@@ -28,7 +28,7 @@ use tower_client_credentials::{
 type Hyper<B> = Client<HttpConnector, B>;
 /// A body that is not `Sync`.
 type Unsync = UnsyncBoxBody<Bytes, BoxError>;
-/// A body that is neither `Sync` nor `Unpin`, on the way there and on the way back.
+/// A request and response body that is neither `Sync` nor `Unpin`.
 #[derive(Clone, Default)]
 struct Awkward {
     _unsync: Cell<()>,
@@ -70,7 +70,7 @@ fn is_clone_send_sync<T: Clone + Send + Sync + 'static>(_: &T) {}
 
 fn send<T: Send>(_: &T) {}
 
-/// What each policy makes of such a body is sent, refused, and sent again, in a spawned task.
+/// With each policy, such a body is sent, rejected and replayed in a spawned task.
 #[tokio::test]
 async fn bodies_need_neither_sync_nor_unpin() {
     async fn assert_spawned<R>(replay: R, sends: usize)
@@ -105,7 +105,7 @@ async fn bodies_need_neither_sync_nor_unpin() {
     assert_spawned(NoReplay, 1).await;
 }
 
-/// Sends nothing: what counts is that each future is `Send`, as `tokio::spawn` wants it.
+/// Sends nothing: the futures only have to be `Send`, as `tokio::spawn` requires.
 #[tokio::test]
 async fn futures_are_send() {
     let servers = Servers::start().await;

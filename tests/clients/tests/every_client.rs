@@ -1,4 +1,7 @@
 //! The same stacks around each client, with the client's own bodies.
+//!
+//! The clients that send token requests follow no redirects: a redirect would send the client secret to
+//! another URL.
 
 use std::{
     collections::VecDeque,
@@ -43,29 +46,29 @@ use tower_reqwest::HttpClientLayer;
 /// A client, as a service for requests with its own body.
 type Http<B> = BoxCloneSyncService<Request<B>, Response<Body>, BoxError>;
 
-/// What the stacks need to know of a client.
+/// A client under test.
 trait Subject: Copy + Send + Sync + 'static {
-    /// What it sends; `FollowRedirect` needs it to have a `Default`.
+    /// The request body. `FollowRedirect` requires a `Default`.
     type Body: http_body::Body<Data = Bytes, Error: Into<BoxError>>
         + Default
         + Send
         + Unpin
         + 'static;
-    /// How its requests are sent again.
+    /// The replay policy for this body.
     type Replay: ReplayPolicy<Self::Body, Body = Self::Body, Kept: Send>
         + Clone
         + Send
         + Sync
         + 'static;
 
-    /// The client itself. What is for `/token` goes to the token endpoint.
+    /// Builds the client. It sends requests to `/token` to the token endpoint.
     fn connect(self, servers: &Servers) -> Http<Self::Body>;
 
     fn replay(self) -> Self::Replay;
 
     fn body(bytes: Bytes) -> Self::Body;
 
-    /// Copies a body for `Retry`.
+    /// Copies a body for `Retry`, if possible.
     fn copy(body: &Self::Body) -> Option<Self::Body>;
 }
 
@@ -94,13 +97,13 @@ impl Subject for Hyper {
     }
 }
 
-/// reqwest's client, which is told not to follow redirects itself.
+/// reqwest's client without redirects.
 #[derive(Clone, Copy)]
 struct Reqwest(Protocol);
 
 impl Subject for Reqwest {
     type Body = reqwest::Body;
-    /// `Buffered` would do too, but its bodies could not be copied for a `Retry` below.
+    /// `Buffered` would work too, but a `Retry` below could not copy its bodies.
     type Replay = CloneWith<fn(&reqwest::Body) -> Option<reqwest::Body>>;
 
     fn connect(self, _: &Servers) -> Http<reqwest::Body> {
@@ -131,7 +134,7 @@ impl Subject for Reqwest {
     }
 }
 
-/// tonic's channel, which is for one host: tokens come by a client of their own.
+/// tonic's channel. It connects to one host, so token requests have another client.
 #[derive(Clone, Copy)]
 struct Tonic;
 
@@ -152,13 +155,13 @@ impl Subject for Tonic {
         tonic::body::Body::new(Full::new(bytes))
     }
 
-    /// It cannot be copied; an empty one need not be.
+    /// Only an empty body can be copied.
     fn copy(body: &tonic::body::Body) -> Option<tonic::body::Body> {
         body.is_end_stream().then(tonic::body::Body::empty)
     }
 }
 
-/// kube's client, which is for one cluster: tokens come by a client of their own.
+/// kube's client. It connects to one cluster, so token requests have another client.
 #[derive(Clone, Copy)]
 struct Kube;
 
@@ -189,7 +192,7 @@ impl Subject for Kube {
     }
 }
 
-/// kube's body, with the `Default` that it lacks.
+/// kube's body with a `Default`.
 struct KubeBody(kube::client::Body);
 
 impl Default for KubeBody {
@@ -232,7 +235,7 @@ where
     BoxCloneSyncService::new(client)
 }
 
-/// A client for the API and another for the token endpoint, as one.
+/// Combines a client for the API with one for the token endpoint.
 fn by_path<Api, ApiBody, Issuer, IssuerBody, B>(api: Api, issuer: Issuer) -> Http<B>
 where
     Api: Service<Request<B>, Response = Response<ApiBody>> + Clone + Send + Sync + 'static,
@@ -254,7 +257,7 @@ where
     }))
 }
 
-/// The token service, over the client under test.
+/// Builds the token service with the client under test.
 fn tokens<S: Subject, C>(servers: &Servers, client: C) -> TokenEndpoint
 where
     C: Service<Request<S::Body>, Response = Response<Body>> + Clone + Send + 'static,
@@ -269,7 +272,7 @@ where
     servers.tokens(client)
 }
 
-/// A body before it is the client's.
+/// The body of a token request before it is converted to the client's body.
 struct AsBytes(Bytes);
 
 impl From<Bytes> for AsBytes {
@@ -292,7 +295,7 @@ where
     ClientCredentialsLayer::with_cache(cache).replay(subject.replay())
 }
 
-/// Retries what the API was too busy for, as far as the client's body can be copied.
+/// Retries after a 503 if the client's body can be copied.
 struct WhileBusy<S> {
     retries_left: usize,
     subject: PhantomData<S>,
@@ -335,55 +338,55 @@ fn retry<S: Subject>(_: S) -> RetryLayer<WhileBusy<S>> {
     })
 }
 
-/// "compressed", with gzip.
+/// "compressed", compressed with gzip.
 const GZIP: &[u8] = &[
     0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0x03, 0x4b, 0xce, 0xcf, 0x2d, 0x28, 0x4a,
     0x2d, 0x2e, 0x4e, 0x4d, 0x01, 0x00, 0x1e, 0x4b, 0x56, 0x97, 0x0a, 0x00, 0x00, 0x00,
 ];
 
-/// An API that gives the answers it is told to, and writes down what it was sent.
+/// An API that responds with given statuses and records the requests.
 struct Api {
     servers: Servers,
-    answers: Arc<Mutex<VecDeque<u16>>>,
+    statuses: Arc<Mutex<VecDeque<u16>>>,
     sent: Arc<Mutex<Vec<(String, String)>>>,
 }
 
 impl Api {
     async fn start() -> Self {
-        let answers = Arc::<Mutex<VecDeque<u16>>>::default();
+        let statuses = Arc::<Mutex<VecDeque<u16>>>::default();
         let sent = Arc::<Mutex<Vec<_>>>::default();
         let api = Loopback::start({
-            let (answers, sent) = (Arc::clone(&answers), Arc::clone(&sent));
+            let (statuses, sent) = (Arc::clone(&statuses), Arc::clone(&sent));
             move |request: Request<Incoming>| {
-                let (answers, sent) = (Arc::clone(&answers), Arc::clone(&sent));
+                let (statuses, sent) = (Arc::clone(&statuses), Arc::clone(&sent));
                 async move {
                     let (head, body) = request.into_parts();
                     let body = body.collect().await.unwrap().to_bytes();
                     let token = head.headers[AUTHORIZATION].to_str().unwrap();
                     let body = String::from_utf8(body.into()).unwrap();
                     sent.lock().unwrap().push((token.to_owned(), body));
-                    let status = answers.lock().unwrap().pop_front().unwrap();
-                    answer(status)
+                    let status = statuses.lock().unwrap().pop_front().unwrap();
+                    respond(status)
                 }
             }
         })
         .await;
         Self {
-            servers: Servers::for_api(api).await,
-            answers,
+            servers: Servers::with_api(api).await,
+            statuses,
             sent,
         }
     }
 
-    /// Makes a call, and returns the tokens of the requests that it took.
-    async fn call<S, C, ResBody>(&self, service: &C, body: &'static str, answers: &[u16]) -> String
+    /// Makes a call and returns the tokens of its requests.
+    async fn call<S, C, ResBody>(&self, service: &C, body: &'static str, statuses: &[u16]) -> String
     where
         S: Subject,
         C: Service<Request<S::Body>, Response = Response<ResBody>> + Clone,
         C::Error: Into<BoxError>,
         ResBody: http_body::Body<Error: Into<BoxError>>,
     {
-        self.answers.lock().unwrap().extend(answers);
+        self.statuses.lock().unwrap().extend(statuses);
         let method = if body.is_empty() {
             Method::GET
         } else {
@@ -399,11 +402,11 @@ impl Api {
         let response = response.map_err(Into::into).unwrap();
 
         assert_eq!(response.status(), StatusCode::OK);
-        let got = in_time(response.into_body().collect()).await;
-        let got = got.map_err(Into::into).unwrap().to_bytes();
-        assert_eq!(got, "compressed");
+        let body_received = in_time(response.into_body().collect()).await;
+        let body_received = body_received.map_err(Into::into).unwrap().to_bytes();
+        assert_eq!(body_received, "compressed");
         let sent = std::mem::take(&mut *self.sent.lock().unwrap());
-        assert!(sent.iter().all(|(_, it)| it == body), "{sent:?}");
+        assert!(sent.iter().all(|(_, sent)| sent == body), "{sent:?}");
         let tokens = sent
             .iter()
             .map(|(token, _)| token.replace("Bearer token-", ""));
@@ -411,17 +414,17 @@ impl Api {
     }
 }
 
-fn answer(status: u16) -> Response<Body> {
+fn respond(status: u16) -> Response<Body> {
     let response = Response::builder().status(status);
     match status {
         200 => response.header("content-encoding", "gzip").body(text(GZIP)),
         307 => response.header("location", "/").body(text("")),
-        _ => response.body(text("refused")),
+        _ => response.body(text("error")),
     }
     .unwrap()
 }
 
-/// The first call, a token that is revoked, one more call, and all that can go wrong in one call.
+/// Makes a first call, a call with a revoked token, another call, and calls with several failures each.
 async fn assert_works<S, C, ResBody>(service: C, api: &Api)
 where
     S: Subject,
@@ -433,16 +436,16 @@ where
     let revoked = api.call::<S, _, _>(&service, "name=Ada", &[401, 200]);
     assert_eq!(revoked.await, "1 2");
     assert_eq!(api.call::<S, _, _>(&service, "name=Ada", &[200]).await, "2");
-    // Without a body, as `FollowRedirect` does not repeat one.
-    let moved_and_busy = api.call::<S, _, _>(&service, "", &[401, 307, 503, 200]);
-    assert_eq!(moved_and_busy.await, "2 3 3 3");
+    // Without a body, because `FollowRedirect` does not resend bodies.
+    let redirected_and_busy = api.call::<S, _, _>(&service, "", &[401, 307, 503, 200]);
+    assert_eq!(redirected_and_busy.await, "2 3 3 3");
     if S::copy(&S::body(Bytes::from("name=Ada"))).is_some() {
         let busy = api.call::<S, _, _>(&service, "name=Ada", &[401, 503, 200]);
         assert_eq!(busy.await, "3 4 4");
     }
 }
 
-/// The order of the documentation; token and API calls share one permit.
+/// The order that the guide recommends. Token and API requests share one permit.
 async fn recommended_order<S: Subject>(subject: S) {
     let api = Api::start().await;
     let http = ServiceBuilder::new()
@@ -498,7 +501,7 @@ async fn all_below<S: Subject>(subject: S) {
     assert_works::<S, _, _>(service, &api).await;
 }
 
-/// An API that accepts but one token at a time.
+/// An API that accepts one token at a time.
 struct Revoking {
     servers: Servers,
     accepted: Arc<AtomicUsize>,
@@ -525,14 +528,14 @@ impl Revoking {
         })
         .await;
         Self {
-            servers: Servers::for_api(api).await,
+            servers: Servers::with_api(api).await,
             accepted,
         }
     }
 }
 
-/// A call that waits for a token must not hold what the token request needs: neither the first one
-/// of each round of calls, nor those that come with a token that is no longer accepted.
+/// A call that waits for a token must not hold the permit that the token request needs: neither the first
+/// call of each round, nor calls whose token is no longer accepted.
 async fn assert_no_deadlock<S: Subject, C>(service: C, api: &Revoking)
 where
     C: Service<Request<S::Body>, Response = Response<Body>, Error = BoxError> + Clone,
@@ -584,27 +587,27 @@ macro_rules! client {
             use super::*;
 
             #[tokio::test]
-            async fn all_in_the_recommended_order() {
+            async fn layers_in_the_recommended_order() {
                 recommended_order($subject).await;
             }
 
             #[tokio::test]
-            async fn all_above() {
+            async fn all_layers_above() {
                 super::all_above($subject).await;
             }
 
             #[tokio::test]
-            async fn all_below() {
+            async fn all_layers_below() {
                 super::all_below($subject).await;
             }
 
             #[tokio::test]
-            async fn token_and_api_calls_can_share_one_permit() {
+            async fn token_and_api_requests_can_share_one_permit() {
                 shared_permit($subject).await;
             }
 
             #[tokio::test]
-            async fn token_and_api_calls_can_share_one_buffer() {
+            async fn token_and_api_requests_can_share_one_buffer() {
                 shared_buffer($subject).await;
             }
         }

@@ -1,4 +1,4 @@
-//! hyper-util's client: any body, HTTP/1.1 and HTTP/2.
+//! hyper-util's client: all kinds of bodies, over HTTP/1.1 and HTTP/2.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use tower_client_credentials::{
 
 const MIB: usize = 1024 * 1024;
 
-/// The usual stack, with bodies that can be cloned.
+/// The default stack for bodies that can be cloned.
 fn full(
     servers: &Servers,
     protocol: Protocol,
@@ -31,7 +31,7 @@ fn full(
     ClientCredentialsLayer::new(servers.tokens(http.clone())).layer(http)
 }
 
-/// A stack for streaming bodies; its tokens come by a client of their own.
+/// A stack for streaming bodies. Token requests have another client.
 fn buffered<B>(
     servers: &Servers,
     protocol: Protocol,
@@ -46,15 +46,17 @@ where
         .layer(hyper_client(protocol))
 }
 
-async fn answer(response: Response<Incoming>) -> (StatusCode, String) {
+async fn status_and_text(response: Response<Incoming>) -> (StatusCode, String) {
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     (status, String::from_utf8(body.into()).unwrap())
 }
 
-/// A server that closes an HTTP/1.1 connection before it has read everything now and then loses its
-/// own answer (RFC 9112 §9.6), and then the client has none.
-fn refusals(protocol: Protocol) -> &'static [&'static str] {
+/// The paths on which the client reliably receives the rejection.
+///
+/// A server that closes an HTTP/1.1 connection before reading the whole request may lose its own response
+/// (RFC 9112 §9.6).
+fn rejecting_paths(protocol: Protocol) -> &'static [&'static str] {
     match protocol {
         Protocol::Http1 => &["/late/1", "/reading-on/1"],
         Protocol::Http2 => &["/late/1", "/early/1", "/first-frame/1", "/reading-on/1"],
@@ -70,7 +72,7 @@ fn versions(servers: &Servers) -> Vec<Version> {
 }
 
 #[tokio::test]
-async fn full_body_is_sent_again_with_another_token() {
+async fn full_body_is_replayed_with_another_token() {
     for (protocol, version) in [
         (Protocol::Http1, Version::HTTP_11),
         (Protocol::Http2, Version::HTTP_2),
@@ -84,7 +86,10 @@ async fn full_body_is_sent_again_with_another_token() {
             .await
             .unwrap();
 
-        assert_eq!(answer(response).await, (StatusCode::OK, hash("name=Ada")));
+        assert_eq!(
+            status_and_text(response).await,
+            (StatusCode::OK, hash("name=Ada"))
+        );
         assert_eq!(versions(&servers), [version, version]);
         let tokens = servers
             .received()
@@ -94,17 +99,17 @@ async fn full_body_is_sent_again_with_another_token() {
     }
 }
 
-/// Answers of each size and form in which they usually come.
+/// For typical sizes of rejections, with a length and chunked.
 #[tokio::test]
-async fn rejection_leaves_its_connection_to_the_replay() {
+async fn replay_reuses_the_connection_of_the_rejection() {
     for len in [0, 1, 70, 8 * 1024, 32 * 1024] {
         for is_chunked in [false, true] {
-            let mut refusal = Response::builder().status(StatusCode::UNAUTHORIZED);
+            let mut rejection = Response::builder().status(StatusCode::UNAUTHORIZED);
             if is_chunked {
-                refusal = refusal.header("transfer-encoding", "chunked");
+                rejection = rejection.header("transfer-encoding", "chunked");
             }
-            let refusal = refusal.body(Bytes::from(vec![b'x'; len])).unwrap();
-            let servers = Servers::with_refusal(refusal).await;
+            let rejection = rejection.body(Bytes::from(vec![b'x'; len])).unwrap();
+            let servers = Servers::with_rejection(rejection).await;
             let request = Request::post(servers.url("/late/1"))
                 .body(Full::from("name=Ada"))
                 .unwrap();
@@ -121,9 +126,9 @@ async fn rejection_leaves_its_connection_to_the_replay() {
     }
 }
 
-/// The same where the client's own tasks run at the same time.
+/// The client's tasks run in parallel to the call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rejection_leaves_its_connection_to_the_replay_on_many_threads() {
+async fn replay_reuses_the_connection_of_the_rejection_on_many_threads() {
     let servers = Servers::start().await;
     let request = Request::post(servers.url("/late/1"))
         .body(Full::from("name=Ada"))
@@ -132,17 +137,20 @@ async fn rejection_leaves_its_connection_to_the_replay_on_many_threads() {
     let call = tokio::spawn(full(&servers, Protocol::Http1).oneshot(request));
     let response = in_time(call).await.unwrap().unwrap();
 
-    assert_eq!(answer(response).await, (StatusCode::OK, hash("name=Ada")));
+    assert_eq!(
+        status_and_text(response).await,
+        (StatusCode::OK, hash("name=Ada"))
+    );
     assert_eq!(servers.received().len(), 2);
     assert_eq!(servers.connections().accepted(), 1);
 }
 
-/// What is still to come is not waited for, and costs the connection.
+/// The replay does not wait for the rest of the rejection.
 #[tokio::test]
-async fn rejection_that_is_too_long_costs_its_connection() {
-    let refusal = Response::builder().status(StatusCode::UNAUTHORIZED);
-    let refusal = refusal.body(Bytes::from(vec![b'x'; MIB])).unwrap();
-    let servers = Servers::with_refusal(refusal).await;
+async fn replay_after_a_long_rejection_opens_a_new_connection() {
+    let rejection = Response::builder().status(StatusCode::UNAUTHORIZED);
+    let rejection = rejection.body(Bytes::from(vec![b'x'; MIB])).unwrap();
+    let servers = Servers::with_rejection(rejection).await;
     let request = Request::post(servers.url("/late/1"))
         .body(Full::from("name=Ada"))
         .unwrap();
@@ -156,7 +164,7 @@ async fn rejection_that_is_too_long_costs_its_connection() {
 }
 
 #[tokio::test]
-async fn boxed_body_is_sent_again() {
+async fn boxed_body_is_replayed() {
     for protocol in Protocol::ALL {
         let servers = Servers::start().await;
         let upload = Upload::new(1, MIB);
@@ -167,12 +175,12 @@ async fn boxed_body_is_sent_again() {
         let service = buffered(&servers, protocol, MIB);
         let response = in_time(service.oneshot(request)).await.unwrap();
 
-        assert_eq!(answer(response).await, (StatusCode::OK, expected));
+        assert_eq!(status_and_text(response).await, (StatusCode::OK, expected));
     }
 }
 
 #[tokio::test]
-async fn trailers_are_sent_again() {
+async fn trailers_are_replayed() {
     for protocol in Protocol::ALL {
         let servers = Servers::start().await;
         let mut trailers = HeaderMap::new();
@@ -195,11 +203,11 @@ async fn trailers_are_sent_again() {
     }
 }
 
-/// A proxy passes on what it gets while it gets it.
+/// A proxy forwards a request body while it receives it.
 #[tokio::test]
-async fn incoming_body_is_passed_on_and_sent_again() {
+async fn incoming_body_is_forwarded_and_replayed() {
     for protocol in Protocol::ALL {
-        for path in refusals(protocol) {
+        for path in rejecting_paths(protocol) {
             let servers = Servers::start().await;
             let target = servers.url(path);
             let service = buffered::<Incoming>(&servers, protocol, 4 * MIB);
@@ -218,7 +226,7 @@ async fn incoming_body_is_passed_on_and_sent_again() {
                 .unwrap();
 
             assert_eq!(
-                answer(response).await,
+                status_and_text(response).await,
                 (StatusCode::OK, expected),
                 "{protocol:?}, {path}"
             );
@@ -227,9 +235,9 @@ async fn incoming_body_is_passed_on_and_sent_again() {
 }
 
 #[tokio::test]
-async fn streamed_20_mib_are_sent_again_whenever_the_rejection_comes() {
+async fn stream_of_20_mib_is_replayed_whenever_the_rejection_arrives() {
     for protocol in Protocol::ALL {
-        for path in refusals(protocol) {
+        for path in rejecting_paths(protocol) {
             let servers = Servers::start().await;
             let upload = Upload::new(1, 20 * MIB);
             let expected = upload.hash();
@@ -239,7 +247,7 @@ async fn streamed_20_mib_are_sent_again_whenever_the_rejection_comes() {
             let response = in_time(service.oneshot(request)).await.unwrap();
 
             assert_eq!(
-                answer(response).await,
+                status_and_text(response).await,
                 (StatusCode::OK, expected),
                 "{protocol:?}, {path}"
             );
@@ -247,15 +255,15 @@ async fn streamed_20_mib_are_sent_again_whenever_the_rejection_comes() {
     }
 }
 
-/// What was not sent when the 401 came need not be remembered, however much it is.
+/// The part of the body that was not sent before the 401 needs no buffer.
 #[tokio::test]
-async fn early_rejection_lets_the_replay_take_over_more_than_the_limit() {
+async fn body_over_the_limit_is_replayed_after_an_early_rejection() {
     for protocol in Protocol::ALL {
         let servers = Servers::start().await;
         let upload = Upload::new(1, 20 * MIB);
         let expected = upload.hash();
-        // Its first frame is there; the others only when another token was asked for.
-        let (body, renewed) = body_that_waits(upload);
+        // Only the first frame is available before the renewal.
+        let (body, renewed) = pausing_body(upload);
         let tokens = servers.tokens(hyper_client::<Full<Bytes>>(protocol));
         let tokens = tokens.map_response(move |token| {
             if token.expose() != "token-1" {
@@ -273,33 +281,33 @@ async fn early_rejection_lets_the_replay_take_over_more_than_the_limit() {
         let response = in_time(service.oneshot(request)).await.unwrap();
 
         assert_eq!(
-            answer(response).await,
+            status_and_text(response).await,
             (StatusCode::OK, expected),
             "{protocol:?}"
         );
     }
 }
 
-/// A body whose first frame is there, and which goes on when it is told to.
-fn body_that_waits(mut upload: Upload) -> (UnsyncBoxBody<Bytes, BoxError>, Arc<Notify>) {
-    let go_on = Arc::new(Notify::new());
-    let is_told = Arc::clone(&go_on);
+/// Returns a body that pauses after its first frame, and a signal to continue.
+fn pausing_body(mut upload: Upload) -> (UnsyncBoxBody<Bytes, BoxError>, Arc<Notify>) {
+    let resume = Arc::new(Notify::new());
+    let resumed = Arc::clone(&resume);
     let first = async { (upload.frame().await.unwrap(), upload) };
     let frames = first.map(|(first, upload)| {
         let rest = async move {
-            is_told.notified().await;
+            resumed.notified().await;
             upload.into_data_stream().map_ok(Frame::data)
         };
         stream::iter([first]).chain(rest.flatten_stream())
     });
     (
         StreamBody::new(frames.flatten_stream()).boxed_unsync(),
-        go_on,
+        resume,
     )
 }
 
 #[tokio::test]
-async fn upload_over_the_limit_is_sent_once_and_whole() {
+async fn upload_over_the_limit_is_sent_once_and_completely() {
     for protocol in Protocol::ALL {
         for upload in [Upload::new(1, 20 * MIB), Upload::new(1, 20 * MIB).sized()] {
             let servers = Servers::start().await;
@@ -324,9 +332,9 @@ async fn upload_over_the_limit_is_sent_once_and_whole() {
     }
 }
 
-/// HTTP/1.1 would send a body of unknown length in chunks.
+/// HTTP/1.1 sends a body of unknown size in chunks.
 #[tokio::test]
-async fn size_of_a_streamed_body_is_passed_on() {
+async fn size_of_a_streaming_body_is_preserved() {
     let server = Loopback::start(|request: Request<Incoming>| async move {
         let length = request.headers().get("content-length").cloned();
         let _ = request.into_body().collect().await;

@@ -1,4 +1,4 @@
-//! kube's client: a stack of its own that others are put around, and a body with a copying function.
+//! kube's client: it has a stack of its own, and its body has a copying function.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use tower::{
 use tower_client_credentials::{ClientCredentialsLayer, replay::CloneWith};
 use tower_http::{decompression::DecompressionLayer, trace::TraceLayer};
 
-/// A cluster with one object, that gives back what is created, and does not accept "token-1".
+/// A cluster with one object. It returns created objects and rejects "token-1".
 async fn cluster() -> Servers {
     let api = Loopback::start(|request: Request<Incoming>| async {
         let (head, body) = request.into_parts();
@@ -27,40 +27,40 @@ async fn cluster() -> Servers {
         let is_accepted = head
             .headers
             .get(AUTHORIZATION)
-            .is_some_and(|it| it != "Bearer token-1");
+            .is_some_and(|token| token != "Bearer token-1");
         let (status, json) = match (is_accepted, head.method.as_str()) {
             (true, "GET") => (StatusCode::OK, Bytes::from(OBJECT)),
             (true, _) => (StatusCode::CREATED, body),
-            (false, _) => (StatusCode::UNAUTHORIZED, Bytes::from(REFUSAL)),
+            (false, _) => (StatusCode::UNAUTHORIZED, Bytes::from(REJECTION)),
         };
         let mut response = Response::new(Full::new(json));
         *response.status_mut() = status;
         response
     })
     .await;
-    Servers::for_api(api).await
+    Servers::with_api(api).await
 }
 
 const OBJECT: &str =
     r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"one"},"data":{"name":"Ada"}}"#;
 
-const REFUSAL: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",
+const REJECTION: &str = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure",
     "message":"Unauthorized","reason":"Unauthorized","code":401}"#;
 
-/// The client that a user would build.
+/// Builds the client as a user would.
 fn client(servers: &Servers) -> Client {
     let config = Config::new(servers.url("").parse().unwrap());
     let tokens = servers.tokens(hyper_client::<Full<Bytes>>(Protocol::Http1));
     ClientBuilder::try_from(config)
         .unwrap()
-        // What kube makes is not `Clone`; its buffer is.
+        // kube's service is not `Clone`; a buffer around it is.
         .with_layer(&BufferLayer::new(16))
         .with_layer(&ClientCredentialsLayer::new(tokens).replay(CloneWith(Body::try_clone)))
         .build()
 }
 
 #[tokio::test]
-async fn request_without_a_body_is_sent_again() {
+async fn request_without_a_body_is_replayed() {
     let cluster = cluster().await;
     let objects = Api::<ConfigMap>::default_namespaced(client(&cluster));
 
@@ -71,9 +71,9 @@ async fn request_without_a_body_is_sent_again() {
     assert_eq!(cluster.connections().accepted(), 1);
 }
 
-/// All but `FollowRedirect`, which needs a body with a `Default`; kube's stack has a `Retry`.
+/// All except `FollowRedirect`, which requires a body with a `Default`. kube's own stack has a `Retry`.
 #[tokio::test]
-async fn other_layers_go_above_and_below() {
+async fn other_layers_work_above_and_below() {
     let cluster = cluster().await;
     let config = Config::new(cluster.url("").parse().unwrap());
     let timeout = TimeoutLayer::new(Duration::from_secs(30));
@@ -107,7 +107,7 @@ async fn other_layers_go_above_and_below() {
 }
 
 #[tokio::test]
-async fn object_is_sent_again() {
+async fn object_is_replayed() {
     let cluster = cluster().await;
     let objects = Api::<ConfigMap>::default_namespaced(client(&cluster));
     let object = serde_json::from_str::<ConfigMap>(OBJECT).unwrap();

@@ -1,13 +1,14 @@
-//! reqwest's client: a service of its own request type, with a body of its own.
+//! reqwest's client: a service for its own request type, with its own body.
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::BodyExt;
-use reqwest::{Body, Client};
-use support::{Protocol, Servers, Upload, hash, in_time};
+use reqwest::{Body, Client, ClientBuilder, redirect::Policy};
+use support::{Loopback, Protocol, Servers, Upload, hash, in_time, text};
 use tower::{Layer, Service, ServiceBuilder, ServiceExt};
 use tower_client_credentials::{
-    BoxError, ClientCredentialsLayer, NotReplayed, TokenOutcome,
+    BoxError, ClientAuth, ClientCredentialsLayer, NotReplayed, TokenCache, TokenEndpoint,
+    TokenOutcome,
     replay::{Buffered, CloneWith, ReplayBody},
 };
 use tower_reqwest::HttpClientLayer;
@@ -15,16 +16,23 @@ use tower_reqwest::HttpClientLayer;
 const MIB: usize = 1024 * 1024;
 
 fn client(protocol: Protocol) -> Client {
+    builder(protocol).build().unwrap()
+}
+
+/// A redirect must not send the client secret to another URL.
+fn token_client(protocol: Protocol) -> Client {
+    builder(protocol).redirect(Policy::none()).build().unwrap()
+}
+
+fn builder(protocol: Protocol) -> ClientBuilder {
     let builder = Client::builder().tcp_nodelay(true);
     match protocol {
         Protocol::Http1 => builder.http1_only(),
         Protocol::Http2 => builder.http2_prior_knowledge(),
     }
-    .build()
-    .unwrap()
 }
 
-/// reqwest's client as an HTTP client like others, made with tower's own combinators.
+/// Adapts reqwest's client to requests of the `http` crate, with tower's own combinators.
 fn adapted(
     client: Client,
 ) -> impl Service<Request<Body>, Response = Response<Body>, Error = BoxError, Future: Send + 'static>
@@ -38,7 +46,7 @@ fn adapted(
         .service(client)
 }
 
-/// A body that is in memory can be copied; `reqwest::Body::try_clone` does so but is private.
+/// Copies a body that is in memory, as the private `reqwest::Body::try_clone` does.
 fn try_clone(body: &Body) -> Option<Body> {
     body.as_bytes()
         .map(|bytes| Body::from(Bytes::copy_from_slice(bytes)))
@@ -50,80 +58,81 @@ fn upload(number: usize, len: usize) -> (Body, String) {
     (Body::wrap(upload), hash)
 }
 
-async fn answer(response: Response<Body>) -> (StatusCode, String) {
+async fn status_and_text(response: Response<Body>) -> (StatusCode, String) {
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     (status, String::from_utf8(body.into()).unwrap())
 }
 
 #[tokio::test]
-async fn client_adapted_with_towers_own_combinators() {
+async fn client_can_be_adapted_with_combinators_of_tower() {
     for protocol in Protocol::ALL {
         for path in ["/late/1", "/reading-on/1"] {
             let servers = Servers::start().await;
-            let http = adapted(client(protocol));
+            let tokens = servers.tokens(adapted(token_client(protocol)));
             let service = ServiceBuilder::new()
                 .layer(
-                    ClientCredentialsLayer::new(servers.tokens(http.clone()))
+                    ClientCredentialsLayer::new(tokens)
                         .replay(Buffered::new(4 * MIB).map(Body::wrap)),
                 )
-                .service(http);
+                .service(adapted(client(protocol)));
 
             let (body, expected) = upload(1, 3 * MIB);
             let request = Request::put(servers.url(path)).body(body).unwrap();
             let response = in_time(service.oneshot(request)).await.unwrap();
 
-            assert_eq!(answer(response).await, (StatusCode::OK, expected));
+            assert_eq!(status_and_text(response).await, (StatusCode::OK, expected));
         }
     }
 }
 
 #[tokio::test]
-async fn client_adapted_with_tower_reqwest() {
+async fn client_can_be_adapted_with_tower_reqwest() {
     for protocol in Protocol::ALL {
         let servers = Servers::start().await;
-        let http = ServiceBuilder::new()
-            .layer(HttpClientLayer)
-            .service(client(protocol));
+        let tokens = servers.tokens(HttpClientLayer.layer(token_client(protocol)));
         let service = ServiceBuilder::new()
             .layer(
-                ClientCredentialsLayer::new(servers.tokens(http.clone()))
-                    .replay(Buffered::new(4 * MIB).map(Body::wrap)),
+                ClientCredentialsLayer::new(tokens).replay(Buffered::new(4 * MIB).map(Body::wrap)),
             )
-            .service(http);
+            .layer(HttpClientLayer)
+            .service(client(protocol));
 
         let (body, expected) = upload(1, 3 * MIB);
         let request = Request::put(servers.url("/late/1")).body(body).unwrap();
         let response = in_time(service.oneshot(request)).await.unwrap();
 
-        assert_eq!(answer(response).await, (StatusCode::OK, expected));
+        assert_eq!(status_and_text(response).await, (StatusCode::OK, expected));
     }
 }
 
 #[tokio::test]
-async fn body_in_memory_is_copied() {
+async fn body_in_memory_is_copied_and_replayed() {
     let servers = Servers::start().await;
-    let http = adapted(client(Protocol::Http1));
-    let service = ClientCredentialsLayer::new(servers.tokens(http.clone()))
+    let tokens = servers.tokens(adapted(token_client(Protocol::Http1)));
+    let service = ClientCredentialsLayer::new(tokens)
         .replay(CloneWith(try_clone))
-        .layer(http);
+        .layer(adapted(client(Protocol::Http1)));
     let request = Request::post(servers.url("/late/1"))
         .body(Body::from("name=Ada"))
         .unwrap();
 
     let response = in_time(service.oneshot(request)).await.unwrap();
 
-    assert_eq!(answer(response).await, (StatusCode::OK, hash("name=Ada")));
+    assert_eq!(
+        status_and_text(response).await,
+        (StatusCode::OK, hash("name=Ada"))
+    );
     assert_eq!(servers.connections().accepted(), 1);
 }
 
 #[tokio::test]
 async fn streamed_body_cannot_be_copied_and_is_sent_once() {
     let servers = Servers::start().await;
-    let http = adapted(client(Protocol::Http1));
-    let service = ClientCredentialsLayer::new(servers.tokens(http.clone()))
+    let tokens = servers.tokens(adapted(token_client(Protocol::Http1)));
+    let service = ClientCredentialsLayer::new(tokens)
         .replay(CloneWith(try_clone))
-        .layer(http);
+        .layer(adapted(client(Protocol::Http1)));
     let (body, expected) = upload(1, MIB);
     let request = Request::put(servers.url("/late/1")).body(body).unwrap();
 
@@ -140,16 +149,16 @@ async fn streamed_body_cannot_be_copied_and_is_sent_once() {
     assert_eq!(servers.received()[0].hash.as_ref(), Some(&expected));
 }
 
-/// Requests are built as always, and sent through the stack.
+/// The request is built as usual and sent through the stack.
 #[tokio::test]
-async fn request_of_reqwests_own_builder() {
+async fn request_from_reqwests_builder_is_replayed() {
     let servers = Servers::start().await;
     let client = client(Protocol::Http1);
-    let http = adapted(client.clone());
+    let tokens = servers.tokens(adapted(token_client(Protocol::Http1)));
     let policy = Buffered::new(MIB).map(|body: ReplayBody<Body>| Body::wrap(body));
-    let service = ClientCredentialsLayer::new(servers.tokens(http.clone()))
+    let service = ClientCredentialsLayer::new(tokens)
         .replay(policy)
-        .layer(http);
+        .layer(adapted(client.clone()));
 
     let request = client
         .post(servers.url("/late/1"))
@@ -161,4 +170,26 @@ async fn request_of_reqwests_own_builder() {
     let response = reqwest::Response::from(response);
 
     assert_eq!(response.text().await.unwrap(), hash("name=Ada"));
+}
+
+#[tokio::test]
+async fn token_client_without_redirects_keeps_the_secret_from_another_host() {
+    for protocol in Protocol::ALL {
+        let other = Loopback::start(async |_| Response::new(text(""))).await;
+        let location = other.url("/");
+        let issuer = Loopback::start(move |_| {
+            let response = Response::builder().status(StatusCode::TEMPORARY_REDIRECT);
+            let response = response.header("location", &location).body(text(""));
+            async { response.unwrap() }
+        })
+        .await;
+        let auth = ClientAuth::client_secret_post("id", "secret");
+        let http = adapted(token_client(protocol));
+        let tokens = TokenEndpoint::new(http, issuer.url("/token"), auth).unwrap();
+
+        let error = in_time(TokenCache::new(tokens).token()).await.unwrap_err();
+
+        assert_eq!(error.status(), Some(StatusCode::TEMPORARY_REDIRECT));
+        assert_eq!(other.connections().accepted(), 0);
+    }
 }

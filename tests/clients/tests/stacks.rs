@@ -1,4 +1,4 @@
-//! Other layers above and below this one, on a real client.
+//! Other layers above and below this one, with a real client.
 
 use std::{
     collections::VecDeque,
@@ -35,7 +35,7 @@ fn credentials(servers: &Servers) -> ClientCredentialsLayer {
     ClientCredentialsLayer::new(servers.tokens(http()))
 }
 
-/// Above the layer: one call of the other is one call with up to two sends.
+/// Tests a layer above this one. It sees one call with up to two sends.
 async fn above<L>(layer: L)
 where
     L: Layer<tower_client_credentials::ClientCredentials<Http>, Service: SendsFull>,
@@ -48,7 +48,7 @@ where
     assert_replayed(service, &servers).await;
 }
 
-/// Below the layer: each send is one call of the other.
+/// Tests a layer below this one. It sees each send as a call.
 async fn below<L>(layer: L)
 where
     L: Layer<Http, Service: SendsFull + Clone>,
@@ -62,7 +62,7 @@ where
     assert_replayed(service, &servers).await;
 }
 
-/// Short for the bounds of a service that requests with `Full` bodies can be sent with.
+/// The bounds of a service that sends requests with `Full` bodies.
 trait SendsFull:
     Service<Request<Full<Bytes>>, Response = Response<Self::ResBody>, Error: Into<BoxError>>
 {
@@ -130,7 +130,7 @@ async fn decompression() {
 }
 
 #[tokio::test]
-async fn all_at_once_in_the_recommended_order() {
+async fn all_layers_in_the_recommended_order() {
     let servers = Servers::start().await;
 
     let service = ServiceBuilder::new()
@@ -147,7 +147,7 @@ async fn all_at_once_in_the_recommended_order() {
     assert_replayed(service, &servers).await;
 }
 
-/// Retries what the API was too busy for.
+/// Retries after a 503.
 #[derive(Clone)]
 struct WhileBusy {
     retries_left: usize,
@@ -161,7 +161,8 @@ impl<B: Clone, ResBody, E> Policy<Request<B>, Response<ResBody>, E> for WhileBus
         _: &mut Request<B>,
         outcome: &mut Result<Response<ResBody>, E>,
     ) -> Option<Self::Future> {
-        let is_busy = matches!(outcome, Ok(it) if it.status() == StatusCode::SERVICE_UNAVAILABLE);
+        let is_busy =
+            matches!(outcome, Ok(response) if response.status() == StatusCode::SERVICE_UNAVAILABLE);
         let may_retry = is_busy && self.retries_left > 0;
         self.retries_left = self.retries_left.saturating_sub(1);
         may_retry.then(|| std::future::ready(()))
@@ -179,8 +180,8 @@ async fn retry() {
     below(busy.clone()).await;
 
     for is_above in [true, false] {
-        let answers = [401, 503, 200];
-        let (servers, seen) = answering(answers.map(|status| status.try_into().unwrap())).await;
+        let statuses = [401, 503, 200].map(|status| status.try_into().unwrap());
+        let (servers, seen) = responding_with(statuses).await;
         let request = Request::get(servers.url("/"))
             .body(Full::default())
             .unwrap();
@@ -208,27 +209,28 @@ async fn retry() {
     }
 }
 
+/// The headers of the requests that a server received.
 type Seen = Arc<Mutex<Vec<HeaderMap>>>;
 
-/// An API that gives one answer after the other.
-async fn answering(answers: impl IntoIterator<Item = StatusCode>) -> (Servers, Seen) {
-    let answers = answers.into_iter().collect::<VecDeque<_>>();
-    let answers = Arc::new(Mutex::new(answers));
+/// Starts an API that responds with one status after the other.
+async fn responding_with(statuses: impl IntoIterator<Item = StatusCode>) -> (Servers, Seen) {
+    let statuses = statuses.into_iter().collect::<VecDeque<_>>();
+    let statuses = Arc::new(Mutex::new(statuses));
     let seen = Seen::default();
     let api = Loopback::start({
         let seen = Arc::clone(&seen);
         move |request: Request<Incoming>| {
             seen.lock().unwrap().push(request.headers().clone());
             let mut response = Response::new(text(""));
-            *response.status_mut() = answers.lock().unwrap().pop_front().unwrap();
+            *response.status_mut() = statuses.lock().unwrap().pop_front().unwrap();
             async { response }
         }
     })
     .await;
-    (Servers::for_api(api).await, seen)
+    (Servers::with_api(api).await, seen)
 }
 
-/// The token of each request that an API has seen; empty where there was none.
+/// Returns the token of each request, or an empty string for requests without one.
 fn tokens(seen: &Seen) -> Vec<String> {
     let seen = seen.lock().unwrap();
     let token =
@@ -238,8 +240,8 @@ fn tokens(seen: &Seen) -> Vec<String> {
         .collect()
 }
 
-/// An API that sends its callers to another host.
-async fn moved_to(other: &Loopback) -> Servers {
+/// Starts an API that redirects to another host.
+async fn redirecting_to(other: &Loopback) -> Servers {
     let location = other.url("/");
     let api = Loopback::start(move |_| {
         let response = Response::builder().status(StatusCode::TEMPORARY_REDIRECT);
@@ -250,10 +252,10 @@ async fn moved_to(other: &Loopback) -> Servers {
         async { response }
     })
     .await;
-    Servers::for_api(api).await
+    Servers::with_api(api).await
 }
 
-/// Another host, which should not see a token.
+/// Starts another host, which must not receive a token.
 async fn other_host() -> (Loopback, Seen) {
     let seen = Seen::default();
     let server = Loopback::start({
@@ -270,7 +272,7 @@ async fn other_host() -> (Loopback, Seen) {
 #[tokio::test]
 async fn redirect_follower_below_keeps_the_token_from_another_host() {
     let (other, seen) = other_host().await;
-    let servers = moved_to(&other).await;
+    let servers = redirecting_to(&other).await;
     let request = Request::get(servers.url("/"))
         .body(Full::default())
         .unwrap();
@@ -284,11 +286,11 @@ async fn redirect_follower_below_keeps_the_token_from_another_host() {
     assert_eq!(tokens(&seen), [""]);
 }
 
-/// Why the follower belongs below: it takes the header off, and the layer puts it on again.
+/// This is why the follower belongs below: it removes the header, and the layer adds it again.
 #[tokio::test]
 async fn redirect_follower_above_carries_the_token_to_another_host() {
     let (other, seen) = other_host().await;
-    let servers = moved_to(&other).await;
+    let servers = redirecting_to(&other).await;
     let request = Request::get(servers.url("/"))
         .body(Full::default())
         .unwrap();
@@ -302,11 +304,11 @@ async fn redirect_follower_above_carries_the_token_to_another_host() {
     assert_eq!(tokens(&seen), ["Bearer token-1"]);
 }
 
-/// With the origins named, the follower may stand above.
+/// With `allowed_origins`, the follower may be above.
 #[tokio::test]
-async fn tokens_go_to_no_other_origin_with_a_redirect_follower_above() {
+async fn allowed_origins_keep_the_token_from_another_host_below_a_redirect_follower() {
     let (other, seen) = other_host().await;
-    let servers = moved_to(&other).await;
+    let servers = redirecting_to(&other).await;
     let request = Request::get(servers.url("/"))
         .body(Full::default())
         .unwrap();
@@ -326,7 +328,7 @@ async fn tokens_go_to_no_other_origin_with_a_redirect_follower_above() {
     assert_eq!(outcome.omitted(), Some(TokenOmitted::OtherOrigin));
 }
 
-/// "compressed", with gzip.
+/// "compressed", compressed with gzip.
 const GZIP: &[u8] = &[
     0x1f, 0x8b, 0x08, 0x00, 0x00, 0x00, 0x00, 0x00, 0x02, 0x03, 0x4b, 0xce, 0xcf, 0x2d, 0x28, 0x4a,
     0x2d, 0x2e, 0x4e, 0x4d, 0x01, 0x00, 0x1e, 0x4b, 0x56, 0x97, 0x0a, 0x00, 0x00, 0x00,
@@ -340,7 +342,7 @@ async fn decompression_above_and_below_gives_plain_text() {
         response.body(text(GZIP)).unwrap()
     })
     .await;
-    let servers = Servers::for_api(api).await;
+    let servers = Servers::with_api(api).await;
     let request = || {
         Request::get(servers.url("/"))
             .body(Full::<Bytes>::default())
@@ -358,14 +360,14 @@ async fn decompression_above_and_below_gives_plain_text() {
         .layer(DecompressionLayer::new())
         .service(http());
 
-    let answer = in_time(above.oneshot(request())).await.unwrap();
+    let response = in_time(above.oneshot(request())).await.unwrap();
     assert_eq!(
-        answer.into_body().collect().await.unwrap().to_bytes(),
+        response.into_body().collect().await.unwrap().to_bytes(),
         "compressed"
     );
-    let answer = in_time(below.oneshot(request())).await.unwrap();
+    let response = in_time(below.oneshot(request())).await.unwrap();
     assert_eq!(
-        answer.into_body().collect().await.unwrap().to_bytes(),
+        response.into_body().collect().await.unwrap().to_bytes(),
         "compressed"
     );
 }

@@ -1,4 +1,4 @@
-//! tonic's channel: bodies that can neither be cloned nor shared, and a status of gRPC's own.
+//! tonic's channel: bodies that are neither `Clone` nor `Sync`, and gRPC's own status.
 
 use std::{pin::Pin, time::Duration};
 
@@ -29,7 +29,8 @@ use tower_http::{
     decompression::DecompressionLayer, follow_redirect::FollowRedirectLayer, trace::TraceLayer,
 };
 
-/// A missing token is a status of 200 and `grpc-status: 16` (UNAUTHENTICATED) in the headers.
+/// A gRPC server responds to a missing token with status 200 and `grpc-status: 16` (`UNAUTHENTICATED`) in
+/// the headers.
 fn is_unauthenticated(response: &Parts) -> bool {
     response
         .headers
@@ -37,15 +38,17 @@ fn is_unauthenticated(response: &Parts) -> bool {
         .is_some_and(|status| status == "16")
 }
 
-/// When the server refuses the first token.
+/// When the server rejects the first token.
 #[derive(Clone, Copy, Debug)]
-enum Refusing {
+enum Rejecting {
+    /// Before reading the request body.
     Early,
+    /// After reading the request body.
     Late,
 }
 
-/// gRPC services behind a check of the token: the health service, and one that hashes what it gets.
-async fn servers(refusing: Refusing) -> Servers {
+/// Starts gRPC services behind a check of the token: the health service, and one that hashes its input.
+async fn servers(rejecting: Rejecting) -> Servers {
     let (_reporter, health) = tonic_health::server::health_reporter();
     let api = Loopback::start(move |request: Request<Incoming>| {
         let health = health.clone();
@@ -53,9 +56,9 @@ async fn servers(refusing: Refusing) -> Servers {
             let is_accepted = request
                 .headers()
                 .get(AUTHORIZATION)
-                .is_some_and(|it| it != "Bearer token-1");
+                .is_some_and(|token| token != "Bearer token-1");
             if !is_accepted {
-                if let Refusing::Late = refusing {
+                if let Rejecting::Late = rejecting {
                     let _ = request.into_body().collect().await;
                 }
                 return Status::unauthenticated("token expired").into_http();
@@ -74,10 +77,10 @@ async fn servers(refusing: Refusing) -> Servers {
         }
     })
     .await;
-    Servers::for_api(api).await
+    Servers::with_api(api).await
 }
 
-/// The stack that a user would build.
+/// Builds the stack as a user would.
 fn stack(
     servers: &Servers,
     limit: usize,
@@ -95,50 +98,50 @@ fn stack(
 }
 
 #[tokio::test]
-async fn unary_call_of_a_generated_client_is_sent_again() {
-    for refusing in [Refusing::Early, Refusing::Late] {
-        let servers = servers(refusing).await;
+async fn unary_call_of_a_generated_client_is_replayed() {
+    for rejecting in [Rejecting::Early, Rejecting::Late] {
+        let servers = servers(rejecting).await;
         let mut client = HealthClient::new(stack(&servers, 64 * 1024));
 
         let call = client.check(HealthCheckRequest::default());
-        let answer = in_time(call).await.unwrap().into_inner();
+        let response = in_time(call).await.unwrap().into_inner();
 
-        assert_eq!(answer.status().as_str_name(), "SERVING");
+        assert_eq!(response.status().as_str_name(), "SERVING");
         assert_eq!(servers.issued(), 2);
     }
 }
 
 #[tokio::test]
-async fn server_streaming_call_is_sent_again() {
-    let servers = servers(Refusing::Late).await;
+async fn server_streaming_call_is_replayed() {
+    let servers = servers(Rejecting::Late).await;
     let mut client = HealthClient::new(stack(&servers, 64 * 1024));
 
     let call = client.watch(HealthCheckRequest::default());
-    let mut answers = in_time(call).await.unwrap().into_inner();
+    let mut responses = in_time(call).await.unwrap().into_inner();
 
-    let answer = in_time(answers.message()).await.unwrap().unwrap();
-    assert_eq!(answer.status().as_str_name(), "SERVING");
+    let response = in_time(responses.message()).await.unwrap().unwrap();
+    assert_eq!(response.status().as_str_name(), "SERVING");
 }
 
 #[tokio::test]
-async fn client_streaming_call_is_sent_again() {
-    for refusing in [Refusing::Early, Refusing::Late] {
-        let servers = servers(refusing).await;
+async fn client_streaming_call_is_replayed() {
+    for rejecting in [Rejecting::Early, Rejecting::Late] {
+        let servers = servers(rejecting).await;
         let mut client = Grpc::new(stack(&servers, 8 * 1024 * 1024));
 
-        let answer = hash_of(&mut client, messages()).await.unwrap();
+        let response = hash_of(&mut client, messages()).await.unwrap();
 
-        assert_eq!(answer, hash(messages().concat()), "{refusing:?}");
+        assert_eq!(response, hash(messages().concat()), "{rejecting:?}");
         assert_eq!(servers.issued(), 2);
     }
 }
 
-/// gRPC knows no redirects and compresses its messages itself, but nothing is in the way. `Retry` is
-/// left out: it could copy no message.
+/// gRPC has no redirects and compresses its messages itself, but these layers do no harm. `Retry` is left
+/// out because it cannot copy messages.
 #[tokio::test]
-async fn other_layers_go_above_and_below() {
-    for refusing in [Refusing::Early, Refusing::Late] {
-        let servers = servers(refusing).await;
+async fn other_layers_work_above_and_below() {
+    for rejecting in [Rejecting::Early, Rejecting::Late] {
+        let servers = servers(rejecting).await;
         let channel: Channel = Endpoint::from_shared(servers.url(""))
             .unwrap()
             .connect_lazy();
@@ -163,20 +166,20 @@ async fn other_layers_go_above_and_below() {
             .service(channel);
 
         let mut health = HealthClient::new(service.clone());
-        let answer = in_time(health.check(HealthCheckRequest::default())).await;
+        let response = in_time(health.check(HealthCheckRequest::default())).await;
         let hash_of_messages = hash_of(&mut Grpc::new(service), messages()).await;
 
-        let status = answer.unwrap().into_inner().status();
+        let status = response.unwrap().into_inner().status();
         assert_eq!(status.as_str_name(), "SERVING");
         assert_eq!(hash_of_messages.unwrap(), hash(messages().concat()));
         assert_eq!(servers.issued(), 2);
     }
 }
 
-/// The caller sees the status that the server gave.
+/// The caller gets the server's status.
 #[tokio::test]
 async fn client_streaming_call_over_the_limit_is_sent_once() {
-    let servers = servers(Refusing::Late).await;
+    let servers = servers(Rejecting::Late).await;
     let stack = stack(&servers, 128 * 1024);
     let reason = std::sync::Arc::new(std::sync::Mutex::new(None));
     let stack = stack.map_response({
@@ -203,7 +206,7 @@ async fn client_streaming_call_over_the_limit_is_sent_once() {
     ));
 }
 
-/// Four megabytes in all.
+/// Four MiB in all.
 fn messages() -> Vec<Bytes> {
     (0..64_u8)
         .map(|number| Bytes::from(vec![number; 64 * 1024]))
@@ -217,10 +220,10 @@ where
     client.ready().await.unwrap();
     let path = "/hash".parse().unwrap();
     let request = tonic::Request::new(stream::iter(messages));
-    let answer = in_time(client.client_streaming(request, path, Raw))
+    let response = in_time(client.client_streaming(request, path, Raw))
         .await?
         .into_inner();
-    Ok(String::from_utf8(answer.into()).unwrap())
+    Ok(String::from_utf8(response.into()).unwrap())
 }
 
 /// The service at `/hash`.
@@ -244,7 +247,7 @@ impl ClientStreamingService<Bytes> for Hash {
     }
 }
 
-/// Messages that are just bytes, so that no generated code is needed.
+/// A codec for plain bytes, which needs no generated code.
 #[derive(Clone, Copy)]
 struct Raw;
 
