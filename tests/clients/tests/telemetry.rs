@@ -1,4 +1,4 @@
-//! What the features `tracing` and `metrics` tell of the crate.
+//! The metrics and events of the features `metrics` and `tracing`.
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +27,7 @@ use tracing_subscriber::{Layer as _, layer::Context, layer::SubscriberExt, regis
 
 const LATENCY: Duration = Duration::from_millis(80);
 
-/// A token service: "token-1", "token-2" and so on, after a while; fails when it is told to.
+/// A token service that issues "token-1", "token-2" and so on after a while, or fails.
 #[derive(Clone, Default)]
 struct Issuer {
     issued: Arc<AtomicUsize>,
@@ -44,10 +44,10 @@ impl Issuer {
                 async move {
                     tokio::time::sleep(LATENCY).await;
                     if *issuer.is_down.lock().unwrap() {
-                        return Err(Error::permanent("geheim: the tenant is disabled"));
+                        return Err(Error::permanent("s3cret: the tenant is disabled"));
                     }
                     let number = issuer.issued.fetch_add(1, Ordering::SeqCst) + 1;
-                    let token = AccessToken::new(format!("geheim-token-{number}"))?;
+                    let token = AccessToken::new(format!("s3cret-token-{number}"))?;
                     Ok(token.with_lifetime(Duration::from_secs(1800)))
                 }
             }))
@@ -58,7 +58,7 @@ impl Issuer {
     }
 }
 
-/// An API that accepts the tokens whose number is in the range.
+/// An API that accepts tokens with a number in the range.
 fn api(
     accepted: std::ops::RangeInclusive<usize>,
 ) -> impl Service<Request<String>, Response = Response<String>, Error = BoxError, Future: Send> + Clone
@@ -93,16 +93,16 @@ where
     }
 }
 
-/// One thing of each kind: a first token, a hit, a refresh, a renewal, a cool-down, an outage.
-async fn a_day(issuer: &Issuer) {
+/// Produces one event of each kind: a first token, a hit, a refresh, a renewal, a cool-down, an outage.
+async fn produce_events(issuer: &Issuer) {
     let layer = ClientCredentialsLayer::with_cache(issuer.cache());
     let minutes = |minutes: u64| tokio::time::advance(Duration::from_secs(60 * minutes));
 
     let both = tokio::join!(call(&layer, api(1..=1)), call(&layer, api(1..=1)));
-    assert_eq!(both, (200, 200), "two wait for the first token");
-    assert_eq!(call(&layer, api(1..=1)).await, 200, "a hit");
+    assert_eq!(both, (200, 200), "two calls wait for the first token");
+    assert_eq!(call(&layer, api(1..=1)).await, 200, "a fresh token");
     minutes(26).await;
-    assert_eq!(call(&layer, api(1..=1)).await, 200, "stale");
+    assert_eq!(call(&layer, api(1..=1)).await, 200, "due for refresh");
     tokio::time::sleep(2 * LATENCY).await;
     assert_eq!(
         call(&layer, api(3..=3)).await,
@@ -117,9 +117,13 @@ async fn a_day(issuer: &Issuer) {
     assert_eq!(
         call(&layer, api(4..=4)).await,
         0,
-        "expired, and no other token"
+        "the token expired and cannot be replaced"
     );
-    assert_eq!(call(&layer, api(4..=4)).await, 0, "told so at once");
+    assert_eq!(
+        call(&layer, api(4..=4)).await,
+        0,
+        "the error is returned at once"
+    );
     let elsewhere = Request::get("http://api.example/")
         .body(String::new())
         .unwrap();
@@ -129,10 +133,10 @@ async fn a_day(issuer: &Issuer) {
 #[tokio::test(start_paused = true)]
 async fn metrics_count_what_happened() {
     let recorder = DebuggingRecorder::new();
-    let told = recorder.snapshotter();
+    let snapshotter = recorder.snapshotter();
     let _recording = metrics::set_default_local_recorder(&recorder);
 
-    a_day(&Issuer::default()).await;
+    produce_events(&Issuer::default()).await;
 
     let expected = "\
 fail_fast_total{} = 1
@@ -153,8 +157,8 @@ wait_duration_seconds{outcome=token_service} = 1 of 0.08
 wait_duration_seconds{outcome=token} = 4 of 0.08
 waiters{} = 0
 ";
-    let told = text(&told);
-    let (expiry, rest): (Vec<_>, Vec<_>) = told
+    let metrics = text(&snapshotter);
+    let (expiry, rest): (Vec<_>, Vec<_>) = metrics
         .lines()
         .partition(|line| line.starts_with("token_expiry"));
     assert_eq!(rest.join("\n") + "\n", expected);
@@ -162,48 +166,48 @@ waiters{} = 0
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap();
-    // The wall clock is not paused: the last token is as good as new.
+    // The wall clock is not paused, so the last token still has most of its lifetime.
     let left = seconds - now.as_secs_f64();
     assert!((1700.0..=1790.0).contains(&left), "{left} s left");
 }
 
 #[tokio::test(start_paused = true)]
-async fn hits_tell_nothing() {
+async fn calls_with_a_fresh_token_emit_nothing() {
     let layer = ClientCredentialsLayer::with_cache(Issuer::default().cache());
     call(&layer, api(1..=1)).await;
     let recorder = DebuggingRecorder::new();
-    let told = recorder.snapshotter();
+    let snapshotter = recorder.snapshotter();
     let _recording = metrics::set_default_local_recorder(&recorder);
     let log = Log::default();
-    let _tracing = log.listen();
+    let _tracing = log.subscribe();
 
     for _ in 0..10 {
         assert_eq!(call(&layer, api(1..=1)).await, 200);
     }
 
-    assert_eq!(text(&told), "");
+    assert_eq!(text(&snapshotter), "");
     assert!(log.lines(Level::TRACE).is_empty());
 }
 
 #[tokio::test(start_paused = true)]
-async fn waiters_that_give_up_wait_no_longer() {
+async fn cancelled_waiter_no_longer_counts_as_waiting() {
     let recorder = DebuggingRecorder::new();
-    let told = recorder.snapshotter();
+    let snapshotter = recorder.snapshotter();
     let _recording = metrics::set_default_local_recorder(&recorder);
     let cache = Issuer::default().cache();
 
-    let given_up = tokio::time::timeout(LATENCY / 2, cache.token()).await;
+    let cancelled = tokio::time::timeout(LATENCY / 2, cache.token()).await;
 
-    assert!(given_up.is_err());
-    assert!(text(&told).contains("waiters{} = 0\n"));
+    assert!(cancelled.is_err());
+    assert!(text(&snapshotter).contains("waiters{} = 0\n"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn traces_tell_what_happened_and_no_secret() {
+async fn events_describe_what_happened_without_secrets() {
     let log = Log::default();
-    let _tracing = log.listen();
+    let _tracing = log.subscribe();
 
-    a_day(&Issuer::default()).await;
+    produce_events(&Issuer::default()).await;
 
     let expected = "\
 DEBUG token received | token_request cause=first attempts=1 waiters=2 outcome=token
@@ -224,14 +228,14 @@ DEBUG sending the request without a token reason=plain_http
 ";
     let lines = log.lines(Level::TRACE);
     assert_eq!(lines.join("\n") + "\n", expected);
-    assert!(!lines.concat().contains("geheim"));
+    assert!(!lines.concat().contains("s3cret"));
 }
 
-/// However many calls it comes back to.
+/// No matter how many calls it rejects.
 #[tokio::test(start_paused = true)]
-async fn rejection_is_told_at_info_once() {
+async fn rejection_is_logged_once_at_info() {
     let log = Log::default();
-    let _tracing = log.listen();
+    let _tracing = log.subscribe();
     let layer = ClientCredentialsLayer::with_cache(Issuer::default().cache());
     call(&layer, api(1..=1)).await;
 
@@ -246,7 +250,7 @@ async fn rejection_is_told_at_info_once() {
 #[tokio::test(start_paused = true)]
 async fn healthy_service_is_silent_at_info() {
     let log = Log::default();
-    let _tracing = log.listen();
+    let _tracing = log.subscribe();
     let layer = ClientCredentialsLayer::with_cache(Issuer::default().cache());
 
     for _ in 0..100 {
@@ -260,29 +264,29 @@ async fn healthy_service_is_silent_at_info() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn flight_whose_runtime_goes_away_is_told_as_lost() {
+async fn token_request_that_is_dropped_has_the_outcome_lost() {
     let log = Log::default();
-    let _tracing = log.listen();
+    let _tracing = log.subscribe();
     let cache = Issuer::default().cache();
 
-    let given_up = tokio::time::timeout(LATENCY / 2, cache.token()).await;
-    assert!(given_up.is_err());
+    let cancelled = tokio::time::timeout(LATENCY / 2, cache.token()).await;
+    assert!(cancelled.is_err());
     drop(cache);
     tokio::time::sleep(LATENCY).await;
 
-    let told = log.lines(Level::TRACE);
-    assert_eq!(told.len(), 1);
+    let lines = log.lines(Level::TRACE);
+    assert_eq!(lines.len(), 1);
     assert!(
-        told[0].ends_with("cause=first attempts=0 outcome=lost"),
+        lines[0].ends_with("cause=first attempts=0 outcome=lost"),
         "{}",
-        told[0]
+        lines[0]
     );
 }
 
-/// All metrics, a line each, in order.
-fn text(told: &Snapshotter) -> String {
+/// Formats all metrics, sorted, one per line.
+fn text(snapshotter: &Snapshotter) -> String {
     let mut lines = Vec::new();
-    for (key, _, _, value) in told.snapshot().into_vec() {
+    for (key, _, _, value) in snapshotter.snapshot().into_vec() {
         let key = key.key();
         let name = key.name().strip_prefix("client_credentials_").unwrap();
         let mut labels: Vec<_> = key
@@ -295,7 +299,7 @@ fn text(told: &Snapshotter) -> String {
             DebugValue::Gauge(value) => value.to_string(),
             DebugValue::Histogram(values) => {
                 let longest = values.iter().max().unwrap();
-                // The timer of a paused runtime counts milliseconds.
+                // Timers of a paused runtime have a resolution of a millisecond.
                 format!("{} of {:.2}", values.len(), longest.into_inner())
             }
         };
@@ -305,19 +309,19 @@ fn text(told: &Snapshotter) -> String {
     lines.concat()
 }
 
-/// What was traced: each event with its span as it was then.
+/// Records each event with the fields that its span had at that time.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<(Level, String)>>>);
 
-/// Listens to nothing for as long as the tests run.
+/// A second subscriber, which receives nothing, for the duration of the tests.
 ///
-/// While there is one subscriber alone, `tracing` asks the one of the current thread whether an event that is
-/// met for the first time is of interest. A thread without, as of a test that does not listen, then says no
-/// for all threads.
+/// With a single subscriber, `tracing` asks the current thread's subscriber whether a new event is of
+/// interest, and caches the result for all threads. On a thread without a subscriber, as in a test without
+/// a log, the result is no.
 static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
 
 impl Log {
-    fn listen(&self) -> tracing::subscriber::DefaultGuard {
+    fn subscribe(&self) -> tracing::subscriber::DefaultGuard {
         LazyLock::force(&SECOND);
         let subscriber = tracing_subscriber::registry().with(self.clone().with_filter(
             tracing_subscriber::filter::filter_fn(|metadata| {
@@ -327,11 +331,11 @@ impl Log {
         tracing::subscriber::set_default(subscriber)
     }
 
-    /// The lines at this level, and above it.
+    /// Returns the lines at this level and above.
     fn lines(&self, level: Level) -> Vec<String> {
         let lines = self.0.lock().unwrap();
-        let told = lines.iter().filter(|(of, _)| *of <= level);
-        told.map(|(_, line)| line.clone()).collect()
+        let lines = lines.iter().filter(|(of, _)| *of <= level);
+        lines.map(|(_, line)| line.clone()).collect()
     }
 }
 
@@ -347,7 +351,7 @@ impl Fields {
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // Those that vary, and one that is always the same, are left out.
+        // Skips a value that varies and one that is always the same.
         if !matches!(field.name(), "retry_after" | "otel.kind") {
             let text = match field.name() {
                 "message" => format!("{value:?}"),
