@@ -28,7 +28,7 @@ type Output = Result<ApiResponse, BoxError>;
 pub(crate) fn measure(table: &mut Table) {
     table.section(
         "Bytes of the response future, less the inner future, what is saved of the request, and a clone\n\
-         of the inner service. Nothing is saved without replay, but the room for the clone is there.",
+         of the inner service. `NoReplay` saves nothing, but its future has room for the clone.",
     );
     policy::<NoReplay>(table, "NoReplay", Replay::Never);
     policy::<CloneBody>(table, "CloneBody", Replay::Once);

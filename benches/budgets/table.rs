@@ -24,7 +24,7 @@ impl Table {
 
     /// Adds a figure without a budget.
     pub(crate) fn report(&self, name: &str, figure: f64, details: &str) {
-        println!("{name:<44} {:>7}   {details}", number(figure));
+        println!("{name:<44} {figure:>7.0}   {details}");
     }
 
     pub(crate) fn fail(&mut self, reason: &str) {
