@@ -4,7 +4,7 @@ mod aliri;
 mod aws_smithy;
 mod cf_gears;
 mod google_cloud;
-mod home_made;
+mod hand_written;
 mod huskarl;
 mod middle;
 mod ours;
@@ -27,6 +27,6 @@ pub(crate) fn all() -> Vec<Candidate> {
         Candidate::of::<aws_smithy::AwsSmithy>(),
         Candidate::of::<google_cloud::GoogleCloud>(),
         Candidate::of::<aliri::Aliri>(),
-        Candidate::of::<home_made::HomeMade>(),
+        Candidate::of::<hand_written::HandWritten>(),
     ]
 }

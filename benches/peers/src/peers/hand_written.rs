@@ -14,12 +14,12 @@ use crate::{
 };
 
 #[derive(Clone)]
-pub(crate) struct HomeMade {
+pub(crate) struct HandWritten {
     cached: Arc<RwLock<Option<(String, Instant)>>>,
     fetch: PlainFetch,
 }
 
-impl HomeMade {
+impl HandWritten {
     async fn token(&self) -> Result<String, BoxError> {
         if let Some((token, expires_at)) = &*self.cached.read().await
             && Instant::now() < *expires_at
@@ -40,8 +40,8 @@ impl HomeMade {
     }
 }
 
-impl Peer for HomeMade {
-    const NAME: &'static str = "home-made RwLock";
+impl Peer for HandWritten {
+    const NAME: &'static str = "hand-written RwLock";
     const NO_REJECTION: Option<&'static str> = Some("it has no way to report a rejected token");
 
     type Client<L: Leaf> = ByHand<Self, L>;
@@ -61,7 +61,7 @@ impl Peer for HomeMade {
     }
 }
 
-impl<L: Leaf> Client for ByHand<HomeMade, L> {
+impl<L: Leaf> Client for ByHand<HandWritten, L> {
     async fn send(&mut self, mut request: ApiRequest) -> Result<ApiResponse, BoxError> {
         set_bearer(&mut request, &self.tokens.token().await?)?;
         send(&mut self.leaf, request).await
