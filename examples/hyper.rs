@@ -4,8 +4,8 @@
 //! cargo run --example hyper
 //! ```
 //!
-//! Starts a server on 127.0.0.1 that is both token endpoint and API. Its API rejects the first token, as
-//! if it had been revoked. Fails if the upload does not arrive complete.
+//! Starts a server on 127.0.0.1 that is both token endpoint and API. Its API rejects the first
+//! token, as if it had been revoked. Fails if the upload does not arrive complete.
 
 use std::{convert::Infallible, net::Ipv4Addr};
 
@@ -29,8 +29,8 @@ use tower_client_credentials::{
 async fn main() -> Result<(), BoxError> {
     let server = start_server().await?;
 
-    // A client of hyper-util sends one body type. Token requests have a body in memory; requests to the API
-    // have the body type of the replay policy. So each of them gets a client.
+    // A client of hyper-util sends one body type. Token requests have a body in memory; requests to
+    // the API have the body type of the replay policy. So each of them gets a client.
     let tokens = TokenEndpoint::new(
         client::<Full<Bytes>>(),
         format!("{server}/token"),

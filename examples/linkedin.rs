@@ -6,8 +6,9 @@
 //! LINKEDIN_CLIENT_ID=... LINKEDIN_CLIENT_SECRET=... cargo run --example linkedin
 //! ```
 //!
-//! Calls the LinkedIn Learning catalogue. To call another API that the application has access to, pass its
-//! path: `cargo run --example linkedin -- "/v2/..."`. Neither the secret nor the token is printed.
+//! Calls the LinkedIn Learning catalogue. To call another API that the application has access to,
+//! pass its path: `cargo run --example linkedin -- "/v2/..."`. Neither the secret nor the token is
+//! printed.
 
 use std::{env, error::Error as StdError, process::ExitCode, time::Duration};
 
@@ -132,7 +133,8 @@ fn report(response: &Response<Incoming>) -> Result<(), BoxError> {
     }
 }
 
-/// Prints an error with its causes. Errors of this crate end with a hint where LinkedIn documents one.
+/// Prints an error with its causes. Errors of this crate end with a hint where LinkedIn documents
+/// one.
 fn print_error(error: &(dyn StdError + 'static)) {
     eprintln!("error: {error}");
     let mut cause = error.source();

@@ -1,4 +1,5 @@
-//! The throughput of two threads relative to that of one. Each thread has its own clone of a service.
+//! The throughput of two threads relative to that of one. Each thread has its own clone of a
+//! service.
 //!
 //! Needs two idle cores; the ratio of the bare leaf shows how idle they were.
 

@@ -47,8 +47,8 @@ pub(crate) struct Sample {
 }
 
 impl Run {
-    /// For each expiry and call: the milliseconds from the expiry to the call, and those that the call
-    /// took.
+    /// For each expiry and call: the milliseconds from the expiry to the call, and those that the
+    /// call took.
     pub(crate) fn since_expiries(&self) -> impl Iterator<Item = (f64, f64)> {
         let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
         self.expiries.iter().flat_map(move |expiry| {
@@ -145,7 +145,8 @@ impl Client {
         Self::new(send, received)
     }
 
-    /// The usual hand-written cache: a call that finds the token expired fetches another under the lock.
+    /// The usual hand-written cache: a call that finds the token expired fetches another under the
+    /// lock.
     fn on_demand(tokens: &Tokens) -> Self {
         let received = Arc::default();
         let (api, tokens) = (api(&received), tokens.clone());

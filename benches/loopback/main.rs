@@ -1,13 +1,13 @@
-//! What the layer adds to a call of hyper-util's client over a loopback connection, as a share of that
-//! call.
+//! What the layer adds to a call of hyper-util's client over a loopback connection, as a share of
+//! that call.
 //!
 //! ```text
 //! cargo bench --manifest-path benches/Cargo.toml --bench loopback
 //! ```
 //!
-//! The client and an HTTP/1.1 server run on one thread. All stacks share one keep-alive connection and
-//! take turns, for about 45 seconds. Calls over a real network take longer, so the shares are lower
-//! there.
+//! The client and an HTTP/1.1 server run on one thread. All stacks share one keep-alive connection
+//! and take turns, for about 45 seconds. Calls over a real network take longer, so the shares are
+//! lower there.
 
 mod server;
 

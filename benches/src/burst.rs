@@ -60,8 +60,8 @@ impl Burst {
         Ok(Self::run(cache, &tokens, None).await)
     }
 
-    /// Revokes the token while all calls are in flight. The API sends half of the rejections at once
-    /// and the other half after `delay`.
+    /// Revokes the token while all calls are in flight. The API sends half of the rejections at
+    /// once and the other half after `delay`.
     pub async fn rejected(delay: Duration) -> Result<Self, BoxError> {
         let tokens = Tokens::new(TOKEN_DELAY);
         let cache = TokenCache::new(tokens.service());

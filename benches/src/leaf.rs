@@ -13,9 +13,9 @@ use crate::{ApiRequest, ApiResponse};
 
 /// A service that responds at once, in place of an HTTP client.
 ///
-/// The optimizer cannot see that it ignores the request, as with a client in another crate. `USE` gives
-/// each stack its own leaf type: code that two stacks share is compiled differently than in a program
-/// that has only one of them.
+/// The optimizer cannot see that it ignores the request, as with a client in another crate. `USE`
+/// gives each stack its own leaf type: code that two stacks share is compiled differently than in a
+/// program that has only one of them.
 #[derive(Debug)]
 pub struct Leaf<F, const USE: usize = 0>(PhantomData<fn() -> F>);
 

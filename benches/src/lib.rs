@@ -1,5 +1,5 @@
-//! Shared parts of the benches: the same requests through the same leaf service, with this crate's layer
-//! or one of the alternatives around it.
+//! Shared parts of the benches: the same requests through the same leaf service, with this crate's
+//! layer or one of the alternatives around it.
 
 mod burst;
 mod leaf;

@@ -11,8 +11,8 @@ use http_body_util::Full;
 pub type ApiRequest = Request<Full<Bytes>>;
 pub type ApiResponse = Response<Full<Bytes>>;
 
-/// Numbers of headers in the tables: none, a typical number, the number at which one more makes the map
-/// grow, and many.
+/// Numbers of headers in the tables: none, a typical number, the number at which one more makes the
+/// map grow, and many.
 pub const HEADERS: [usize; 4] = [0, 4, 6, 12];
 
 static NAMES: [HeaderName; 12] = [

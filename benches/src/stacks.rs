@@ -70,8 +70,8 @@ impl Stacks {
         ClientCredentialsLayer::with_cache(self.cache.clone()).layer(Leaf::default())
     }
 
-    /// `NoReplay` with a wall clock of its own, which makes every call look up the cache and read both
-    /// clocks.
+    /// `NoReplay` with a wall clock of its own, which makes every call look up the cache and read
+    /// both clocks.
     pub fn lookup_each_call<F>(&self) -> ClientCredentials<Leaf<F, 1>, NoReplay> {
         let layer = ClientCredentialsLayer::with_cache(self.cache_with_wall_clock.clone());
         layer.no_replay().layer(Leaf::default())

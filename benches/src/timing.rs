@@ -62,8 +62,8 @@ pub fn time_calls<S: Api>(service: &mut S, headers: usize, calls: u64) -> Durati
     start.elapsed()
 }
 
-/// Runs the candidates in turn for a number of rounds and returns the median of each: a disturbance of
-/// the machine then affects all of them alike.
+/// Runs the candidates in turn for a number of rounds and returns the median of each: a disturbance
+/// of the machine then affects all of them alike.
 pub fn interleaved<const N: usize>(
     rounds: usize,
     mut candidates: [&mut dyn FnMut() -> Duration; N],

@@ -20,8 +20,9 @@ pub(crate) const TOKEN_LIFETIME: Duration = Duration::from_secs(30 * 60);
 
 /// The number of token requests that get a token in each second. The others get a 429.
 ///
-/// A fleet whose refreshes are spread evenly needs a fifteenth of this. Ten thousand refreshes that jitter
-/// spreads over half of the default refresh window, two and a half minutes, need two thirds: 67 a second.
+/// A fleet whose refreshes are spread evenly needs a fifteenth of this. Ten thousand refreshes that
+/// jitter spreads over half of the default refresh window, two and a half minutes, need two thirds:
+/// 67 a second.
 pub(crate) const LIMIT: u32 = 100;
 
 /// The value of `Retry-After` in seconds. The limit applies to each second.

@@ -30,8 +30,8 @@ const START: Duration = Duration::from_secs(1);
 /// Calls are made at multiples of this, so that many share one step of the paused clock.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Calls in this first part of a token's lifetime are skipped: the token is fresh, and they would change
-/// nothing in the cache. A refresh starts at most 5 min 10 s before the token expires.
+/// Calls in this first part of a token's lifetime are skipped: the token is fresh, and they would
+/// change nothing in the cache. A refresh starts at most 5 min 10 s before the token expires.
 const SKIPPED: Duration = Duration::from_secs(24 * 60);
 
 /// When refreshes start.

@@ -1,17 +1,17 @@
-//! Shows why refreshes have jitter: for a day, 10,000 processes that started at the same time share a token
-//! endpoint with a rate limit.
+//! Shows why refreshes have jitter: for a day, 10,000 processes that started at the same time share
+//! a token endpoint with a rate limit.
 //!
-//! Every process is a real `TokenCache` around a real `TokenEndpoint`; only the HTTP client and the time
-//! are simulated. The day runs twice, with all defaults and with `.jitter(0.0)`. The example prints the load
-//! on the token endpoint and the effect on calls, and draws `docs/fleet.svg`. It needs no network and takes
-//! about half a minute:
+//! Every process is a real `TokenCache` around a real `TokenEndpoint`; only the HTTP client and the
+//! time are simulated. The day runs twice, with all defaults and with `.jitter(0.0)`. The example
+//! prints the load on the token endpoint and the effect on calls, and draws `docs/fleet.svg`. It
+//! needs no network and takes about half a minute:
 //!
 //! ```text
 //! cargo run --release --example fleet
 //! ```
 //!
-//! The random numbers are the same in each run. The example checks its statements and exits non-zero if one
-//! does not hold.
+//! The random numbers are the same in each run. The example checks its statements and exits
+//! non-zero if one does not hold.
 
 mod day;
 mod endpoint;

@@ -1,8 +1,8 @@
-//! Shows the main features over real sockets: tokens are requested once, refreshed before they expire, and
-//! renewed when the API rejects them.
+//! Shows the main features over real sockets: tokens are requested once, refreshed before they
+//! expire, and renewed when the API rejects them.
 //!
-//! Starts an authorization server and an API on loopback that respond like LinkedIn's, and calls the API
-//! through the layer and hyper-util's client. Needs no network and no credentials:
+//! Starts an authorization server and an API on loopback that respond like LinkedIn's, and calls
+//! the API through the layer and hyper-util's client. Needs no network and no credentials:
 //!
 //! ```text
 //! cargo run --example quickstart

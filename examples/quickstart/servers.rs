@@ -1,5 +1,5 @@
-//! An authorization server and an API that behave as LinkedIn's documentation says, and as LinkedIn was
-//! observed to do.
+//! An authorization server and an API that behave as LinkedIn's documentation says, and as LinkedIn
+//! was observed to do.
 //!
 //! They listen on loopback and share the list of issued tokens.
 
@@ -26,7 +26,8 @@ use tokio::{
 };
 use tower_client_credentials::BoxError;
 
-/// A registered application: its id and its secret. Like LinkedIn's secrets, this one needs encoding.
+/// A registered application: its id and its secret. Like LinkedIn's secrets, this one needs
+/// encoding.
 pub(crate) const APPLICATION: (&str, &str) = ("77tt5zexample", "not/a+real=secret==");
 
 /// An application without access to 2-legged OAuth.
@@ -166,8 +167,8 @@ fn reply_to_token_request(state: &Mutex<State>, request: &Request<Bytes>) -> Rep
     }
 }
 
-/// Returns LinkedIn's documented errors. Credentials are only accepted in the form, not in a header or the
-/// URL.
+/// Returns LinkedIn's documented errors. Credentials are only accepted in the form, not in a header
+/// or the URL.
 fn client_error(request: &Request<Bytes>) -> Option<(StatusCode, &'static str, String)> {
     let is_form = |value| value == "application/x-www-form-urlencoded";
     let form: HashMap<_, _> = match request.headers().get(CONTENT_TYPE) {
@@ -201,7 +202,8 @@ fn client_error(request: &Request<Bytes>) -> Option<(StatusCode, &'static str, S
 }
 
 impl State {
-    /// Issues a token. The lifetime is a string and there is no token type, as in LinkedIn's documentation.
+    /// Issues a token. The lifetime is a string and there is no token type, as in LinkedIn's
+    /// documentation.
     fn issue(&mut self) -> Reply {
         let text: String = (0..500).map(|_| fastrand::alphanumeric()).collect();
         let lifetime = self.token_lifetime.as_secs().to_string();

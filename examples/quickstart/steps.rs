@@ -53,8 +53,8 @@ pub(crate) async fn cold_cache() -> Result<(), BoxError> {
 pub(crate) async fn steady_traffic() -> Result<(), BoxError> {
     const TOKEN_LIFETIME: Duration = Duration::from_secs(2);
     const EXPIRIES: usize = 3;
-    // Jitter would shorten the time between a refresh and the expiry, and a busy machine may pause this
-    // program for a while.
+    // Jitter would shorten the time between a refresh and the expiry, and a busy machine may pause
+    // this program for a while.
     let cache = TokenCache::builder().jitter(0.0);
     let stack = Stack::start_with(TOKEN_LIFETIME, APPLICATION, cache).await?;
     note("token lifetime", format!("{TOKEN_LIFETIME:?}"));

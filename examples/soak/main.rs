@@ -1,12 +1,12 @@
-//! A long run with many callers, real sockets, and two servers that inject all kinds of faults. Every
-//! failed call must be explained by a fault.
+//! A long run with many callers, real sockets, and two servers that inject all kinds of faults.
+//! Every failed call must be explained by a fault.
 //!
 //! ```text
 //! cargo run --release --example soak -- [seconds] [seed]
 //! ```
 //!
-//! Exits non-zero if a call hung or failed for another reason, if tasks or memory leaked, or if two token
-//! requests were under way at the same time.
+//! Exits non-zero if a call hung or failed for another reason, if tasks or memory leaked, or if two
+//! token requests were under way at the same time.
 
 mod callers;
 mod outcomes;

@@ -157,14 +157,14 @@ impl Servers {
     }
 }
 
-/// Describes a problem if token requests were concurrent: there is one key, and its attempts are made one
-/// after the other.
+/// Describes a problem if token requests were concurrent: there is one key, and its attempts are
+/// made one after the other.
 pub(crate) fn concurrent_token_requests(max: u64) -> Option<String> {
     (max > 1).then(|| format!("{max} concurrent token requests"))
 }
 
-/// Describes a problem if tokens were refreshed too late. A few expire on their way to the API on a busy
-/// machine.
+/// Describes a problem if tokens were refreshed too late. A few expire on their way to the API on a
+/// busy machine.
 pub(crate) fn late_refreshes(
     without_valid_token: u64,
     token_requests: u64,
@@ -181,8 +181,8 @@ pub(crate) fn late_refreshes(
         .then(|| format!("{without_valid_token} requests without a valid token"))
 }
 
-/// Describes a problem if there were more token requests than short lifetimes, renewals and failures
-/// explain.
+/// Describes a problem if there were more token requests than short lifetimes, renewals and
+/// failures explain.
 pub(crate) fn too_many_token_requests(token_requests: u64, seconds: u64) -> Option<String> {
     // One in 50 ms, the shortest back-off, if all of them failed; most of them succeed.
     const MAX_PER_SECOND: u64 = 20;

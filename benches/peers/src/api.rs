@@ -106,7 +106,8 @@ impl State {
             .expect("the parts are valid")
     }
 
-    /// Waits until all awaited calls have arrived, then for this call's turn. Later calls do not wait.
+    /// Waits until all awaited calls have arrived, then for this call's turn. Later calls do not
+    /// wait.
     async fn hold(&self) {
         let position = self.arrived.fetch_add(1, Ordering::SeqCst);
         if position + 1 == self.awaited {

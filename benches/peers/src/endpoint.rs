@@ -25,7 +25,8 @@ pub(crate) const CLIENT_SECRET: &str = "secret";
 /// In bytes; the typical size of a JWT with a few claims.
 pub(crate) const TOKEN_SIZE: usize = 800;
 
-/// In seconds. Longer than every peer's refresh window, so that none of them refreshes during the bench.
+/// In seconds. Longer than every peer's refresh window, so that none of them refreshes during the
+/// bench.
 const TOKEN_LIFETIME: u32 = 3 * 60 * 60;
 
 /// Issues a new token for each request and counts the requests. Stops when dropped.

@@ -18,8 +18,8 @@ use crate::{
     scenario::is_served,
 };
 
-/// Each candidate takes one turn per round. Turns are short and many, so that a disturbance of the machine
-/// affects few of them.
+/// Each candidate takes one turn per round. Turns are short and many, so that a disturbance of the
+/// machine affects few of them.
 const ROUNDS: usize = 301;
 const CALLS_PER_TURN: u32 = 1_000;
 

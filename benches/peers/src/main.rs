@@ -1,13 +1,14 @@
 //! Compares the layer with what people would use instead, in the same situations.
 //!
-//! Prints the figures and draws `docs/peers.svg`. Exits non-zero if a peer needs fewer instructions per
-//! call, or makes fewer token requests except in the outage. Takes less than a minute and needs valgrind,
-//! but no network except loopback:
+//! Prints the figures and draws `docs/peers.svg`. Exits non-zero if a peer needs fewer instructions
+//! per call, or makes fewer token requests except in the outage. Takes less than a minute and needs
+//! valgrind, but no network except loopback:
 //!
 //! ```text
 //! cargo run --release --manifest-path benches/peers/Cargo.toml
-//! cargo run --release --manifest-path benches/peers/Cargo.toml -- check    leaves the picture as it is
 //! ```
+//!
+//! With `-- check`, it leaves the picture as it is.
 
 mod api;
 mod candidate;

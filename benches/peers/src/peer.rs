@@ -64,8 +64,8 @@ pub(crate) trait Client: Clone + Send + 'static {
         request: ApiRequest,
     ) -> impl Future<Output = Result<ApiResponse, BoxError>> + Send;
 
-    /// Like [`send`](Self::send), but sends once more after a 401, as the peer's documentation says. Layers
-    /// do so on their own.
+    /// Like [`send`](Self::send), but sends once more after a 401, as the peer's documentation
+    /// says. Layers do so on their own.
     fn send_twice(
         &mut self,
         request: ApiRequest,

@@ -124,7 +124,8 @@ fn check_hot_path(results: &Results) -> bool {
             ours < theirs,
             &describe(&results.instructions, "instructions"),
         );
-        // Times depend on the machine, but show the cost of atomic operations and of reading a clock.
+        // Times depend on the machine, but show the cost of atomic operations and of reading a
+        // clock.
         if results.times[own] >= results.times[index] {
             note(&describe(&results.times, "time"));
         }

@@ -188,7 +188,8 @@ async fn storm<P: Peer>(callers: usize, spread: Duration) -> Outcome {
     }
 }
 
-/// Makes all calls concurrently. Returns how many were served, and the time until the last was done.
+/// Makes all calls concurrently. Returns how many were served, and the time until the last was
+/// done.
 async fn gather<F>(callers: usize, call: impl Fn() -> F) -> (usize, Duration)
 where
     F: Future<Output = bool> + Send + 'static,

@@ -1,7 +1,9 @@
-//! Makes calls in a style that programs use, on a stack that sends each request once, so that callgrind
-//! can count their instructions: `callers STYLE STACK HEADERS CALLS`. The bench `budgets` runs it.
+//! Makes calls in a style that programs use, on a stack that sends each request once, so that
+//! callgrind can count their instructions: `callers STYLE STACK HEADERS CALLS`. The bench `budgets`
+//! runs it.
 //!
-//! Each of these programs has few stacks and call sites: the compiler inlines less where there are more.
+//! Each of these programs has few stacks and call sites: the compiler inlines less where there are
+//! more.
 
 use std::{env, process::exit};
 

@@ -1,8 +1,9 @@
 //! Makes calls in a style that programs use, on a stack that can send requests again, so that
-//! callgrind can count their instructions: `replay_callers STYLE STACK HEADERS CALLS`. The bench `budgets`
-//! runs it.
+//! callgrind can count their instructions: `replay_callers STYLE STACK HEADERS CALLS`. The bench
+//! `budgets` runs it.
 //!
-//! Each of these programs has few stacks and call sites: the compiler inlines less where there are more.
+//! Each of these programs has few stacks and call sites: the compiler inlines less where there are
+//! more.
 
 use std::{env, process::exit};
 

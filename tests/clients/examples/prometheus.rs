@@ -4,8 +4,8 @@
 //! cargo run --manifest-path tests/clients/Cargo.toml --example prometheus
 //! ```
 //!
-//! Starts a token endpoint and an API on 127.0.0.1. The API rejects the first token. Panics if the scrape
-//! does not contain the expected metrics.
+//! Starts a token endpoint and an API on 127.0.0.1. The API rejects the first token. Panics if the
+//! scrape does not contain the expected metrics.
 
 use http::Request;
 use http_body_util::{BodyExt, Full};

@@ -4,8 +4,8 @@
 //! cargo run --manifest-path tests/clients/Cargo.toml --example reqwest
 //! ```
 //!
-//! Starts a token endpoint and an API on 127.0.0.1. The API rejects the first token, as if it had been
-//! revoked. Panics if the upload does not arrive complete.
+//! Starts a token endpoint and an API on 127.0.0.1. The API rejects the first token, as if it had
+//! been revoked. Panics if the upload does not arrive complete.
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -22,8 +22,8 @@ async fn main() -> Result<(), BoxError> {
     let token_client = Client::builder().redirect(Policy::none()).build()?;
     let api_client = Client::new();
 
-    // reqwest's client takes requests of its own type. Two combinators turn it into a service for requests
-    // of the `http` crate.
+    // reqwest's client takes requests of its own type. Two combinators turn it into a service for
+    // requests of the `http` crate.
     let adapt = |client: Client| {
         ServiceBuilder::new()
             .map_response(Response::<Body>::from)

@@ -4,8 +4,8 @@
 //! cargo run --manifest-path tests/clients/Cargo.toml --example tonic
 //! ```
 //!
-//! Starts a token endpoint and a gRPC server on 127.0.0.1. The server rejects the first token, as if it had
-//! been revoked. Fails if the call does not succeed.
+//! Starts a token endpoint and a gRPC server on 127.0.0.1. The server rejects the first token, as
+//! if it had been revoked. Fails if the call does not succeed.
 
 use bytes::Bytes;
 use http::{Request, header::AUTHORIZATION};
@@ -23,8 +23,8 @@ use tower_client_credentials::{BoxError, ClientCredentialsLayer, replay::Buffere
 async fn main() -> Result<(), BoxError> {
     let servers = start_servers().await;
 
-    // A channel connects to one host only, so token requests need another client. hyper-util's does not
-    // follow redirects. Outside of this example, build the endpoint with
+    // A channel connects to one host only, so token requests need another client. hyper-util's does
+    // not follow redirects. Outside of this example, build the endpoint with
     // `TokenEndpoint::new(client, url, ClientAuth::client_secret_basic(id, secret))?`.
     let tokens = servers.tokens(hyper_client::<Full<Bytes>>(Protocol::Http1));
     let layer = ClientCredentialsLayer::new(tokens)

@@ -1,5 +1,5 @@
-//! Shared parts of the tests and examples with real clients: servers on 127.0.0.1 that record connections
-//! and requests, and bodies that are identified by their hash.
+//! Shared parts of the tests and examples with real clients: servers on 127.0.0.1 that record
+//! connections and requests, and bodies that are identified by their hash.
 
 mod connections;
 mod loopback;

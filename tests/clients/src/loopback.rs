@@ -29,7 +29,8 @@ pub fn text(text: impl Into<Bytes>) -> Body {
         .boxed_unsync()
 }
 
-/// A server on 127.0.0.1 for HTTP/1.1 and HTTP/2 without TLS. Closes all connections when it is dropped.
+/// A server on 127.0.0.1 for HTTP/1.1 and HTTP/2 without TLS. Closes all connections when it is
+/// dropped.
 #[derive(Debug)]
 pub struct Loopback {
     address: SocketAddr,

@@ -67,7 +67,8 @@ impl Upload {
 
     fn next(&mut self) -> Option<Bytes> {
         let len = CHUNK.min(self.len - self.sent);
-        // Each chunk starts elsewhere, so that a lost, duplicate or misplaced chunk changes the hash.
+        // Each chunk starts elsewhere, so that a lost, duplicate or misplaced chunk changes the
+        // hash.
         let start = (self.number * 7919 + self.sent / CHUNK * 104_729) % (NOISE.len() - CHUNK);
         self.sent += len;
         (len > 0).then(|| NOISE.slice(start..start + len))

@@ -1,7 +1,7 @@
 //! The same stacks around each client, with the client's own bodies.
 //!
-//! The clients that send token requests follow no redirects: a redirect would send the client secret to
-//! another URL.
+//! The clients that send token requests follow no redirects: a redirect would send the client
+//! secret to another URL.
 
 use std::{
     collections::VecDeque,
@@ -424,7 +424,8 @@ fn respond(status: u16) -> Response<Body> {
     .unwrap()
 }
 
-/// Makes a first call, a call with a revoked token, another call, and calls with several failures each.
+/// Makes a first call, a call with a revoked token, another call, and calls with several failures
+/// each.
 async fn assert_works<S, C, ResBody>(service: C, api: &Api)
 where
     S: Subject,
@@ -534,8 +535,8 @@ impl Revoking {
     }
 }
 
-/// A call that waits for a token must not hold the permit that the token request needs: neither the first
-/// call of each round, nor calls whose token is no longer accepted.
+/// A call that waits for a token must not hold the permit that the token request needs: neither the
+/// first call of each round, nor calls whose token is no longer accepted.
 async fn assert_no_deadlock<S: Subject, C>(service: C, api: &Revoking)
 where
     C: Service<Request<S::Body>, Response = Response<Body>, Error = BoxError> + Clone,

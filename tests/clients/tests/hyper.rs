@@ -54,8 +54,8 @@ async fn status_and_text(response: Response<Incoming>) -> (StatusCode, String) {
 
 /// The paths on which the client reliably receives the rejection.
 ///
-/// A server that closes an HTTP/1.1 connection before reading the whole request may lose its own response
-/// (RFC 9112 §9.6).
+/// A server that closes an HTTP/1.1 connection before reading the whole request may lose its own
+/// response (RFC 9112 §9.6).
 fn rejecting_paths(protocol: Protocol) -> &'static [&'static str] {
     match protocol {
         Protocol::Http1 => &["/late/1", "/reading-on/1"],

@@ -71,7 +71,8 @@ async fn request_without_a_body_is_replayed() {
     assert_eq!(cluster.connections().accepted(), 1);
 }
 
-/// All except `FollowRedirect`, which requires a body with a `Default`. kube's own stack has a `Retry`.
+/// All except `FollowRedirect`, which requires a body with a `Default`. kube's own stack has a
+/// `Retry`.
 #[tokio::test]
 async fn other_layers_work_above_and_below() {
     let cluster = cluster().await;

@@ -128,8 +128,8 @@ async fn storm(protocol: Protocol) -> usize {
 async fn early_rejections_over_http1() {
     let lost = storm(Protocol::Http1).await;
 
-    // A server that stops reading resets the connection, and its response may be lost (RFC 9112 §9.6). The
-    // layer cannot prevent this. 20 to 41 of 1,000 calls were measured.
+    // A server that stops reading resets the connection, and its response may be lost (RFC 9112
+    // §9.6). The layer cannot prevent this. 20 to 41 of 1,000 calls were measured.
     assert!(lost < CALLS / 10, "{lost} calls got no response");
 }
 

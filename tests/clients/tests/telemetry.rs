@@ -93,7 +93,8 @@ where
     }
 }
 
-/// Produces one event of each kind: a first token, a hit, a refresh, a renewal, a cool-down, an outage.
+/// Produces one event of each kind: a first token, a hit, a refresh, a renewal, a cool-down, an
+/// outage.
 async fn produce_events(issuer: &Issuer) {
     let layer = ClientCredentialsLayer::with_cache(issuer.cache());
     let minutes = |minutes: u64| tokio::time::advance(Duration::from_secs(60 * minutes));
@@ -315,9 +316,9 @@ struct Log(Arc<Mutex<Vec<(Level, String)>>>);
 
 /// A second subscriber, which receives nothing, for the duration of the tests.
 ///
-/// With a single subscriber, `tracing` asks the current thread's subscriber whether a new event is of
-/// interest, and caches the result for all threads. On a thread without a subscriber, as in a test without
-/// a log, the result is no.
+/// With a single subscriber, `tracing` asks the current thread's subscriber whether a new event is
+/// of interest, and caches the result for all threads. On a thread without a subscriber, as in a
+/// test without a log, the result is no.
 static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::new()));
 
 impl Log {

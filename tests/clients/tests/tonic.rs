@@ -29,8 +29,8 @@ use tower_http::{
     decompression::DecompressionLayer, follow_redirect::FollowRedirectLayer, trace::TraceLayer,
 };
 
-/// A gRPC server responds to a missing token with status 200 and `grpc-status: 16` (`UNAUTHENTICATED`) in
-/// the headers.
+/// A gRPC server responds to a missing token with status 200 and `grpc-status: 16`
+/// (`UNAUTHENTICATED`) in the headers.
 fn is_unauthenticated(response: &Parts) -> bool {
     response
         .headers
@@ -47,7 +47,8 @@ enum Rejecting {
     Late,
 }
 
-/// Starts gRPC services behind a check of the token: the health service, and one that hashes its input.
+/// Starts gRPC services behind a check of the token: the health service, and one that hashes its
+/// input.
 async fn servers(rejecting: Rejecting) -> Servers {
     let (_reporter, health) = tonic_health::server::health_reporter();
     let api = Loopback::start(move |request: Request<Incoming>| {
@@ -136,8 +137,8 @@ async fn client_streaming_call_is_replayed() {
     }
 }
 
-/// gRPC has no redirects and compresses its messages itself, but these layers do no harm. `Retry` is left
-/// out because it cannot copy messages.
+/// gRPC has no redirects and compresses its messages itself, but these layers do no harm. `Retry`
+/// is left out because it cannot copy messages.
 #[tokio::test]
 async fn other_layers_work_above_and_below() {
     for rejecting in [Rejecting::Early, Rejecting::Late] {

@@ -1,8 +1,8 @@
 //! [`aliri_tokens`](https://docs.rs/aliri_tokens): a task that refreshes a token ahead of time and
 //! publishes it on a watch channel.
 //!
-//! Limits: it has no cold start, as spawning it waits for the first token (one request, whose error the
-//! caller gets), and it has no way to report a rejected token.
+//! Limits: it has no cold start, as spawning it waits for the first token (one request, whose error
+//! the caller gets), and it has no way to report a rejected token.
 
 use ::aliri::jwt::Audience;
 use ::aliri_tokens::{

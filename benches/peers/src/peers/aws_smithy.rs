@@ -1,6 +1,7 @@
-//! The identity cache of [`aws-smithy-runtime`](https://docs.rs/aws-smithy-runtime), called the way the
-//! orchestrator of an AWS client calls it, with a bearer token as the identity. It has no token request,
-//! so this adds one as an application would; the header is set the way its bearer signer does.
+//! The identity cache of [`aws-smithy-runtime`](https://docs.rs/aws-smithy-runtime), called the way
+//! the orchestrator of an AWS client calls it, with a bearer token as the identity. It has no token
+//! request, so this adds one as an application would; the header is set the way its bearer signer
+//! does.
 //!
 //! Limits: it has no way to report a rejected token. A cached identity stays until it expires.
 

@@ -1,5 +1,5 @@
-//! [`cf-gears-toolkit-auth`](https://docs.rs/cf-gears-toolkit-auth): two tower layers over one token
-//! provider. Both require services with the error type of its own HTTP client.
+//! [`cf-gears-toolkit-auth`](https://docs.rs/cf-gears-toolkit-auth): two tower layers over one
+//! token provider. Both require services with the error type of its own HTTP client.
 
 use std::convert::Infallible;
 

@@ -1,7 +1,7 @@
-//! [`google-cloud-auth`](https://docs.rs/google-cloud-auth): credentials whose task requests a token when
-//! they are built, and again before it expires. The crate has no client-credentials grant. Its user
-//! credentials accept another token endpoint; they use the refresh-token grant (RFC 6749 §6), which also
-//! takes one token request per token.
+//! [`google-cloud-auth`](https://docs.rs/google-cloud-auth): credentials whose task requests a
+//! token when they are built, and again before it expires. The crate has no client-credentials
+//! grant. Its user credentials accept another token endpoint; they use the refresh-token grant (RFC
+//! 6749 §6), which also takes one token request per token.
 //!
 //! Limits: it has no way to report a rejected token.
 

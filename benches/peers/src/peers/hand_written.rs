@@ -1,4 +1,5 @@
-//! What most applications write: a lock around a token and its expiry, checked again under the write lock.
+//! What most applications write: a lock around a token and its expiry, checked again under the
+//! write lock.
 //!
 //! Limits: like most hand-written caches, it has no way to report a rejected token.
 

@@ -1,8 +1,9 @@
-//! [`middle`](https://docs.rs/middle): an authorizer that is built with a token and refreshes it in its
-//! own task. Its own client is tied to reqwest, so this sets the header the way that client does.
+//! [`middle`](https://docs.rs/middle): an authorizer that is built with a token and refreshes it in
+//! its own task. Its own client is tied to reqwest, so this sets the header the way that client
+//! does.
 //!
-//! Limits: it has no cold start, as `build` waits for the first token (and makes up to four requests 10 ms
-//! apart), and it has no way to report a rejected token.
+//! Limits: it has no cold start, as `build` waits for the first token (and makes up to four
+//! requests 10 ms apart), and it has no way to report a rejected token.
 
 use std::sync::Arc;
 

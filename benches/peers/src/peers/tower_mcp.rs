@@ -1,5 +1,5 @@
-//! The token provider of [`tower-mcp`](https://docs.rs/tower-mcp). Its own HTTP transport only speaks MCP,
-//! so this sets the header and handles rejections the way that transport does.
+//! The token provider of [`tower-mcp`](https://docs.rs/tower-mcp). Its own HTTP transport only
+//! speaks MCP, so this sets the header and handles rejections the way that transport does.
 
 use ::tower_mcp::client::{OAuthClientCredentials, TokenProvider};
 use http::StatusCode;
