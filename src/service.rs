@@ -24,6 +24,9 @@ use crate::{
 /// service. A replay polls this clone ready and sends the request through it, as tower's `Retry`
 /// does. With a policy that never replays, no clone is made.
 ///
+/// A call that has to wait for a token gives up the readiness of its inner service, because the
+/// token request may need the same permit. Once the token is there, the call polls a clone ready.
+///
 /// # Examples
 ///
 /// ```

@@ -51,8 +51,7 @@ use crate::{
 /// Any number of concurrent callers share one token request. The token request runs in its own
 /// Tokio task, so dropping a caller doesn't cancel it. Between token requests, no task runs, unless
 /// the token is [kept warm](TokenCacheBuilder::keep_warm). No task outlives the last handle. A call
-/// through the layer holds a handle while it waits for a token, and as long as its request can be
-/// replayed.
+/// through the layer holds a handle until it returns its response.
 ///
 /// # Examples
 ///
@@ -84,6 +83,14 @@ pub(crate) struct Acquired {
     pub(crate) result: FlightResult,
     /// How long the call waited for a flight; `None` if it didn't have to.
     pub(crate) waited: Option<Duration>,
+}
+
+/// The current token, if it may be used, and the monotonic time up to which it needs no other look as
+/// long as the cache publishes no change.
+#[derive(Clone)]
+pub(super) struct Look {
+    pub(super) token: Option<Arc<CachedToken>>,
+    pub(super) valid_until: Instant,
 }
 
 struct Shared {
@@ -234,16 +241,18 @@ impl TokenCache {
         self.shared.edition.load(Ordering::Acquire)
     }
 
-    /// Returns the current token, if it may be used, and until when it may be used without another
-    /// look.
-    pub(super) fn look(&self) -> (Option<Arc<CachedToken>>, Instant) {
+    /// Looks at the current token with both clocks.
+    pub(super) fn look(&self) -> Look {
         let now = self.shared.now();
         let cached = self.current(&now);
         let in_step_until = self.shared.settings.clock.in_step_until(&now);
-        let quiet_until = cached.as_ref().map_or(now.monotonic, |cached| {
+        let valid_until = cached.as_ref().map_or(now.monotonic, |cached| {
             cached.fresh_until().min(in_step_until)
         });
-        (cached, quiet_until)
+        Look {
+            token: cached,
+            valid_until,
+        }
     }
 
     /// Returns a token to send now for a call that was granted a token a while ago.

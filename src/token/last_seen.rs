@@ -1,45 +1,41 @@
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
-use super::{CachedToken, TokenCache};
+use super::{CachedToken, TokenCache, cache::Look};
 use crate::clock::Clock;
 
 /// The token that a service last saw in the cache.
 ///
 /// Most calls find that the cache has published nothing since and that the token is still fresh.
-/// That takes two comparisons. A look at the cache counts references and reads both clocks.
+/// That takes two comparisons. A look at the cache counts a reference and reads both clocks.
 #[derive(Clone)]
 pub(crate) struct LastSeen {
-    token: Option<Arc<CachedToken>>,
     edition: u64,
-    /// The monotonic time up to which the token needs no other look while the edition stays.
-    valid_until: Instant,
+    look: Look,
 }
 
 impl LastSeen {
     pub(crate) fn nothing() -> Self {
-        Self {
+        let look = Look {
             token: None,
-            edition: 0,
             valid_until: Clock::monotonic(),
-        }
+        };
+        Self { edition: 0, look }
     }
 
     /// The token that may be used now, if there is one.
     #[inline]
     pub(crate) fn token(&mut self, cache: &TokenCache) -> Option<&Arc<CachedToken>> {
-        if self.edition != cache.edition() || Clock::monotonic() >= self.valid_until {
+        if self.edition != cache.edition() || Clock::monotonic() >= self.look.valid_until {
             self.look(cache);
         }
-        self.token.as_ref()
+        self.look.token.as_ref()
     }
 
     #[cold]
     fn look(&mut self, cache: &TokenCache) {
         // Read before the token: one that is published in between is looked at again.
         self.edition = cache.edition();
-        (self.token, self.valid_until) = cache.look();
+        self.look = cache.look();
     }
 }
 
