@@ -33,6 +33,7 @@ async fn main() -> Result<(), BoxError> {
         .service(http);
 
     let request = Request::get("https://api.example.com/orders").body(Full::default())?;
+    // `oneshot` consumes its service. To make several calls, use `api.clone().oneshot(request)`.
     let response = api.oneshot(request).await?;
     println!("{}", response.status());
 

@@ -109,9 +109,10 @@ pub trait ReplayPolicy<B> {
 
     /// Creates the body of a replay.
     ///
-    /// Called before each replay, at most twice for a request, so `kept` must remain usable for a
-    /// second replay. Return `None` if the body can't be sent again. The caller then gets the API's
-    /// rejection.
+    /// Called before a request is sent again. With Bearer tokens, that happens once at most. A scheme
+    /// whose API can ask for the request again with the same token may call this method a second time,
+    /// so `kept` must remain usable. Return `None` if the body can't be sent again. The caller then
+    /// gets the API's rejection.
     fn restore(&self, kept: &mut Self::Kept) -> Option<Self::Body>;
 
     /// Returns the reason to report if [`split`](Self::split) kept nothing.
