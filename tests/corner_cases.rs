@@ -177,14 +177,19 @@ async fn lifetime_counts_from_before_the_request_was_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn rejected_call_without_replay_renews_the_token_in_the_background() {
-    let issuer = Issuer::new();
-    let layer = ClientCredentialsLayer::new(issuer.service()).no_replay();
-    let service = layer.layer(Api::accepting_none().service());
+    for has_token in [false, true] {
+        let issuer = Issuer::new();
+        let layer = ClientCredentialsLayer::new(issuer.service()).no_replay();
+        if has_token {
+            layer.cache().token().await.unwrap();
+        }
+        let service = layer.layer(Api::accepting_none().service());
 
-    service.oneshot(request()).await.unwrap();
-    settle().await;
+        service.oneshot(request()).await.unwrap();
+        settle().await;
 
-    assert_eq!(issuer.requests(), 2);
+        assert_eq!(issuer.requests(), 2, "has a token: {has_token}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
