@@ -2,7 +2,13 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{
     Request, Response, StatusCode,
@@ -222,6 +228,28 @@ async fn request_with_an_authorization_header_waits_for_a_token_that_goes_into_a
 
     assert_eq!(response.headers()[AUTHORIZATION], "Basic b3du");
     assert_eq!(response.headers()["x-token"], "1000.abc");
+}
+
+/// The first token shows that the request has a header of its own.
+#[tokio::test(start_paused = true)]
+async fn rejection_of_a_callers_own_custom_header_is_not_the_tokens() {
+    let sends = Arc::new(AtomicUsize::new(0));
+    let counted = sends.clone();
+    let api = service_fn(move |_: Request<String>| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Ok::<_, BoxError>(rejection()) }
+    });
+    let service = layer_with_header("x-token", "").layer(api);
+    let mut request = request();
+    let own = "own".parse().unwrap();
+    request.headers_mut().insert("x-token", own);
+
+    let response = service.oneshot(request).await.unwrap();
+
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(sends.load(Ordering::SeqCst), 1);
+    let outcome = response.extensions().get::<TokenOutcome>();
+    assert!(outcome.and_then(TokenOutcome::not_replayed).is_none());
 }
 
 #[test]
