@@ -153,12 +153,15 @@ impl<R> ClientCredentialsLayer<R> {
 
     /// Sets which responses count as a rejection of the token. Replaces the default rule.
     ///
-    /// By default, a 401 is a rejection, even without a `WWW-Authenticate` header. There is one
-    /// exception: if the only errors in its Bearer challenges are `insufficient_scope` or
-    /// `invalid_request` (RFC 6750 §3.1), another token wouldn't help.
+    /// By default, these responses are rejections:
     ///
-    /// Set this option if your API rejects tokens in another way. Some APIs answer 403, and gRPC
-    /// servers answer 200 with `grpc-status: 16` in the headers. The function doesn't see the body.
+    /// * a 401, unless its Bearer challenges name only the errors `insufficient_scope` and
+    ///   `invalid_request` (RFC 6750 §3.1), which another token wouldn't fix,
+    /// * a 400 or a 403 with the error `invalid_token` in a Bearer challenge.
+    ///
+    /// Set this option if your API rejects tokens in another way. Some APIs answer 403 without a
+    /// challenge, and gRPC servers answer 200 with `grpc-status: 16` in the headers. The function
+    /// doesn't see the body.
     ///
     /// # Examples
     ///

@@ -169,10 +169,13 @@ pub use crate::{
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {
+    use crate::scheme::{Presented, Verdict};
+
     /// Returns whether a response rejects the token, according to the default rule.
     pub fn is_rejection(response: &http::response::Parts) -> bool {
         let token = crate::AccessToken::new("token").expect("the token can be sent");
-        token.scheme().verdict(response) == crate::scheme::Verdict::Rejected
+        let verdict = token.scheme().verdict(&Presented::Header, response);
+        verdict == Verdict::Rejected
     }
 }
 

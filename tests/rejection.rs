@@ -483,10 +483,57 @@ const VERDICTS: &[(&str, u16, &[&str], bool)] = &[
         "403, invalid_token",
         403,
         &[r#"Bearer error="invalid_token""#],
+        true,
+    ),
+    (
+        "403, insufficient_scope and invalid_token",
+        403,
+        &[r#"Bearer error="insufficient_scope", Bearer error="invalid_token""#],
+        true,
+    ),
+    (
+        "403, Bearer without an error",
+        403,
+        &[r#"Bearer realm="api""#],
         false,
     ),
-    ("407", 407, &[], false),
-    ("400", 400, &[r#"Bearer error="invalid_token""#], false),
+    (
+        "403, an unknown error",
+        403,
+        &[r#"Bearer error="missing_authorization""#],
+        false,
+    ),
+    (
+        "403, invalid_token in a description",
+        403,
+        &[r#"Bearer error_description="error=\"invalid_token\"""#],
+        false,
+    ),
+    ("400", 400, &[], false),
+    (
+        "400, invalid_token",
+        400,
+        &[r#"Bearer error="invalid_token""#],
+        true,
+    ),
+    (
+        "400, invalid_request",
+        400,
+        &[r#"Bearer error="invalid_request""#],
+        false,
+    ),
+    (
+        "407, invalid_token",
+        407,
+        &[r#"Bearer error="invalid_token""#],
+        false,
+    ),
+    (
+        "404, invalid_token",
+        404,
+        &[r#"Bearer error="invalid_token""#],
+        false,
+    ),
     ("429", 429, &[], false),
     ("500", 500, &[], false),
     ("200", 200, &[r#"Bearer error="invalid_token""#], false),
@@ -498,26 +545,284 @@ fn verdicts_match_the_table() {
     assert_eq!(names.len(), VERDICTS.len());
 
     for &(name, status, challenges, is_rejected) in VERDICTS {
-        let mut response = Response::new(String::new());
-        *response.status_mut() = StatusCode::from_u16(status).unwrap();
-        for challenge in challenges {
-            let value = http::HeaderValue::from_bytes(challenge.as_bytes()).unwrap();
-            response.headers_mut().append(WWW_AUTHENTICATE, value);
-        }
-        let api = service_fn(move |_: Request<String>| {
-            let response = response.clone();
-            async move { Ok::<_, BoxError>(response) }
-        });
-        let issuer = Issuer::new();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-
-        runtime.block_on(call(&stack(&issuer, api))).unwrap();
-
-        assert_eq!(issuer.requests() == 2, is_rejected, "{name}");
+        let challenges = challenges.iter().map(|&challenge| challenge.to_owned());
+        assert_eq!(rejects(status, challenges.collect()), is_rejected, "{name}");
     }
+}
+
+/// Name and `WWW-Authenticate` fields. `SCHEME` stands for the scheme of the token, and `ERROR` for
+/// the error code.
+const TOLERATED: &[(&str, &[&str])] = &[
+    ("a comma after the scheme", &[r#"SCHEME, error="ERROR""#]),
+    (
+        "no comma",
+        &[r#"SCHEME error="ERROR" error_description="expired""#],
+    ),
+    (
+        "no comma, error last",
+        &[r#"SCHEME realm="api" error_description="expired" error="ERROR""#],
+    ),
+    (
+        "no comma and no space",
+        &[r#"SCHEME realm="api"error="ERROR""#],
+    ),
+    (
+        "no comma and no quotes",
+        &["SCHEME realm=api error=ERROR scope=a"],
+    ),
+    (
+        "semicolons",
+        &[r#"SCHEME realm="api"; error="ERROR"; scope="a""#],
+    ),
+    (
+        "token68 before",
+        &[r#"Negotiate YII=, SCHEME error="ERROR""#],
+    ),
+    (
+        "long token68 before",
+        &[r#"Negotiate YII/+a~==, SCHEME error="ERROR""#],
+    ),
+    (
+        "token68 without padding before",
+        &[r#"NTLM TlRMTVNTUAAC, SCHEME error="ERROR""#],
+    ),
+    (
+        "token68 before, no comma",
+        &[r#"Negotiate YII= SCHEME error="ERROR""#],
+    ),
+    (
+        "token68 after",
+        &[r#"SCHEME error="ERROR", Negotiate YII="#],
+    ),
+    (
+        "token68 before and after",
+        &[r#"Negotiate YII=, SCHEME error="ERROR", NTLM abc="#],
+    ),
+    (
+        "a scheme alone before",
+        &[r#"Negotiate, SCHEME error="ERROR""#],
+    ),
+    (
+        "a scheme alone after",
+        &[r#"SCHEME error="ERROR", Negotiate"#],
+    ),
+    (
+        "description without quotes",
+        &[
+            "SCHEME error=ERROR, error_description=The token expired at 12:00, resource_id=https://org.example/",
+        ],
+    ),
+    (
+        "description without quotes before",
+        &["SCHEME error_description=The token expired at 12:00, error=ERROR"],
+    ),
+    (
+        "description with a comma and without quotes",
+        &["SCHEME error_description=Expired, please renew it, error=ERROR"],
+    ),
+    (
+        "description without quotes or comma",
+        &["SCHEME error_description=The token expired error=ERROR"],
+    ),
+    (
+        "description with bare quotes",
+        &[r#"SCHEME error_description="The "jwt" expired", error="ERROR""#],
+    ),
+    (
+        "description with escaped quotes",
+        &[r#"SCHEME error_description="The \"jwt\", expired", error="ERROR""#],
+    ),
+    (
+        "backslash before a closing quote",
+        &[r#"SCHEME realm="C:\", error="ERROR""#],
+    ),
+    (
+        "two challenges in one field",
+        &[r#"Basic realm="r", SCHEME error="ERROR""#],
+    ),
+    (
+        "two challenges in two fields",
+        &[r#"Basic realm="r""#, r#"SCHEME error="ERROR""#],
+    ),
+    (
+        "two challenges in the other order",
+        &[r#"SCHEME error="ERROR", Basic realm="r""#],
+    ),
+    (
+        "two challenges, no comma",
+        &[r#"Basic realm="r" SCHEME error="ERROR""#],
+    ),
+    (
+        "two challenges, no comma and no quotes",
+        &["Basic realm=r SCHEME error=ERROR"],
+    ),
+    (
+        "two challenges, another scheme with an error",
+        &[r#"DPoP error="use_dpop_nonce", algs="ES256", SCHEME error="ERROR""#],
+    ),
+    (
+        "one challenge in two fields",
+        &[r#"SCHEME realm="r""#, r#"error="ERROR""#],
+    ),
+    ("empty elements", &[r#", ,SCHEME ,error="ERROR",,"#]),
+    ("an empty field before", &["", r#"SCHEME error="ERROR""#]),
+    ("single quotes", &["SCHEME realm='x',error='ERROR'"]),
+    (
+        "single quotes, no comma",
+        &["SCHEME realm='x' error='ERROR'"],
+    ),
+    (
+        "single quotes around an apostrophe",
+        &["SCHEME error_description='the token's end', error='ERROR'"],
+    ),
+    (
+        "an apostrophe without its partner",
+        &["SCHEME realm='x, error=ERROR"],
+    ),
+    ("no quotes", &["SCHEME error=ERROR"]),
+    (
+        "white space around the equals sign",
+        &[r#"SCHEME error = "ERROR""#],
+    ),
+    (
+        "white space within the quotes",
+        &[r#"SCHEME error=" ERROR ""#],
+    ),
+    ("tabs", &["SCHEME\trealm=\"x\",\terror=\"ERROR\""]),
+    ("error in capitals", &[r#"SCHEME ERROR="ERROR""#]),
+    ("escaped letters", &[r#"SCHEME error="\ERROR""#]),
+    (
+        "the error's quote is not closed",
+        &[r#"SCHEME error="ERROR"#],
+    ),
+    (
+        "the error's quote is not closed, another parameter follows",
+        &[r#"SCHEME error="ERROR, realm="api""#],
+    ),
+    (
+        "the last quote is not closed",
+        &[r#"SCHEME error="ERROR", error_description="The token expi"#],
+    ),
+    (
+        "the first quote is not closed",
+        &[r#"SCHEME realm="api, error="ERROR""#],
+    ),
+    (
+        "the first quote is not closed, the error has no quotes",
+        &["SCHEME realm=\"api, error=ERROR"],
+    ),
+    (
+        "a quote of another field is not closed",
+        &[r#"Basic realm="r"#, r#"SCHEME error="ERROR""#],
+    ),
+    (
+        "a description that is not ASCII",
+        &["SCHEME error_description=\"abgelaufen – é\", error=\"ERROR\""],
+    ),
+    (
+        "a description that is neither ASCII nor in quotes",
+        &["SCHEME error_description=expiré le 3 août, error=ERROR"],
+    ),
+    ("curly quotes", &["SCHEME error=“ERROR”"]),
+];
+
+#[test]
+fn challenges_that_break_the_grammar_are_understood() {
+    for &(name, fields) in TOLERATED {
+        for scheme in ["Bearer", "bearer", "BEARER"] {
+            let rejects = |status, error: &str| {
+                let fields = fields.iter().map(|field| {
+                    // `ERROR=` is the name of the parameter in capitals.
+                    let field = field.replace("ERROR=", "\u{1}").replace("ERROR", error);
+                    field.replace('\u{1}', "ERROR=").replace("SCHEME", scheme)
+                });
+                rejects(status, fields.collect())
+            };
+
+            for token_error in ["invalid_token", "Invalid_Token"] {
+                for status in [400, 401, 403] {
+                    assert!(rejects(status, token_error), "{status}, {name}");
+                }
+            }
+            for other_error in ["insufficient_scope", "invalid_request"] {
+                for status in [400, 401, 403] {
+                    assert!(!rejects(status, other_error), "{status}, {name}");
+                }
+            }
+            assert!(rejects(401, "unknown"), "{name}");
+            assert!(!rejects(403, "unknown"), "{name}");
+        }
+    }
+}
+
+#[test]
+fn error_of_another_scheme_is_never_taken_for_the_tokens() {
+    let others = ["DPoP", "Basic", "Custom", "X-Bearer"];
+    for &(name, fields) in TOLERATED {
+        // Without a comma, only well-known schemes are told apart from other words.
+        let others = if name.contains("no comma") {
+            &others[..2]
+        } else {
+            &others[..]
+        };
+        for other in others {
+            let rejects = |status, error: &str| {
+                let before = "Bearer realm=\"api\"".to_owned();
+                let fields = fields.iter().map(|field| {
+                    let field = field.replace("ERROR=", "error=");
+                    field.replace("ERROR", error).replace("SCHEME", other)
+                });
+                rejects(status, [before].into_iter().chain(fields).collect())
+            };
+
+            assert!(rejects(401, "insufficient_scope"), "{other}, {name}");
+            assert!(!rejects(400, "invalid_token"), "{other}, {name}");
+            assert!(!rejects(403, "invalid_token"), "{other}, {name}");
+        }
+    }
+}
+
+#[test]
+fn only_the_beginning_of_long_challenges_is_read() {
+    let late = |len| {
+        format!(
+            "Bearer realm=\"{}\", error=\"invalid_token\"",
+            "x".repeat(len)
+        )
+    };
+    assert!(rejects(403, vec![late(4000)]));
+    assert!(!rejects(403, vec![late(4096)]));
+
+    let fields = |empty| {
+        let mut fields = vec![String::new(); empty];
+        fields.push("Bearer error=\"invalid_token\"".to_owned());
+        fields
+    };
+    assert!(rejects(403, fields(15)));
+    assert!(!rejects(403, fields(16)));
+}
+
+/// Whether a response with these `WWW-Authenticate` fields causes a renewal.
+fn rejects(status: u16, challenges: Vec<String>) -> bool {
+    let mut response = Response::new(String::new());
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    for challenge in challenges {
+        let value = http::HeaderValue::from_bytes(challenge.as_bytes()).unwrap();
+        response.headers_mut().append(WWW_AUTHENTICATE, value);
+    }
+    let api = service_fn(move |_: Request<String>| {
+        let response = response.clone();
+        async move { Ok::<_, BoxError>(response) }
+    });
+    let issuer = Issuer::new();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+
+    runtime.block_on(call(&stack(&issuer, api))).unwrap();
+
+    issuer.requests() == 2
 }
 
 #[test]

@@ -70,7 +70,9 @@ impl TokenHeader {
     /// whatever header the token is in.
     pub(super) fn verdict(&self, response: &response::Parts) -> Verdict {
         challenge::verdict(response, |scheme| {
-            scheme.eq_ignore_ascii_case(self.prefix()) || scheme.eq_ignore_ascii_case(BEARER)
+            let own = [self.prefix(), BEARER];
+            own.iter()
+                .any(|own| scheme.eq_ignore_ascii_case(own.as_bytes()))
         })
     }
 }

@@ -7,7 +7,7 @@
 mod challenge;
 mod header;
 
-use http::{HeaderMap, HeaderName, Request, Response, StatusCode, response};
+use http::{HeaderMap, HeaderName, Request, Response, response};
 
 pub(crate) use self::header::TokenHeader;
 use crate::Error;
@@ -105,7 +105,7 @@ impl Scheme {
     #[inline]
     pub(crate) fn must_read<B>(&self, response: &Response<B>) -> bool {
         match self {
-            Self::Header(_) => response.status() == StatusCode::UNAUTHORIZED,
+            Self::Header(_) => challenge::must_read(response.status()),
             #[cfg(test)]
             Self::Challenged(_) => true,
         }
@@ -128,7 +128,7 @@ pub(crate) mod tests {
         sync::{Arc, Mutex},
     };
 
-    use http::HeaderValue;
+    use http::{HeaderValue, StatusCode};
 
     use super::*;
 
