@@ -15,7 +15,8 @@ use crate::{
 /// These requests are sent unchanged:
 ///
 /// * requests that already have the token's header, usually `Authorization`,
-/// * requests over plain HTTP to another machine, unless [`allow_http`](Self::allow_http) is set,
+/// * requests over plain HTTP to another machine, or with a scheme other than `https`, unless
+///   [`allow_http`](Self::allow_http) is set,
 /// * requests to origins that [`allowed_origins`](Self::allowed_origins) doesn't list.
 ///
 /// Without `allowed_origins`, requests to any host get a token. This includes redirects to other
@@ -190,7 +191,12 @@ impl<R> ClientCredentialsLayer<R> {
     ///
     /// An origin consists of a scheme, a host and a port, such as `https://api.example:8443`. The
     /// port defaults to that of the scheme. Requests to other origins are sent without a token.
-    /// [`TokenOutcome::omitted`](crate::TokenOutcome::omitted) reports this.
+    /// [`TokenOutcome::omitted`](crate::TokenOutcome::omitted) reports this. Calling this method
+    /// again adds origins. Patterns such as `https://*.example` aren't supported.
+    ///
+    /// Requests with the schemes `wss` and `unix` get a token only if an allowed origin has this
+    /// scheme, such as `wss://api.example` or `unix://2f746d702f736f636b`, or with
+    /// [`allow_http`](Self::allow_http).
     ///
     /// The origin of a request is determined as follows:
     ///
@@ -224,7 +230,8 @@ impl<R> ClientCredentialsLayer<R> {
     ///
     /// * isn't an absolute URL,
     /// * has no host or an invalid port,
-    /// * has no port, and its scheme isn't `http`, `https`, `ws` or `wss`,
+    /// * has a pattern or a list in place of a host,
+    /// * has no port, and its scheme isn't `http`, `https`, `ws`, `wss` or `unix`,
     /// * contains user information, a path or a query.
     pub fn allowed_origins<O>(mut self, origins: impl IntoIterator<Item = O>) -> Result<Self, Error>
     where
@@ -232,17 +239,22 @@ impl<R> ClientCredentialsLayer<R> {
     {
         let origins = origins.into_iter().map(Origin::new);
         self.destinations
-            .restrict_to(origins.collect::<Result<_, _>>()?);
+            .allow_origins(origins.collect::<Result<_, _>>()?);
         Ok(self)
     }
 
     /// Allows sending tokens over plain HTTP, where anyone on the network path can read and use
     /// them.
     ///
-    /// By default, requests over plain HTTP get a token only if they go to loopback. Others are
+    /// By default, requests get a token only over `https`, and over `http` to loopback. Others are
     /// sent without a token, and [`TokenOutcome::omitted`](crate::TokenOutcome::omitted) reports
-    /// this. Every scheme except `https`, `wss` and `unix` counts as plain HTTP. A URI that is only
-    /// a path doesn't contain a scheme, so such requests get a token even without this option.
+    /// this. A URI that is only a path doesn't contain a scheme, so such requests get a token even
+    /// without this option.
+    ///
+    /// All other schemes count as plain HTTP, except `wss` and `unix` if
+    /// [`allowed_origins`](Self::allowed_origins) lists an origin with this scheme. Schemes are
+    /// compared exactly: a URI that was built with the scheme `HTTPS` counts as plain HTTP, because
+    /// some HTTP clients would send the request unencrypted. `Uri` parses `HTTPS://` into `https`.
     ///
     /// # Examples
     ///

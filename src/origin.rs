@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 use http::{
     Method, Request, Uri,
     header::{HOST, HeaderMap},
-    uri::{Authority, Scheme},
+    uri::Authority,
 };
 use tower::BoxError;
 
@@ -14,9 +14,6 @@ use crate::{
     error::Kind,
     host::{ip_address, is_loopback, without_trailing_dot},
 };
-
-/// Schemes whose requests nobody can read in transit; `unix` is a local socket.
-const PRIVATE: [&str; 3] = ["https", "wss", "unix"];
 
 /// The destinations to which tokens are sent.
 #[derive(Clone, Debug, Default)]
@@ -39,8 +36,10 @@ impl Destinations {
         self.plain_http = PlainHttp::Anywhere;
     }
 
-    pub(crate) fn restrict_to(&mut self, origins: Vec<Origin>) {
-        self.origins = Some(origins.into());
+    /// Allows these origins and those that were allowed before, and no others.
+    pub(crate) fn allow_origins(&mut self, origins: Vec<Origin>) {
+        let allowed = self.origins.iter().flat_map(|origins| origins.iter());
+        self.origins = Some(allowed.cloned().chain(origins).collect());
     }
 
     /// Returns why a request must not carry the token; `None` if it may.
@@ -65,13 +64,7 @@ impl Destinations {
         uri: &Uri,
         headers: &HeaderMap,
     ) -> Option<TokenOmitted> {
-        let is_plain = uri
-            .scheme_str()
-            .is_some_and(|scheme| !is_any_of(scheme, &PRIVATE));
-        if is_plain
-            && self.plain_http == PlainHttp::ToLoopback
-            && !uri.host().is_some_and(is_loopback)
-        {
+        if self.plain_http == PlainHttp::ToLoopback && !self.is_private(uri) {
             return Some(TokenOmitted::PlainHttp);
         }
         // RFC 9110 §9.3.6: the URI names the far end of the tunnel, but the proxy reads the headers.
@@ -81,6 +74,20 @@ impl Destinations {
             Some(origins) => names_only(origins, uri, headers),
         };
         (is_tunnel || !is_allowed).then_some(TokenOmitted::OtherOrigin)
+    }
+
+    /// Returns whether nobody can read a request in transit, as far as its URI says.
+    ///
+    /// Schemes are compared exactly: a client that compares them in this way sends a request with the
+    /// scheme `HTTPS` in plain text. [`Uri`] parses `HTTPS://` into `https`.
+    fn is_private(&self, uri: &Uri) -> bool {
+        match uri.scheme_str() {
+            None | Some("https") => true,
+            Some("http") => uri.host().is_some_and(is_loopback),
+            // What these mean is up to the client, so they are private only if an origin has them.
+            Some("wss" | "unix") => self.origins.is_some(),
+            Some(_) => false,
+        }
     }
 }
 
@@ -106,7 +113,8 @@ fn names_only(origins: &[Origin], uri: &Uri, headers: &HeaderMap) -> bool {
 /// A scheme, a host and a port (RFC 6454 §4).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Origin {
-    scheme: Scheme,
+    /// In lower case.
+    scheme: String,
     host: Host,
     port: u16,
 }
@@ -137,6 +145,7 @@ impl Origin {
         let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else {
             return Err(refused("must be absolute, such as https://api.example"));
         };
+        let scheme = scheme.as_str().to_ascii_lowercase();
         if authority.as_str().contains('@') {
             return Err(refused("contains user information; remove it"));
         }
@@ -146,21 +155,23 @@ impl Origin {
             ));
         }
         let named = HostAndPort::from_authority(authority)
-            .and_then(|named| Some((Host::new(named.host), named.port(scheme.as_str())?)));
+            .and_then(|named| Some((Host::new(named.host), named.port(&scheme)?)));
         let Some((host, port)) = named else {
             return Err(refused("has no host, or no valid port for its scheme"));
         };
-        Ok(Self {
-            scheme: scheme.clone(),
-            host,
-            port,
-        })
+        if !host.is_one_host() {
+            return Err(refused(
+                "does not name one host; patterns never match, so give each host an origin of its \
+                 own, such as https://api.example",
+            ));
+        }
+        Ok(Self { scheme, host, port })
     }
 
     /// Returns whether a destination is this origin; without a scheme, host and port decide.
     fn matches(&self, scheme: Option<&str>, named: &HostAndPort<'_>) -> bool {
-        let scheme = scheme.unwrap_or(self.scheme.as_str());
-        self.scheme.as_str().eq_ignore_ascii_case(scheme)
+        let scheme = scheme.unwrap_or(&self.scheme);
+        self.scheme == scheme
             && self.host.matches(named.host)
             && named.port(scheme) == Some(self.port)
     }
@@ -171,6 +182,17 @@ impl Host {
         match ip_address(host) {
             Some(address) => Self::Address(address),
             None => Self::Name(without_trailing_dot(host).to_ascii_lowercase()),
+        }
+    }
+
+    /// Returns whether the host is an address or can be a name.
+    fn is_one_host(&self) -> bool {
+        let is_in_label = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        match self {
+            Self::Address(_) => true,
+            Self::Name(name) => name
+                .split('.')
+                .all(|label| !label.is_empty() && label.bytes().all(is_in_label)),
         }
     }
 
@@ -206,18 +228,14 @@ impl<'a> HostAndPort<'a> {
 
     /// Returns the port, by default that of the scheme; `None` if there is none or it is out of range.
     fn port(&self, scheme: &str) -> Option<u16> {
-        match self.port {
-            "" if is_any_of(scheme, &["https", "wss"]) => Some(443),
-            "" if is_any_of(scheme, &["http", "ws"]) => Some(80),
-            port => port.parse().ok(),
+        match (self.port, scheme) {
+            ("", "https" | "wss") => Some(443),
+            ("", "http" | "ws") => Some(80),
+            // A socket in the file system has no port; some clients write this one.
+            ("", "unix") => Some(0),
+            (port, _) => port.parse().ok(),
         }
     }
-}
-
-fn is_any_of(scheme: &str, schemes: &[&str]) -> bool {
-    schemes
-        .iter()
-        .any(|other| scheme.eq_ignore_ascii_case(other))
 }
 
 fn refused(fact: &'static str) -> Error {

@@ -226,8 +226,8 @@ pub enum TokenOmitted {
     /// [`allowed_origins`](crate::ClientCredentialsLayer::allowed_origins) doesn't list the
     /// request's origin, or the request is a `CONNECT` request.
     OtherOrigin,
-    /// The request goes to another machine over plain HTTP, that is, with a scheme other than
-    /// `https`, `wss` or `unix`. See [`allow_http`](crate::ClientCredentialsLayer::allow_http).
+    /// The request goes to another machine over plain HTTP, or has a scheme other than `https`. See
+    /// [`allow_http`](crate::ClientCredentialsLayer::allow_http).
     PlainHttp,
 }
 
@@ -245,7 +245,7 @@ impl fmt::Display for TokenOmitted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let destination = match self {
             Self::OtherOrigin => "another origin than those that the token is for",
-            Self::PlainHttp => "another host over plain http, where it could be read on the way",
+            Self::PlainHttp => "another host over plain http or an unknown scheme",
         };
         write!(
             f,

@@ -2,7 +2,7 @@
 
 mod support;
 
-use http::{Method, Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{Method, Request, Response, StatusCode, Uri, header::AUTHORIZATION};
 use support::{Issuer, rejection};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 use tower_client_credentials::{
@@ -28,9 +28,14 @@ async fn tokens_go_over_plain_http_only_to_loopback() {
         ("http://api.example:443/", PLAIN),
         ("ws://api.example/", PLAIN),
         ("WS://api.example/", PLAIN),
-        ("wss://api.example/", Ok(())),
-        ("unix://2f746d70/", Ok(())),
+        // What these schemes mean is up to the client.
+        ("wss://api.example/", PLAIN),
+        ("wss://localhost/", PLAIN),
+        ("unix://2f746d70/", PLAIN),
+        ("unix://localhost/", PLAIN),
         ("ftp://api.example/", PLAIN),
+        ("ftp://localhost/", PLAIN),
+        ("http+unix://2f746d70/", PLAIN),
         ("h2c://api.example/", PLAIN),
         // Five letters, or starting with http.
         ("httpx://api.example/", PLAIN),
@@ -52,6 +57,13 @@ async fn tokens_go_over_plain_http_only_to_loopback() {
         ("http://0.0.0.0/", PLAIN),
         ("http://2130706433/", PLAIN),
         ("http://10.0.0.1/", PLAIN),
+        // Not parsed, so the scheme keeps its case.
+        ("built https://api.example/", Ok(())),
+        ("built HTTPS://api.example/", PLAIN),
+        ("built Https://api.example/", PLAIN),
+        ("built httpS://api.example:443/", PLAIN),
+        ("built HTTP://api.example/", PLAIN),
+        ("built http://localhost/", Ok(())),
         // Without a scheme.
         ("/v2/people", Ok(())),
         // The proxy that opens the tunnel would read it.
@@ -71,7 +83,16 @@ async fn tokens_go_over_plain_http_only_to_loopback() {
 async fn tokens_go_over_plain_http_anywhere_if_allowed() {
     let allowing = |cache| ClientCredentialsLayer::with_cache(cache).allow_http();
 
-    assert_eq!(fate_of(allowing, "http://api.example/", &[]).await, Ok(()));
+    for uri in [
+        "http://api.example/",
+        "built HTTPS://api.example/",
+        "ws://api.example/",
+        "wss://api.example/",
+        "unix://2f746d70/",
+        "ftp://api.example/",
+    ] {
+        assert_eq!(fate_of(allowing, uri, &[]).await, Ok(()), "{uri}");
+    }
     assert_eq!(
         fate_of(allowing, "CONNECT api.example:443", &[]).await,
         OTHER
@@ -113,6 +134,11 @@ async fn tokens_go_only_to_allowed_origins() {
         ("http://localhost/", OTHER),
         ("https://localhost:8080/", OTHER),
         ("wss://api.example/", OTHER),
+        ("unix://api.example:443/", OTHER),
+        // A client may send these in plain text.
+        ("built HTTPS://api.example/", PLAIN),
+        ("built Https://127.0.0.1:8443/", PLAIN),
+        ("built HTTP://localhost:8080/", PLAIN),
         ("http://api.example/", PLAIN),
         ("http://api.example:443/", PLAIN),
         // Look-alikes.
@@ -137,6 +163,96 @@ async fn tokens_go_only_to_allowed_origins() {
     ] {
         assert_eq!(fate_of(layer, uri, &[]).await, fate, "{uri}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_go_over_wss_and_sockets_only_to_origins_with_that_scheme() {
+    let origins = [
+        "https://api.example",
+        "WSS://ws.example",
+        "unix://2F746D702F736F636B",
+        "ws://plain.example",
+    ];
+    let layer = |cache| {
+        ClientCredentialsLayer::with_cache(cache)
+            .allowed_origins(origins)
+            .unwrap()
+    };
+
+    for (uri, fate) in [
+        ("wss://ws.example/chat", Ok(())),
+        ("wss://ws.example:443/", Ok(())),
+        ("wss://ws.example:8443/", OTHER),
+        ("wss://api.example/", OTHER),
+        ("wss://ws.example.evil.example/", OTHER),
+        ("https://ws.example/", OTHER),
+        ("built WSS://ws.example/", PLAIN),
+        ("unix://2f746d702f736f636b/v1", Ok(())),
+        // As hyperlocal writes it.
+        ("unix://2f746d702f736f636b:0/v1", Ok(())),
+        ("unix://2f746d70/", OTHER),
+        ("unix://api.example/", OTHER),
+        ("built UNIX://2f746d702f736f636b/", PLAIN),
+        ("ws://plain.example/", PLAIN),
+        ("http://ws.example/", PLAIN),
+    ] {
+        assert_eq!(fate_of(layer, uri, &[]).await, fate, "{uri}");
+    }
+}
+
+/// Plain http is allowed, but not to an origin of another scheme.
+#[tokio::test(start_paused = true)]
+async fn tokens_go_to_https_origins_only_over_https_if_http_is_allowed() {
+    let layer = |cache| {
+        ClientCredentialsLayer::with_cache(cache)
+            .allowed_origins([API])
+            .unwrap()
+            .allow_http()
+    };
+
+    assert_eq!(fate_of(layer, "https://api.example/", &[]).await, Ok(()));
+    for uri in [
+        "http://api.example:443/",
+        "built HTTPS://api.example/",
+        "wss://api.example/",
+    ] {
+        assert_eq!(fate_of(layer, uri, &[]).await, OTHER, "{uri}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn allowed_origins_of_several_calls_add_up() {
+    let none: [&str; 0] = [];
+    let layer = |cache| {
+        let layer = ClientCredentialsLayer::with_cache(cache);
+        let layer = layer.allowed_origins([API]).unwrap();
+        let layer = layer.allowed_origins(["https://www.example"]).unwrap();
+        layer.allowed_origins(none).unwrap()
+    };
+
+    for (uri, fate) in [
+        ("https://api.example/", Ok(())),
+        ("https://www.example/", Ok(())),
+        ("https://evil.example/", OTHER),
+    ] {
+        assert_eq!(fate_of(layer, uri, &[]).await, fate, "{uri}");
+    }
+}
+
+/// An origin that was built keeps the case of its scheme, which stands for the usual one.
+#[tokio::test(start_paused = true)]
+async fn scheme_of_an_allowed_origin_is_taken_in_any_case() {
+    let layer = |cache| {
+        ClientCredentialsLayer::with_cache(cache)
+            .allowed_origins([uri("built HTTPS://api.example/")])
+            .unwrap()
+    };
+
+    assert_eq!(fate_of(layer, "https://api.example/", &[]).await, Ok(()));
+    assert_eq!(
+        fate_of(layer, "built HTTPS://api.example/", &[]).await,
+        PLAIN
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -231,6 +347,8 @@ fn unusable_origins_are_refused() {
     let not_absolute = "origin must be absolute, such as https://api.example";
     let has_a_path = "origin has a path or query; give only scheme, host and port";
     let no_host_or_port = "origin has no host, or no valid port for its scheme";
+    let not_one_host = "origin does not name one host; patterns never match, so give each host an \
+                        origin of its own, such as https://api.example";
     for (origin, message) in [
         ("api.example", not_absolute),
         ("/v2", not_absolute),
@@ -246,6 +364,23 @@ fn unusable_origins_are_refused() {
         ("https://api.example:99999", no_host_or_port),
         ("ftp://api.example", no_host_or_port),
         ("https://:443", no_host_or_port),
+        ("https://*.example", not_one_host),
+        ("https://*", not_one_host),
+        ("https://api.*.example", not_one_host),
+        ("https://api-*.example", not_one_host),
+        ("https://*.example:8443", not_one_host),
+        ("https://**.example", not_one_host),
+        ("wss://*.example", not_one_host),
+        ("unix://*", not_one_host),
+        ("https://.example", not_one_host),
+        ("https://api..example", not_one_host),
+        ("https://api.example..", not_one_host),
+        ("https://api.example,www.example", not_one_host),
+        ("https://api.example;www.example", not_one_host),
+        ("https://(api+www).example", not_one_host),
+        ("https://$api.example", not_one_host),
+        ("*", not_absolute),
+        ("*.example", not_absolute),
     ] {
         let cache = Issuer::new().cache();
         let refused = ClientCredentialsLayer::with_cache(cache).allowed_origins([API, origin]);
@@ -256,6 +391,21 @@ fn unusable_origins_are_refused() {
         assert_eq!(error.to_string(), message, "{origin}");
         assert!(!format!("{error} {error:?}").contains("geheim"));
     }
+}
+
+/// Parses a URI, or builds one if the text begins with "built".
+fn uri(text: &str) -> Uri {
+    let Some(parts) = text.strip_prefix("built ") else {
+        return text.parse().unwrap();
+    };
+    let (scheme, rest) = parts.split_once("://").unwrap();
+    let (authority, path) = rest.split_once('/').unwrap();
+    Uri::builder()
+        .scheme(scheme)
+        .authority(authority)
+        .path_and_query(format!("/{path}"))
+        .build()
+        .unwrap()
 }
 
 /// Sends one request, which may be "CONNECT host:port", and returns whether it carried the token.
@@ -273,7 +423,7 @@ async fn fate_of(
     if target.is_some() {
         *request.method_mut() = Method::CONNECT;
     }
-    *request.uri_mut() = target.unwrap_or(uri).parse().unwrap();
+    *request.uri_mut() = self::uri(target.unwrap_or(uri));
     for host in hosts {
         request.headers_mut().append("host", host.parse().unwrap());
     }
