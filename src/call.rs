@@ -12,20 +12,20 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response, response};
+use http::{Request, Response, StatusCode, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
 use tower::{BoxError, Service};
 
 use crate::{
     Error, NotReplayed, Rejection, TokenCache, TokenOmitted, TokenOutcome,
-    drain::Drain,
     error::Kind,
     origin::Destinations,
     replay::{NotSaved, ReplayPolicy, Saved, SavedRequest},
     scheme::{Presented, Put, Verdict},
     telemetry,
     token::{Acquired, Acquiring, CachedToken},
+    unread::{Drain, Held},
 };
 
 /// Decides which responses reject the token.
@@ -154,7 +154,7 @@ where
     /// The request waits for a token.
     pub(crate) fn waiting(job: Job<S, R, B>) -> Self {
         let stage = job.options.await_token();
-        Self::slow(SlowCall { stage, job })
+        Self::slow(SlowCall::new(stage, job))
     }
 
     fn slow(call: SlowCall<S, R, B>) -> Self {
@@ -251,7 +251,7 @@ impl<S, R, K> FirstSend<S, R, K> {
             Saved::Request(Replay { service, request }) => {
                 let mut job = Job::new(self.options, service, None, Saved::Request(request));
                 let step = job.answered(self.sent, response);
-                step.map_continue(|stage| SlowCall { stage, job })
+                step.map_continue(|stage| SlowCall::new(stage, job))
             }
         }
     }
@@ -309,7 +309,21 @@ pin_project! {
     {
         #[pin]
         stage: Stage<S::Future, S::Response>,
+        // The rest of a rejection. It is read while the call waits for something else, because that
+        // may need the connection of the rejection.
+        unread: Option<Drain<S::Response>>,
         job: Job<S, R, B>,
+    }
+}
+
+impl<S, R, B> SlowCall<S, R, B>
+where
+    S: Service<Request<R::Body>>,
+    R: ReplayPolicy<B>,
+{
+    fn new(stage: Stage<S::Future, S::Response>, job: Job<S, R, B>) -> Self {
+        let unread = None;
+        Self { stage, unread, job }
     }
 }
 
@@ -319,17 +333,16 @@ pin_project! {
     enum Stage<F, Res> {
         // The request waits for a token.
         AwaitingToken { token: Acquiring },
-        // The API rejected the token. Its response is held until the renewal has ended.
+        // The API rejected the token. Its response is held for a while, in case the renewal fails.
         Renewing {
             token: Acquiring,
-            rejection: Option<Res>,
+            rejection: Held<Res>,
         },
         // The request can be sent again. The part of the rejection that has arrived is read first,
         // so that its connection can be reused.
         Draining {
             token: Arc<CachedToken>,
-            rejection: Pin<Box<Res>>,
-            drain: Drain,
+            rejection: Option<Drain<Res>>,
         },
         // The token is there. The service has to become ready.
         Readying { token: Arc<CachedToken> },
@@ -345,13 +358,10 @@ pin_project! {
 /// The caller gets a response, or the call goes on with a stage.
 type Step<F, Res> = ControlFlow<Res, Stage<F, Res>>;
 
-impl<F, Res> Stage<F, Res> {
-    fn draining(token: Arc<CachedToken>, rejection: Res) -> Self {
-        Self::Draining {
-            token,
-            rejection: Box::pin(rejection),
-            drain: Drain::new(),
-        }
+impl<F, ResBody> Stage<F, Response<ResBody>> {
+    fn draining(token: Arc<CachedToken>, rejection: Response<ResBody>) -> Self {
+        let rejection = Some(Drain::new(rejection));
+        Self::Draining { token, rejection }
     }
 }
 
@@ -367,6 +377,10 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             let mut this = self.as_mut().project();
+            let unread = this.unread.as_mut();
+            if unread.is_some_and(|unread| unread.poll_rest(cx).is_ready()) {
+                *this.unread = None;
+            }
             let step = match this.stage.as_mut().project() {
                 StageProj::AwaitingToken { token } => {
                     let acquired = ready!(token.as_mut().poll(cx));
@@ -375,16 +389,17 @@ where
                     Continue(Stage::Readying { token })
                 }
                 StageProj::Renewing { token, rejection } => {
-                    let renewal = ready!(token.as_mut().poll(cx));
-                    let rejection = rejection.take().expect("a renewal ends once");
-                    this.job.renewal_ended(renewal, rejection)
+                    let Poll::Ready(renewal) = token.as_mut().poll(cx) else {
+                        let overdue = ready!(rejection.poll_release(cx));
+                        *this.unread = Drain::overdue(overdue, cx);
+                        continue;
+                    };
+                    this.job.renewal_ended(renewal, rejection.take())?
                 }
-                StageProj::Draining {
-                    token,
-                    rejection,
-                    drain,
-                } => {
-                    ready!(drain.poll(rejection.as_mut(), cx));
+                StageProj::Draining { token, rejection } => {
+                    let drain = rejection.as_mut().expect("a rejection is drained once");
+                    ready!(drain.poll_present(cx));
+                    *this.unread = rejection.take().and_then(Drain::rest);
                     let token = Arc::clone(token);
                     Continue(Stage::Readying { token })
                 }
@@ -423,6 +438,8 @@ where
     may_answer_challenge: bool,
     /// The request may be sent again with another token.
     may_replace_token: bool,
+    /// The status of the response that rejected the token, which may have been dropped.
+    rejected_status: Option<StatusCode>,
     /// How often the request may still wait for another token before it is sent.
     waits_left: u8,
     outcome: TokenOutcome,
@@ -453,6 +470,7 @@ where
             saved,
             may_answer_challenge: true,
             may_replace_token: true,
+            rejected_status: None,
             waits_left: WAITS,
             outcome: TokenOutcome::default(),
         }
@@ -508,10 +526,11 @@ where
             self.note_replay(false);
             Stage::draining(sent.token, response)
         } else {
+            self.rejected_status = Some(response.status());
             let cache = self.options.cache.clone();
             Stage::Renewing {
                 token: cache.acquire(Some(sent.token.generation())),
-                rejection: Some(response),
+                rejection: Held::new(response),
             }
         })
     }
@@ -554,21 +573,27 @@ where
         request
     }
 
+    /// The renewal has ended. `rejection` is there if the call still holds it.
     fn renewal_ended(
         &mut self,
         renewal: Acquired,
-        rejection: Response<ResBody>,
-    ) -> Step<F, Response<ResBody>> {
+        rejection: Option<Response<ResBody>>,
+    ) -> Result<Step<F, Response<ResBody>>, Error> {
         self.outcome.note_wait(renewal.waited);
-        match renewal.result {
-            Ok(token) => {
+        match (renewal.result, rejection) {
+            (Ok(token), rejection) => {
                 self.note_replay(renewal.waited.is_some());
-                Continue(Stage::draining(token, rejection))
+                Ok(Continue(match rejection {
+                    Some(rejection) => Stage::draining(token, rejection),
+                    None => Stage::Readying { token },
+                }))
             }
-            Err(error) => {
+            (Err(error), Some(rejection)) => {
                 let reason = NotReplayed::without_token(error);
-                Break(mem::take(&mut self.outcome).explain(reason, rejection))
+                let outcome = mem::take(&mut self.outcome);
+                Ok(Break(outcome.explain(reason, rejection)))
             }
+            (Err(error), None) => Err(self.fail(error)),
         }
     }
 
@@ -577,9 +602,11 @@ where
         telemetry::replayed(token_renewed);
     }
 
-    /// The error of a call that may have waited.
+    /// The error of a call that may have waited, or seen a rejection.
     fn fail(&self, error: Error) -> Error {
-        error.after(self.outcome.waited())
+        error
+            .after(self.outcome.waited())
+            .after_rejection(self.rejected_status)
     }
 
     /// The response that the caller gets.

@@ -6,10 +6,15 @@
 use std::{
     fmt,
     sync::Arc,
+    task::{Context, Poll, ready},
     time::{Duration, SystemTime},
 };
 
-use tokio::time::Instant;
+use tokio::{
+    runtime::Handle,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
 
 /// How long the system's wall clock is assumed to advance with the monotonic clock.
 ///
@@ -84,6 +89,42 @@ impl Default for Clock {
 impl fmt::Debug for Clock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Clock")
+    }
+}
+
+/// A pause that starts when it is first polled.
+///
+/// The timer is in a task of its own, because a timer panics where its runtime has none, or was shut
+/// down. Without a runtime, the pause never ends.
+#[derive(Debug)]
+pub(crate) struct Timer {
+    duration: Duration,
+    /// Aborted when the timer is dropped.
+    task: Option<JoinSet<()>>,
+}
+
+impl Timer {
+    pub(crate) fn new(duration: Duration) -> Self {
+        let task = None;
+        Self { duration, task }
+    }
+
+    /// Waits until the pause has ended. Polled again after that, it stays pending.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let task = self.task.get_or_insert_with(|| Self::start(self.duration));
+        match ready!(task.poll_join_next(cx)) {
+            Some(Ok(())) => Poll::Ready(()),
+            Some(Err(_)) | None => Poll::Pending,
+        }
+    }
+
+    fn start(duration: Duration) -> JoinSet<()> {
+        let mut task = JoinSet::new();
+        let ends_at = Clock::monotonic() + duration;
+        if let Ok(runtime) = Handle::try_current() {
+            task.spawn_on(async move { sleep_until(ends_at).await }, &runtime);
+        }
+        task
     }
 }
 

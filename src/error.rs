@@ -67,6 +67,7 @@ pub struct Error {
     inner: Arc<Inner>,
     retry_after: Option<Duration>,
     waited: Option<Duration>,
+    rejected_status: Option<StatusCode>,
 }
 
 #[derive(Clone)]
@@ -286,6 +287,15 @@ impl Error {
         self.waited
     }
 
+    /// Returns the status of the API's response if the API rejected the token of the failed call.
+    ///
+    /// A call that waits for the renewal of a rejected token drops the API's response after one
+    /// second. If the renewal fails after that, the call fails with an error that has this status,
+    /// and `Display` starts with it.
+    pub fn rejected_status(&self) -> Option<StatusCode> {
+        self.rejected_status
+    }
+
     /// Returns the HTTP client's error if [`is_transport`](Self::is_transport) is `true`.
     ///
     /// Use it to distinguish causes in code. It isn't a [`source`](StdError::source), because
@@ -404,6 +414,12 @@ impl Error {
         self
     }
 
+    /// Records how the API had rejected the token of the failed call.
+    pub(crate) fn after_rejection(mut self, status: Option<StatusCode>) -> Self {
+        self.rejected_status = status;
+        self
+    }
+
     /// Names the token endpoint by its host.
     pub(crate) fn at_endpoint(mut self, host: &str) -> Self {
         Arc::make_mut(&mut self.inner).context.endpoint = Some(host.into());
@@ -419,6 +435,7 @@ impl Error {
             }),
             retry_after: None,
             waited: None,
+            rejected_status: None,
         }
     }
 
@@ -432,6 +449,13 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(status) = self.rejected_status {
+            let status = status.as_u16();
+            write!(
+                f,
+                "API answered {status}, and no other token could be had: "
+            )?;
+        }
         let endpoint = || self.inner.context.token_endpoint();
         match &self.inner.kind {
             Kind::Configuration(message) => f.write_str(message),
@@ -484,6 +508,7 @@ impl fmt::Debug for Error {
             .field("context", &self.inner.context)
             .field("retry_after", &self.retry_after)
             .field("waited", &self.waited)
+            .field("rejected_status", &self.rejected_status)
             // The text of a foreign error may show the URL of a request.
             .field("has_source", &self.inner.source.is_some())
             .finish()

@@ -142,7 +142,6 @@ pub mod replay;
 
 mod call;
 mod clock;
-mod drain;
 mod endpoint;
 mod error;
 mod host;
@@ -154,6 +153,7 @@ mod secret;
 mod service;
 mod telemetry;
 mod token;
+mod unread;
 
 pub use crate::{
     call::ResponseFuture,

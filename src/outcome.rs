@@ -154,6 +154,9 @@ pub enum NotReplayed {
     /// [`TokenCacheBuilder::cool_down`](crate::TokenCacheBuilder::cool_down).
     CoolingDown,
     /// The renewal failed, or the cache is still returning the error of an earlier token request.
+    ///
+    /// If a renewal fails after more than one second, the call fails instead. See
+    /// [`Error::rejected_status`].
     RenewalFailed(Error),
     /// The replay policy kept nothing of the body.
     BodyNotKept,

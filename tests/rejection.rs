@@ -2,15 +2,25 @@
 
 mod support;
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use futures_util::{FutureExt, future::join_all};
-use http::{Request, Response, StatusCode, header::WWW_AUTHENTICATE};
+use http::{Request, Response, StatusCode, Version, header::WWW_AUTHENTICATE};
 use support::{Api, Failure, Issuer, call, rejection, request, settle, stack};
 use tokio::time::{Instant, advance};
 use tower::{BoxError, Layer, ServiceExt, service_fn};
 use tower_client_credentials::{
-    ClientCredentialsLayer, NotReplayed, Rejection, TokenCache, TokenOutcome, replay::NoReplay,
+    ClientCredentialsLayer, Error, NotReplayed, Rejection, TokenCache, TokenOutcome,
+    replay::NoReplay,
 };
 
 const COOL_DOWN: Duration = Duration::from_secs(30);
@@ -216,6 +226,142 @@ async fn caller_sees_what_the_api_said_when_the_renewal_fails() {
     assert_eq!(api.received().len(), 1);
     let token = service.cache().token().await.unwrap();
     assert_eq!(token.expose(), "token-1");
+}
+
+/// The original response comes back whole if the renewal fails within one second. After that, the
+/// response is dropped, and the caller gets the error of the renewal.
+#[tokio::test(start_paused = true)]
+async fn caller_sees_what_the_api_said_however_long_the_renewal_takes() {
+    for (renewal, is_held) in [
+        (Duration::from_millis(999), true),
+        (Duration::from_millis(1001), false),
+        (Duration::from_secs(20), false),
+    ] {
+        let issuer = Issuer::new();
+        let api = Api::accepting_none();
+        let service = stack(&issuer.clone().latency(renewal), api.service());
+        service.cache().token().await.unwrap();
+        issuer.fail(Failure::Permanent);
+
+        let result = call(&service).await;
+
+        assert_eq!(api.received().len(), 1, "{renewal:?}");
+        if is_held {
+            let response = result.unwrap();
+            assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+            assert_eq!(response.body(), rejection().body());
+            let NotReplayed::RenewalFailed(error) = reason(&response) else {
+                panic!("{:?}", reason(&response));
+            };
+            assert_eq!(error.to_string(), "token service failed");
+            assert_eq!(error.rejected_status(), None);
+            continue;
+        }
+        let error = result.unwrap_err();
+        let error = error.downcast_ref::<Error>().unwrap();
+        assert!(error.is_token_service() && !error.is_transient());
+        assert_eq!(error.rejected_status(), Some(StatusCode::UNAUTHORIZED));
+        assert_eq!(error.waited(), Some(renewal));
+        assert_eq!(
+            error.to_string(),
+            "API answered 401, and no other token could be had: token service failed"
+        );
+        // The error that calls share says nothing of this call.
+        advance(COOL_DOWN).await;
+        let token = service.cache().token().await.unwrap();
+        assert_eq!(token.expose(), "token-1");
+    }
+}
+
+/// A response body that never ends and says when it is dropped.
+struct Unread(Arc<AtomicBool>);
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl http_body::Body for Unread {
+    type Data = bytes::Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, BoxError>>> {
+        Poll::Pending
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn unread_rejection_is_dropped_after_one_second() {
+    for (version, status) in [
+        (Version::HTTP_11, StatusCode::UNAUTHORIZED),
+        (Version::HTTP_2, StatusCode::FORBIDDEN),
+    ] {
+        let issuer = Issuer::new();
+        let is_dropped = Arc::new(AtomicBool::new(false));
+        let api = service_fn({
+            let is_dropped = is_dropped.clone();
+            move |request: Request<String>| {
+                let is_rejected = request.headers()["authorization"] == "Bearer token-1";
+                let dropped = if is_rejected {
+                    is_dropped.clone()
+                } else {
+                    Arc::default()
+                };
+                let mut response = Response::new(Unread(dropped));
+                *response.version_mut() = version;
+                if is_rejected {
+                    *response.status_mut() = status;
+                }
+                async { Ok::<_, BoxError>(response) }
+            }
+        });
+        let tokens = issuer.clone().latency(Duration::from_secs(20));
+        let service = ClientCredentialsLayer::new(tokens.service())
+            .rejected_when(move |response| response.status == status)
+            .layer(api);
+        service.cache().token().await.unwrap();
+        let mut call = tokio_test::task::spawn(service.oneshot(request()));
+        assert!(call.poll().is_pending());
+
+        advance(Duration::from_millis(999)).await;
+        settle().await;
+        assert!(!call.is_woken() && !is_dropped.load(Ordering::SeqCst));
+        advance(Duration::from_millis(2)).await;
+        settle().await;
+        assert!(call.is_woken(), "{version:?}");
+        assert!(call.poll().is_pending());
+
+        assert!(is_dropped.load(Ordering::SeqCst), "{version:?}");
+        // The request is still sent again when the renewal ends.
+        let response = call.await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        let outcome = response.extensions().get::<TokenOutcome>().unwrap();
+        assert!(outcome.replayed() && outcome.token_renewed());
+    }
+}
+
+/// The timer of a held rejection ends with its call.
+#[tokio::test(start_paused = true)]
+async fn no_task_is_left_behind_by_a_held_rejection() {
+    let issuer = Issuer::new();
+    let service = stack(
+        &issuer.clone().latency(Duration::from_millis(100)),
+        accepting_only("token-2").service(),
+    );
+    let tasks = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+
+    call(&service).await.unwrap();
+    settle().await;
+
+    assert_eq!(tasks(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,15 +3,18 @@
 mod support;
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header::AUTHORIZATION,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Version,
+    header::AUTHORIZATION,
 };
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
@@ -65,7 +68,7 @@ where
     let mut request = Request::put("https://api.example/items/7?part=2")
         .body(body)
         .unwrap();
-    *request.version_mut() = http::Version::HTTP_2;
+    *request.version_mut() = Version::HTTP_2;
     request.headers_mut().append("x-a", "1".parse().unwrap());
     request.headers_mut().append("x-a", "2".parse().unwrap());
     request.extensions_mut().insert(Mark(7));
@@ -424,23 +427,183 @@ impl Body for Endless {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn rejection_is_read_up_to_64_kib_before_it_is_dropped() {
-    let read = Arc::new(Mutex::new(0));
-    let counter = read.clone();
-    let api = service_fn(move |request: Request<String>| {
-        let mut response = Response::new(Endless(counter.clone()));
-        if request.headers()[AUTHORIZATION] != "Bearer token-2" {
+/// An API that rejects the first token with an endless body, and takes a while to accept another.
+fn endless_api(
+    version: Version,
+    latency: Duration,
+    read: &Arc<Mutex<usize>>,
+) -> impl Service<Request<String>, Response = Response<Endless>, Error = BoxError> + Clone + use<> {
+    let read = read.clone();
+    service_fn(move |request: Request<String>| {
+        let mut response = Response::new(Endless(read.clone()));
+        *response.version_mut() = version;
+        let is_rejected = request.headers()[AUTHORIZATION] != "Bearer token-2";
+        if is_rejected {
             *response.status_mut() = StatusCode::UNAUTHORIZED;
         }
-        async move { Ok::<_, BoxError>(response) }
-    });
-    let service = ClientCredentialsLayer::new(Issuer::new().service()).layer(api);
+        async move {
+            if !is_rejected && !latency.is_zero() {
+                tokio::time::sleep(latency).await;
+            }
+            Ok::<_, BoxError>(response)
+        }
+    })
+}
 
-    let response = service.oneshot(support::request()).await.unwrap();
+const KIB: usize = 1024;
 
-    assert_eq!(response.status(), StatusCode::OK);
-    assert_eq!(*read.lock().unwrap(), 64 * 1024);
+/// The rest of it is read while the second send waits, because it may wait for the connection of the
+/// rejection. With HTTP/2, it does not.
+#[tokio::test(start_paused = true)]
+async fn endless_rejection_is_dropped() {
+    let long = Duration::from_secs(60);
+    for (version, latency, most) in [
+        (Version::HTTP_2, Duration::ZERO, 64 * KIB),
+        (Version::HTTP_2, long, 64 * KIB),
+        (Version::HTTP_11, Duration::ZERO, 4 * 64 * KIB),
+        (Version::HTTP_11, long, 16 * 1024 * KIB),
+    ] {
+        let read = Arc::default();
+        let api = endless_api(version, latency, &read);
+        let service = ClientCredentialsLayer::new(Issuer::new().service()).layer(api);
+
+        let response = service.oneshot(support::request()).await.unwrap();
+
+        assert_eq!(response.status(), StatusCode::OK);
+        let read = *read.lock().unwrap();
+        assert!(
+            (64 * KIB..=most).contains(&read),
+            "{version:?}, {latency:?}: {read}"
+        );
+    }
+}
+
+/// An inner service that is not ready until the rejection was read or dropped, and then fails if it
+/// was dropped.
+#[derive(Clone)]
+struct OnlyConnection {
+    state: Arc<Mutex<ConnectionState>>,
+}
+
+#[derive(Default)]
+struct ConnectionState {
+    is_busy: bool,
+    is_closed: bool,
+    waiting: Option<Waker>,
+    frames: VecDeque<Bytes>,
+}
+
+/// The response body of the only connection.
+struct OnlyBody {
+    connection: OnlyConnection,
+    /// One frame arrives in each interval.
+    arrivals: Pin<Box<tokio::time::Interval>>,
+    has_ended: bool,
+}
+
+impl OnlyConnection {
+    fn free(&self, is_closed: bool) {
+        let waiting = {
+            let mut state = self.state.lock().unwrap();
+            state.is_busy = false;
+            state.is_closed |= is_closed;
+            state.waiting.take()
+        };
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Body for OnlyBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        ready!(self.arrivals.poll_tick(cx));
+        let frame = self.connection.state.lock().unwrap().frames.pop_front();
+        if frame.is_none() {
+            self.has_ended = true;
+            self.connection.free(false);
+        }
+        Poll::Ready(frame.map(|frame| Ok(Frame::data(frame))))
+    }
+}
+
+impl Drop for OnlyBody {
+    fn drop(&mut self) {
+        if !self.has_ended {
+            self.connection.free(true);
+        }
+    }
+}
+
+impl Service<Request<String>> for OnlyConnection {
+    type Response = Response<OnlyBody>;
+    type Error = BoxError;
+    type Future = std::future::Ready<Result<Response<OnlyBody>, BoxError>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        let mut state = self.state.lock().unwrap();
+        if state.is_closed {
+            return Poll::Ready(Err("connection closed".into()));
+        }
+        if state.is_busy {
+            state.waiting = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<String>) -> Self::Future {
+        self.state.lock().unwrap().is_busy = true;
+        let mut response = Response::new(OnlyBody {
+            connection: self.clone(),
+            arrivals: Box::pin(tokio::time::interval(Duration::from_millis(10))),
+            has_ended: false,
+        });
+        if request.headers()[AUTHORIZATION] == "Bearer token-1" {
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+        }
+        std::future::ready(Ok(response))
+    }
+}
+
+/// Name, frames of 1 KiB that arrive every 10 ms, duration of the renewal, and whether the request can
+/// be sent again.
+#[tokio::test(start_paused = true)]
+async fn rejection_is_read_to_its_end_if_the_service_waits_for_that() {
+    for (name, frames, renewal, is_replayed) in [
+        ("empty", 0, 100, true),
+        ("short", 3, 100, true),
+        ("4 s long", 400, 100, true),
+        ("4 s long, slow renewal", 400, 2000, true),
+        ("10 s long", 1000, 100, false),
+    ] {
+        let frame = Bytes::from_static(&[0; KIB]);
+        let connection = OnlyConnection {
+            state: Arc::new(Mutex::new(ConnectionState {
+                frames: vec![frame; frames].into(),
+                ..ConnectionState::default()
+            })),
+        };
+        let issuer = Issuer::new().latency(Duration::from_millis(renewal));
+        let service = ClientCredentialsLayer::new(issuer.service()).layer(connection);
+
+        let result = service.oneshot(support::request()).await;
+
+        match result {
+            Ok(response) => {
+                assert!(is_replayed, "{name}");
+                assert_eq!(response.status(), StatusCode::OK, "{name}");
+            }
+            Err(error) => {
+                assert!(!is_replayed, "{name}");
+                assert_eq!(error.to_string(), "connection closed", "{name}");
+            }
+        }
+    }
 }
 
 /// A response body whose frames another task sends one by one, as HTTP clients do.

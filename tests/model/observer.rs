@@ -27,6 +27,10 @@ const OVERDUE_AFTER: Duration = Duration::from_secs(1);
 const RESTART_AFTER: Duration = Duration::from_secs(1);
 pub(crate) const COOL_DOWN: Duration = Duration::from_secs(30);
 pub(crate) const MOST_ATTEMPTS: u32 = 3;
+/// How long a call that waits for a renewal holds the rejection.
+pub(crate) const HOLD: Duration = Duration::from_secs(1);
+/// Tokio's timers fire at whole milliseconds.
+pub(crate) const TIMER_RESOLUTION: Duration = Duration::from_millis(2);
 /// How many lost token requests one waiter waits for before it fails.
 pub(crate) const MOST_WAITS: usize = 4;
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(200);
@@ -143,6 +147,12 @@ pub(crate) struct ObservedCall {
     pub(crate) requests_ended_when_answered: usize,
     /// Whether it has been pending after a rejection.
     pub(crate) waits_for_a_renewal: bool,
+    /// When it was first pending after its first rejection.
+    pub(crate) holds_rejection_since: Option<Duration>,
+    /// Whether it was polled when it might not hold the rejection any longer.
+    pub(crate) may_have_dropped_rejection: bool,
+    /// Whether it was polled when it must not hold the rejection any longer.
+    pub(crate) has_dropped_rejection: bool,
     /// `tokens_obtained` at its last send.
     pub(crate) tokens_obtained_before: usize,
     /// The tokens that it waited for and that had expired on arrival.
@@ -360,6 +370,14 @@ impl Observer {
             return;
         }
         if seen.last_answer.is_some_and(Answer::is_rejection) {
+            if seen.sends == 1 {
+                let since = *seen.holds_rejection_since.get_or_insert(now.monotonic);
+                let held = now.monotonic - since;
+                seen.may_have_dropped_rejection |= held >= HOLD;
+                // The timer is late in a process that stood still.
+                let is_over = held >= HOLD + TIMER_RESOLUTION && !self.stands_still;
+                seen.has_dropped_rejection |= is_over;
+            }
             self.pending_after_a_rejection(call, is_ready);
         }
         if !is_ready {

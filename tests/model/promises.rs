@@ -10,13 +10,10 @@ use crate::{
     clocks::Moment,
     observer::{
         COOL_DOWN, CallId, DEADLINE, MOST_ATTEMPTS, MOST_WAITS, ObservedCall, Observer, Phase,
-        TokenRequest,
+        TIMER_RESOLUTION, TokenRequest,
     },
     world::CallResult,
 };
-
-/// Tokio's timers fire at whole milliseconds.
-const TIMER_RESOLUTION: Duration = Duration::from_millis(2);
 
 /// The rounding error of durations that were multiplied by a floating-point number.
 const ROUNDING: Duration = Duration::from_micros(1);
@@ -270,17 +267,21 @@ impl Observer {
             CallResult::Status(..) => seen.last_answer.is_some_and(Answer::is_rejection),
             CallResult::Token(token) => self.expiries.contains_key(token),
             CallResult::ApiError => seen.last_answer == Some(Answer::Failed),
-            // A call that was sent has an answer to return, unless the answer was dropped for a
-            // replay whose token was lost before the send.
-            CallResult::TokenError => {
-                (seen.sends == 0 || self.has_lost_its_token(seen)) && self.failed_recently(call)
+            CallResult::TokenError(status) => {
+                let now = self.now().monotonic;
+                let has_failed = self.failed_recently(call) || self.is_cooling_down(now);
+                let says_what_was_answered = *status == (seen.sends > 0).then_some(401);
+                self.has_no_answer(seen) && has_failed && says_what_was_answered
             }
             CallResult::RequestsLost => {
                 let waits = self.requests_ended - seen.requests_ended_before;
-                let has_no_answer = seen.sends == 0 || self.has_lost_its_token(seen);
-                has_no_answer && waits >= MOST_WAITS && !self.has_usable_token()
+                self.has_no_answer(seen) && waits >= MOST_WAITS && !self.has_usable_token()
             }
-            CallResult::Expired => self.has_lost_its_token(seen) && !self.has_usable_token(),
+            CallResult::Expired => {
+                let waits = self.requests_ended - seen.requests_ended_before;
+                let was_renewed_in_vain = seen.may_have_dropped_rejection && waits >= MOST_WAITS;
+                (self.has_lost_its_token(seen) || was_renewed_in_vain) && !self.has_usable_token()
+            }
         };
         let sends = seen.sends;
         self.expect(is_right, || {
@@ -316,7 +317,8 @@ impl Observer {
             }
             Some(_) => false,
         };
-        self.expect(is_right, || {
+        let is_held = sends == 2 || !seen.has_dropped_rejection;
+        self.expect(is_right && is_held, || {
             let reason = reason.map(ToString::to_string);
             format!(
                 "the caller sees what the API said: {call:?}, {policy:?}, sent {sends} times, \
@@ -331,6 +333,12 @@ impl Observer {
         let ended_before = self.calls[call.0].requests_ended_when_answered;
         let waits = self.requests_ended - ended_before;
         (error.is_expired() || error.is_no_runtime()) && waits >= MOST_WAITS
+    }
+
+    /// Whether a call has no answer to return: it was not sent, held its rejection for long enough, or
+    /// dropped it for a replay whose token was lost before the send.
+    fn has_no_answer(&self, call: &ObservedCall) -> bool {
+        call.sends == 0 || call.may_have_dropped_rejection || self.has_lost_its_token(call)
     }
 
     /// Whether the call got a token for its next send and lost it before the service was ready. A

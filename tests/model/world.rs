@@ -143,8 +143,8 @@ pub(crate) enum CallResult {
     Status(u16, Option<NotReplayed>),
     Token(String),
     ApiError,
-    /// The token service failed.
-    TokenError,
+    /// The token service failed. Contains the status of the rejection that was dropped.
+    TokenError(Option<u16>),
     /// Each token expired or was rejected before the service was ready to send it.
     Expired,
     /// Each token request was lost, or brought a token that expired before the call was polled.
@@ -158,7 +158,7 @@ impl CallResult {
         } else if error.is_no_runtime() {
             Self::RequestsLost
         } else {
-            Self::TokenError
+            Self::TokenError(error.rejected_status().map(|status| status.as_u16()))
         }
     }
 

@@ -1,9 +1,15 @@
 //! hyper-util's client: all kinds of bodies, over HTTP/1.1 and HTTP/2.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
-use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, future::join_all, stream};
 use http::{HeaderMap, Request, Response, StatusCode, Version};
 use http_body::Frame;
 use http_body_util::{
@@ -11,12 +17,16 @@ use http_body_util::{
     combinators::{BoxBody, UnsyncBoxBody},
 };
 use hyper::body::Incoming;
-use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
 use support::{Loopback, Protocol, Servers, Upload, hash, hyper_client, in_time};
-use tokio::sync::Notify;
+use tokio::sync::{Barrier, Notify};
 use tower::{Layer, ServiceExt};
 use tower_client_credentials::{
-    BoxError, ClientCredentials, ClientCredentialsLayer, NotReplayed, TokenOutcome,
+    BoxError, ClientAuth, ClientCredentials, ClientCredentialsLayer, NotReplayed, TokenEndpoint,
+    TokenOutcome,
     replay::{Buffered, ReplayBody},
 };
 
@@ -147,20 +157,32 @@ async fn replay_reuses_the_connection_of_the_rejection_on_many_threads() {
 
 /// The replay does not wait for the rest of the rejection.
 #[tokio::test]
-async fn replay_after_a_long_rejection_opens_a_new_connection() {
-    let rejection = Response::builder().status(StatusCode::UNAUTHORIZED);
-    let rejection = rejection.body(Bytes::from(vec![b'x'; MIB])).unwrap();
-    let servers = Servers::with_rejection(rejection).await;
-    let request = Request::post(servers.url("/late/1"))
+async fn replay_after_a_rejection_that_stalls_opens_a_new_connection() {
+    let api = Loopback::start(|request: Request<Incoming>| async move {
+        let start = stream::iter([Ok::<_, BoxError>(Frame::data(Bytes::from_static(b"...")))]);
+        if request.headers()["authorization"] == "Bearer token-1" {
+            let stalling = start.chain(stream::pending()).boxed();
+            let mut response = Response::new(StreamBody::new(stalling));
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+            return response;
+        }
+        Response::new(StreamBody::new(start.boxed()))
+    })
+    .await;
+    let servers = Servers::with_api(api).await;
+    let request = Request::post(servers.url("/"))
         .body(Full::from("name=Ada"))
         .unwrap();
 
+    let started_at = Instant::now();
     let response = in_time(full(&servers, Protocol::Http1).oneshot(request))
         .await
         .unwrap();
 
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(servers.connections().accepted(), 2);
+    // The rest of a rejection is read for 5 s at most, but not before the request is sent again.
+    assert!(started_at.elapsed() < Duration::from_secs(4));
 }
 
 #[tokio::test]
@@ -356,4 +378,75 @@ async fn size_of_a_streaming_body_is_preserved() {
     let response = in_time(service.oneshot(request)).await.unwrap();
 
     assert_eq!(response.headers()["x-length"], "40000");
+}
+
+/// The token endpoint and the API share one HTTP/2 connection and its window. Unread rejections fill
+/// the window, so the reply with the new token can't be sent until they are dropped.
+#[tokio::test]
+async fn unread_rejections_do_not_starve_the_token_reply_on_their_connection() {
+    const SMALLEST_WINDOW: u32 = 65_535;
+    // The second row fills the window of 5 MiB that hyper-util has by default.
+    for (calls, rejection_len, window) in [
+        (1, SMALLEST_WINDOW as usize, Some(SMALLEST_WINDOW)),
+        (150, 64 * 1024, None),
+    ] {
+        let server = shared_server(calls, rejection_len).await;
+        let mut client = Client::builder(TokioExecutor::new());
+        client.http2_only(true);
+        client.http2_initial_connection_window_size(window);
+        client.http2_initial_stream_window_size(window);
+        let http = client.build::<_, Full<Bytes>>(HttpConnector::new());
+        let auth = ClientAuth::client_secret_post("id", "secret");
+        let tokens = TokenEndpoint::new(http.clone(), server.url("/token"), auth).unwrap();
+        let service = ClientCredentialsLayer::new(tokens).layer(http);
+        service.cache().token().await.unwrap();
+
+        let started_at = Instant::now();
+        let responses = join_all((0..calls).map(|_| {
+            let request = Request::get(server.url("/")).body(Full::default());
+            service.clone().oneshot(request.unwrap())
+        }));
+        let responses = in_time(responses).await;
+
+        for response in responses {
+            assert_eq!(response.unwrap().status(), StatusCode::OK, "{calls} calls");
+        }
+        // A second of patience, and time for a busy machine. A token request may last 30 s.
+        assert!(
+            started_at.elapsed() < Duration::from_secs(10),
+            "{calls} calls"
+        );
+        assert_eq!(server.connections().accepted(), 1);
+    }
+}
+
+/// Issues tokens at "/token", and rejects the first one when so many requests have come with it. The
+/// second token is issued a little later, when the rejections are under way.
+async fn shared_server(rejections: usize, rejection_len: usize) -> Loopback {
+    let issued = Arc::new(AtomicUsize::new(0));
+    let all_here = Arc::new(Barrier::new(rejections));
+    let rejection = Bytes::from(vec![b'x'; rejection_len]);
+    Loopback::start(move |request: Request<Incoming>| {
+        let (issued, all_here) = (Arc::clone(&issued), Arc::clone(&all_here));
+        let rejection = rejection.clone();
+        async move {
+            if request.uri().path() == "/token" {
+                let number = issued.fetch_add(1, Ordering::SeqCst) + 1;
+                if number > 1 {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                return Response::new(support::text(format!(
+                    r#"{{"access_token":"token-{number}","expires_in":1800}}"#
+                )));
+            }
+            if request.headers()["authorization"] != "Bearer token-1" {
+                return Response::new(support::text("accepted"));
+            }
+            all_here.wait().await;
+            let mut response = Response::new(support::text(rejection));
+            *response.status_mut() = StatusCode::UNAUTHORIZED;
+            response
+        }
+    })
+    .await
 }

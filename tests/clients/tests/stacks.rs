@@ -4,25 +4,38 @@ use std::{
     collections::VecDeque,
     fmt,
     sync::{Arc, Mutex},
-    time::Duration,
+    task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{HeaderMap, Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::{Client, connect::HttpConnector};
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{SendRequest, handshake},
+};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioIo,
+};
 use support::{Loopback, Protocol, Servers, hash, hyper_client, in_time, text};
+use tokio::net::TcpStream;
 use tower::{
     Layer, Service, ServiceBuilder, ServiceExt,
-    buffer::BufferLayer,
+    buffer::{Buffer, BufferLayer},
     limit::ConcurrencyLimitLayer,
     retry::{Policy, RetryLayer},
     timeout::TimeoutLayer,
 };
-use tower_client_credentials::{BoxError, ClientCredentialsLayer, TokenOmitted, TokenOutcome};
+use tower_client_credentials::{
+    BoxError, ClientAuth, ClientCredentialsLayer, TokenEndpoint, TokenOmitted, TokenOutcome,
+};
 use tower_http::{
-    decompression::DecompressionLayer, follow_redirect::FollowRedirectLayer, trace::TraceLayer,
+    decompression::DecompressionLayer,
+    follow_redirect::{FollowRedirectLayer, policy::SameOrigin},
+    trace::TraceLayer,
 };
 
 type Http = Client<HttpConnector, Full<Bytes>>;
@@ -103,6 +116,19 @@ async fn buffer() {
 async fn concurrency_limit() {
     above(ConcurrencyLimitLayer::new(1)).await;
     below(ConcurrencyLimitLayer::new(1)).await;
+}
+
+/// They have the same `Service` and `Layer` traits.
+#[tokio::test]
+async fn layers_of_tower_0_4() {
+    above(tower_0_4::buffer::BufferLayer::new(8)).await;
+    below(tower_0_4::buffer::BufferLayer::new(8)).await;
+    above(tower_0_4::limit::ConcurrencyLimitLayer::new(1)).await;
+    below(tower_0_4::limit::ConcurrencyLimitLayer::new(1)).await;
+    below(tower_0_4::timeout::TimeoutLayer::new(Duration::from_secs(
+        30,
+    )))
+    .await;
 }
 
 #[tokio::test]
@@ -304,6 +330,36 @@ async fn redirect_follower_above_carries_the_token_to_another_host() {
     assert_eq!(tokens(&seen), ["Bearer token-1"]);
 }
 
+/// A redirect to a login page is a rejection, which a follower of all redirects would hide.
+#[tokio::test]
+async fn redirect_follower_below_that_stays_at_its_origin_shows_rejections() {
+    let (login, _) = other_host().await;
+    let location = login.url("/login");
+    let api = Loopback::start(move |request: Request<Incoming>| {
+        let mut response = Response::new(text("accepted"));
+        if request.headers()[AUTHORIZATION] == "Bearer token-1" {
+            *response.status_mut() = StatusCode::FOUND;
+            let location = location.parse().unwrap();
+            response.headers_mut().insert("location", location);
+        }
+        async { response }
+    })
+    .await;
+    let servers = Servers::with_api(api).await;
+    let request = Request::get(servers.url("/"))
+        .body(Full::default())
+        .unwrap();
+
+    let service = ServiceBuilder::new()
+        .layer(credentials(&servers).rejected_when(|response| response.status.is_redirection()))
+        .layer(FollowRedirectLayer::with_policy(SameOrigin::new()))
+        .service(http());
+    let response = in_time(service.oneshot(request)).await.unwrap();
+
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(body, "accepted");
+}
+
 /// With `allowed_origins`, the follower may be above.
 #[tokio::test]
 async fn allowed_origins_keep_the_token_from_another_host_below_a_redirect_follower() {
@@ -370,4 +426,149 @@ async fn decompression_above_and_below_gives_plain_text() {
         response.into_body().collect().await.unwrap().to_bytes(),
         "compressed"
     );
+}
+
+/// A client with a single HTTP/1.1 connection, which isn't ready until its last response was read.
+struct OnlyConnection(SendRequest<Full<Bytes>>);
+
+impl OnlyConnection {
+    async fn open(url: &str) -> Self {
+        let address = url.trim_start_matches("http://").trim_end_matches('/');
+        let stream = TcpStream::connect(address).await.unwrap();
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        Self(sender)
+    }
+}
+
+impl Service<Request<Full<Bytes>>> for OnlyConnection {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = BoxFuture<'static, hyper::Result<Response<Incoming>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}
+
+/// A 401 with a body of this length.
+fn rejection_of(len: usize, is_chunked: bool) -> Response<Bytes> {
+    let mut rejection = Response::builder().status(StatusCode::UNAUTHORIZED);
+    if is_chunked {
+        rejection = rejection.header("transfer-encoding", "chunked");
+    }
+    rejection.body(Bytes::from(vec![b'x'; len])).unwrap()
+}
+
+const MIB: usize = 1024 * 1024;
+
+#[tokio::test]
+async fn rejection_leaves_the_only_connection_to_the_replay() {
+    for len in [0, 70, 64 * 1024, MIB, 10 * MIB] {
+        for is_chunked in [false, true] {
+            let servers = Servers::with_rejection(rejection_of(len, is_chunked)).await;
+            let connection = OnlyConnection::open(&servers.url("/")).await;
+
+            let service = ServiceBuilder::new()
+                .layer(credentials(&servers))
+                .layer(BufferLayer::new(1))
+                .layer(ConcurrencyLimitLayer::new(1))
+                .service(connection);
+            assert_replayed(service, &servers).await;
+
+            assert_eq!(servers.connections().accepted(), 1, "{len}, {is_chunked}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rejection_leaves_the_only_connection_to_the_replay_on_many_threads() {
+    for is_chunked in [false, true] {
+        let servers = Servers::with_rejection(rejection_of(MIB, is_chunked)).await;
+        let connection = OnlyConnection::open(&servers.url("/")).await;
+
+        let service = ServiceBuilder::new()
+            .layer(credentials(&servers))
+            .layer(BufferLayer::new(8))
+            .service(connection);
+        assert_replayed(service, &servers).await;
+    }
+}
+
+/// A pool that lends its only connection to one call at a time, until the response was read.
+#[derive(Clone)]
+struct PoolOfOne(Arc<tokio::sync::Mutex<OnlyConnection>>);
+
+impl Service<Request<Full<Bytes>>> for PoolOfOne {
+    type Response = Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = BoxFuture<'static, hyper::Result<Response<Incoming>>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Full<Bytes>>) -> Self::Future {
+        let pool = Arc::clone(&self.0);
+        Box::pin(async move {
+            let mut connection = pool.lock_owned().await;
+            connection.ready().await?.call(request).await
+        })
+    }
+}
+
+#[tokio::test]
+async fn rejection_leaves_the_connection_of_a_pool_of_one_to_the_replay() {
+    for len in [70, MIB] {
+        let servers = Servers::with_rejection(rejection_of(len, false)).await;
+        let connection = OnlyConnection::open(&servers.url("/")).await;
+        let pool = PoolOfOne(Arc::new(tokio::sync::Mutex::new(connection)));
+
+        let service = ServiceBuilder::new()
+            .layer(credentials(&servers))
+            .service(pool);
+        assert_replayed(service, &servers).await;
+    }
+}
+
+/// The API and the token endpoint share a connection, on which the rejection is in the way of the
+/// token request.
+#[tokio::test]
+async fn rejection_leaves_the_only_connection_to_the_token_request() {
+    for len in [0, 70, MIB] {
+        let issued = Arc::new(Mutex::new(0));
+        let rejection = rejection_of(len, false);
+        let server = Loopback::start(move |request: Request<Incoming>| {
+            let response = if request.uri().path() == "/token" {
+                let mut issued = issued.lock().unwrap();
+                *issued += 1;
+                let reply = format!(r#"{{"access_token":"token-{issued}","expires_in":1800}}"#);
+                Response::new(text(reply))
+            } else if request.headers()[AUTHORIZATION] == "Bearer token-1" {
+                rejection.clone().map(text)
+            } else {
+                Response::new(text("accepted"))
+            };
+            async { response }
+        })
+        .await;
+        let http = Buffer::new(OnlyConnection::open(&server.url("/")).await, 8);
+        let auth = ClientAuth::client_secret_post("id", "secret");
+        let tokens = TokenEndpoint::new(http.clone(), server.url("/token"), auth).unwrap();
+        let service = ClientCredentialsLayer::new(tokens).layer(http);
+        let request = Request::get(server.url("/")).body(Full::default()).unwrap();
+
+        let started_at = Instant::now();
+        let response = in_time(service.oneshot(request)).await.unwrap();
+
+        assert_eq!(response.status(), StatusCode::OK, "{len} bytes");
+        assert!(
+            started_at.elapsed() < Duration::from_secs(10),
+            "{len} bytes"
+        );
+    }
 }
