@@ -66,7 +66,9 @@ use crate::{
 /// be added to the request. If the inner service fails, the call returns the inner service's error.
 ///
 /// A response that rejects the token isn't an error. Its [`TokenOutcome`](crate::TokenOutcome)
-/// extension says why the request wasn't replayed.
+/// extension says why the request wasn't replayed. There is one exception: if a renewal fails after
+/// more than one second, the call has dropped the response. The call then fails with an error that
+/// has a [`rejected_status`](crate::Error::rejected_status).
 ///
 /// # Panics
 ///
@@ -123,6 +125,10 @@ where
     type Error = BoxError;
     type Future = ResponseFuture<S, R, B>;
 
+    /// Polls the inner service, which may reserve a permit.
+    ///
+    /// A call that has to wait for a token returns the permit, and gets another one before it sends the
+    /// request. A service that is ready and isn't called keeps the permit until it is dropped.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
     }
