@@ -153,12 +153,12 @@ where
 
     /// The request waits for a token.
     pub(crate) fn waiting(job: Job<S, R, B>) -> Self {
-        let stage = job.options.await_token();
-        Self::slow(SlowCall::new(stage, job))
+        Self::slow(job.options.await_token(), job)
     }
 
-    fn slow(call: SlowCall<S, R, B>) -> Self {
-        let call = Box::pin(call);
+    fn slow(stage: Stage<S::Future, S::Response>, job: Job<S, R, B>) -> Self {
+        let unread = None;
+        let call = Box::pin(SlowCall { stage, unread, job });
         let state = State::Slow { call };
         Self { state }
     }
@@ -212,7 +212,7 @@ where
         match first.answered(response) {
             Break(response) => Poll::Ready(Ok(response)),
             Continue(call) => {
-                self.set(Self::slow(call));
+                self.set(call);
                 self.poll(cx)
             }
         }
@@ -241,7 +241,7 @@ impl<S, R, K> FirstSend<S, R, K> {
     fn answered<B, ResBody>(
         self,
         response: Response<ResBody>,
-    ) -> ControlFlow<Response<ResBody>, SlowCall<S, R, B>>
+    ) -> ControlFlow<Response<ResBody>, ResponseFuture<S, R, B>>
     where
         S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
         R: ReplayPolicy<B, Kept = K>,
@@ -251,7 +251,7 @@ impl<S, R, K> FirstSend<S, R, K> {
             Saved::Request(Replay { service, request }) => {
                 let mut job = Job::new(self.options, service, None, Saved::Request(request));
                 let step = job.answered(self.sent, response);
-                step.map_continue(|stage| SlowCall::new(stage, job))
+                step.map_continue(|stage| ResponseFuture::slow(stage, job))
             }
         }
     }
@@ -313,17 +313,6 @@ pin_project! {
         // may need the connection of the rejection.
         unread: Option<Drain<S::Response>>,
         job: Job<S, R, B>,
-    }
-}
-
-impl<S, R, B> SlowCall<S, R, B>
-where
-    S: Service<Request<R::Body>>,
-    R: ReplayPolicy<B>,
-{
-    fn new(stage: Stage<S::Future, S::Response>, job: Job<S, R, B>) -> Self {
-        let unread = None;
-        Self { stage, unread, job }
     }
 }
 

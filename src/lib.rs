@@ -141,6 +141,7 @@
 pub mod replay;
 
 mod call;
+mod challenges;
 mod clock;
 mod endpoint;
 mod error;
