@@ -477,7 +477,8 @@ impl fmt::Display for Error {
             Kind::TokenService { .. } => f.write_str("token service failed"),
             Kind::Panicked => f.write_str("token service panicked"),
             Kind::TimedOut(deadline) => {
-                write!(f, "token service did not answer within {deadline:?}")
+                let deadline = in_milliseconds(*deadline);
+                write!(f, "token service did not answer within {deadline}")
             }
             Kind::RuntimeLost => f.write_str(
                 "token requests were lost because their Tokio runtimes shut down, several times in \
@@ -498,6 +499,15 @@ impl fmt::Display for Error {
                  has timers enabled",
             ),
         }
+    }
+}
+
+/// Shows a duration in ASCII, rounded down: `Debug` shows microseconds with a sign that isn't ASCII.
+pub(crate) fn in_milliseconds(duration: Duration) -> String {
+    let fraction = Duration::from_millis(duration.subsec_millis().into());
+    match Duration::from_secs(duration.as_secs()) + fraction {
+        Duration::ZERO => "less than 1ms".to_owned(),
+        rounded => format!("{rounded:?}"),
     }
 }
 

@@ -2,7 +2,7 @@ use std::{fmt, time::Duration};
 
 use http::Response;
 
-use crate::Error;
+use crate::{Error, error::in_milliseconds};
 
 /// A response extension that reports how a call got its token and whether its request was replayed.
 ///
@@ -117,7 +117,7 @@ impl fmt::Display for TokenOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let waited = self
             .waited
-            .map(|waited| format!("waited {waited:?} for a token"));
+            .map(|waited| format!("waited {} for a token", in_milliseconds(waited)));
         let renewed = self
             .token_renewed
             .then(|| "the token was renewed".to_owned());
@@ -161,8 +161,10 @@ pub enum NotReplayed {
     /// The replay policy kept nothing of the body.
     BodyNotKept,
     /// The part of the body that was sent exceeds the limit of
-    /// [`Buffered`](crate::replay::Buffered), or reading the body failed.
+    /// [`Buffered`](crate::replay::Buffered).
     BodyOverLimit,
+    /// Reading the body failed while [`Buffered`](crate::replay::Buffered) sent it.
+    BodyFailed,
     /// The clone of the body is shallow: it shares its data with the body that was sent.
     BodyShared,
     /// The replay policy couldn't restore the body.
@@ -195,9 +197,8 @@ impl fmt::Display for NotReplayed {
             }
             Self::CoolingDown => "a renewal was tried a moment ago",
             Self::BodyNotKept => "nothing was kept of the request's body",
-            Self::BodyOverLimit => {
-                "more of the request's body was sent than may be kept, or reading it failed"
-            }
+            Self::BodyOverLimit => "more of the request's body was sent than may be kept",
+            Self::BodyFailed => "reading the request's body failed",
             Self::BodyShared => "the clone of the request's body shares its data with the body",
             Self::BodyNotRestored => "the request's body could not be made a second time",
             Self::OptedOut => "the request carried `NoReplay`",
@@ -254,5 +255,67 @@ impl fmt::Display for TokenOmitted {
             f,
             "sent without a token, as the request goes to {destination}"
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waited(waited: Duration) -> TokenOutcome {
+        let mut outcome = TokenOutcome::default();
+        outcome.note_wait(Some(waited));
+        outcome
+    }
+
+    #[test]
+    fn wait_is_shown_in_ascii_and_rounded_down_to_milliseconds() {
+        for (nanos, shown) in [
+            (0, "less than 1ms"),
+            (1, "less than 1ms"),
+            (999_999, "less than 1ms"),
+            (1_000_000, "1ms"),
+            (1_999_999, "1ms"),
+            (80_000_000, "80ms"),
+            (1_234_567_890, "1.234s"),
+            (30_000_000_000, "30s"),
+        ] {
+            let text = waited(Duration::from_nanos(nanos)).to_string();
+
+            assert_eq!(text, format!("waited {shown} for a token"));
+        }
+    }
+
+    #[test]
+    fn every_text_is_ascii() {
+        use crate::error::Kind;
+        let reasons = [
+            NotReplayed::CoolingDown,
+            NotReplayed::RenewalFailed(Error::new(Kind::TimedOut(Duration::from_micros(7)))),
+            NotReplayed::BodyNotKept,
+            NotReplayed::BodyOverLimit,
+            NotReplayed::BodyFailed,
+            NotReplayed::BodyShared,
+            NotReplayed::BodyNotRestored,
+            NotReplayed::OptedOut,
+            NotReplayed::RejectedAgain,
+        ];
+        let mut texts = Vec::new();
+        for reason in reasons {
+            for omitted in [TokenOmitted::OtherOrigin, TokenOmitted::PlainHttp] {
+                let outcome = TokenOutcome {
+                    token_renewed: true,
+                    replayed: true,
+                    not_replayed: Some(reason.clone()),
+                    omitted: Some(omitted),
+                    ..waited(Duration::from_micros(7))
+                };
+                texts.push(outcome.to_string());
+            }
+        }
+
+        for text in texts {
+            assert!(text.is_ascii(), "{text}");
+        }
     }
 }

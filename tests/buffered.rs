@@ -951,6 +951,48 @@ impl Original {
     }
 }
 
+/// Sends a body to an API that reads what it gets and rejects the token even so. Returns the reason
+/// why there was no replay.
+async fn why_not(limit: usize, body: Script) -> NotReplayed {
+    let tokens = service_fn(|_: TokenRequest| async { AccessToken::new("token-1") });
+    let api = service_fn(|request: http::Request<ReplayBody<Script>>| async {
+        let mut body = request.into_body();
+        while let Some(Ok(_)) = body.frame().await {}
+        let mut response = http::Response::new(String::new());
+        *response.status_mut() = http::StatusCode::UNAUTHORIZED;
+        Ok::<_, BoxError>(response)
+    });
+    let layer = ClientCredentialsLayer::new(tokens).replay(Buffered::new(limit));
+    let response = layer.layer(api).oneshot(http::Request::new(body)).await;
+    let mut response = response.unwrap();
+    let outcome = response.extensions_mut().remove::<TokenOutcome>().unwrap();
+    outcome.not_replayed().unwrap().clone()
+}
+
+#[tokio::test(start_paused = true)]
+async fn reason_tells_a_body_that_failed_from_one_over_the_limit() {
+    for (steps, limit) in [
+        (vec![Step::Error], 1024),
+        (vec![data("ab"), Step::Error], 1024),
+        (vec![data("ab"), data("cd"), Step::Error], 4),
+        // A larger limit would not have helped.
+        (vec![data("ab"), data("cd"), Step::Error], 3),
+    ] {
+        let reason = why_not(limit, script(steps.clone())).await;
+        let case = format!("{steps:?}, limit {limit}: {reason}");
+        assert!(matches!(reason, NotReplayed::BodyFailed), "{case}");
+    }
+    for (steps, limit) in [
+        (vec![data("ab")], 1),
+        (vec![data("ab"), data("cd")], 3),
+        (vec![data("abcd"), Step::Error], 3),
+    ] {
+        let reason = why_not(limit, script(steps.clone())).await;
+        let case = format!("{steps:?}, limit {limit}: {reason}");
+        assert!(matches!(reason, NotReplayed::BodyOverLimit), "{case}");
+    }
+}
+
 /// The body and trailers of each request that reached an API, or `None` if it read only a part.
 type Seen = Arc<Mutex<Vec<Option<(Bytes, Option<HeaderMap>)>>>>;
 

@@ -150,7 +150,7 @@ impl<B> KeptBuffer<B> {
     /// Starts a reader that supersedes the one before it.
     ///
     /// Returns `None` if the body can't be read from its start again: more of it than the limit
-    /// has been read, or the source has failed.
+    /// has been read, or the source [has failed](Self::has_failed).
     pub(super) fn new_reader(&mut self) -> Option<BufferedReader<B>> {
         let mut buffer = lock(&self.buffer);
         let after_unlock = buffer.start_reader()?;
@@ -161,6 +161,11 @@ impl<B> KeptBuffer<B> {
             buffer: Arc::clone(&self.buffer),
             number,
         })
+    }
+
+    /// Whether reading the source has failed.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(lock(&self.buffer).source, Source::Failed(_))
     }
 }
 

@@ -123,8 +123,8 @@ where
         NotReplayed::BodyOverLimit
     }
 
-    fn not_restored(&self) -> NotReplayed {
-        NotReplayed::BodyOverLimit
+    fn not_restored(&self, kept: &KeptFrames<B>) -> NotReplayed {
+        kept.not_restored()
     }
 }
 
@@ -138,6 +138,15 @@ enum Kept<B> {
     InMemory(InMemory),
     /// The body streams; its frames are kept while they are read.
     Buffer(KeptBuffer<B>),
+}
+
+impl<B> KeptFrames<B> {
+    fn not_restored(&self) -> NotReplayed {
+        match &self.0 {
+            Kept::Buffer(buffer) if buffer.has_failed() => NotReplayed::BodyFailed,
+            Kept::Buffer(_) | Kept::InMemory(_) => NotReplayed::BodyOverLimit,
+        }
+    }
 }
 
 impl<B> fmt::Debug for KeptFrames<B> {
@@ -176,8 +185,8 @@ where
         NotReplayed::BodyOverLimit
     }
 
-    fn not_restored(&self) -> NotReplayed {
-        NotReplayed::BodyOverLimit
+    fn not_restored(&self, kept: &KeptFrames<B>) -> NotReplayed {
+        kept.not_restored()
     }
 }
 

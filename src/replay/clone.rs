@@ -73,7 +73,7 @@ impl<B: Body + Clone> ReplayPolicy<B> for CloneBody {
         kept.unchanged_copy().cloned()
     }
 
-    fn not_restored(&self) -> NotReplayed {
+    fn not_restored(&self, _: &Kept<B>) -> NotReplayed {
         NotReplayed::BodyShared
     }
 }
@@ -131,7 +131,7 @@ where
         kept.unchanged_copy().and_then(&self.0)
     }
 
-    fn not_restored(&self) -> NotReplayed {
+    fn not_restored(&self, _: &Kept<B>) -> NotReplayed {
         NotReplayed::BodyShared
     }
 }

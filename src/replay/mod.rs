@@ -126,7 +126,8 @@ pub trait ReplayPolicy<B> {
     /// Returns the reason to report if [`restore`](Self::restore) created no body.
     ///
     /// Returns [`NotReplayed::BodyNotRestored`] by default.
-    fn not_restored(&self) -> NotReplayed {
+    fn not_restored(&self, kept: &Self::Kept) -> NotReplayed {
+        let _ = kept;
         NotReplayed::BodyNotRestored
     }
 }

@@ -93,7 +93,7 @@ impl<K> SavedRequest<K> {
         R: ReplayPolicy<B, Kept = K>,
     {
         let Some(body) = policy.restore(&mut self.kept) else {
-            return Err(policy.not_restored());
+            return Err(policy.not_restored(&self.kept));
         };
         let mut request = Request::new(body);
         *request.method_mut() = self.method.clone();
