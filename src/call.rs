@@ -484,7 +484,17 @@ where
             .request
             .take()
             .expect("a request that waits is not sent");
-        let sent = match token.token().scheme().put_on(&mut request) {
+        if !self.is_unchanged() {
+            return Err(self.fail(Error::new(Kind::BodyChanged)));
+        }
+        let scheme = token.token().scheme();
+        let may_send_again =
+            self.may_replace_token || self.may_answer_challenge && scheme.may_challenge();
+        if !may_send_again {
+            // The body can be forgotten as it is sent.
+            self.saved = Saved::Nothing(NotSaved::LastSend);
+        }
+        let sent = match scheme.put_on(&mut request) {
             Put::Done(presented) => Some(SentToken { token, presented }),
             // A request that waits for the first token can't know which header that goes into.
             Put::CallersOwn => None,
@@ -492,6 +502,15 @@ where
         };
         let response = self.service.call(request);
         Ok(Stage::Calling { sent, response })
+    }
+
+    /// Whether the body of the request is still the one that was made for this send.
+    fn is_unchanged(&self) -> bool {
+        let is_first_send = self.may_replace_token && self.may_answer_challenge;
+        match &self.saved {
+            Saved::Request(saved) if !is_first_send => saved.is_unchanged(&self.options.policy),
+            Saved::Request(_) | Saved::Nothing(_) => true,
+        }
     }
 
     fn answered(
@@ -554,10 +573,6 @@ where
         if request.is_err() && matches!(rejection, Rejection::Withheld) {
             // The requests that follow need another token.
             options.cache.renew_in_background();
-        }
-        if !(self.may_answer_challenge && token.token().scheme().may_challenge()) {
-            // The body can be forgotten as it is sent.
-            self.saved = Saved::Nothing(NotSaved::LastSend);
         }
         request
     }

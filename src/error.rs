@@ -118,6 +118,8 @@ pub(crate) enum Kind {
     RuntimeLost,
     /// The request's header map is full.
     TooManyHeaders,
+    /// The body of a replay changed before the replay could be sent.
+    BodyChanged,
     /// The rejected token was renewed too recently to renew it again. Callers of the layer see
     /// [`NotReplayed::CoolingDown`](crate::NotReplayed::CoolingDown) instead.
     CoolingDown,
@@ -242,6 +244,14 @@ impl Error {
         matches!(self.inner.kind, Kind::TooManyHeaders)
     }
 
+    /// Returns whether the request's body changed while the call waited to send it again.
+    ///
+    /// The body shares its data with the body that was sent first, and that one was read meanwhile.
+    /// See [`CloneBody`](crate::replay::CloneBody).
+    pub fn is_body_changed(&self) -> bool {
+        matches!(self.inner.kind, Kind::BodyChanged)
+    }
+
     /// Returns whether the same call may succeed later.
     ///
     /// These errors are transient:
@@ -265,7 +275,10 @@ impl Error {
             | Kind::RuntimeLost
             | Kind::CoolingDown
             | Kind::Expired => true,
-            Kind::Configuration(_) | Kind::InvalidToken { .. } | Kind::TooManyHeaders => false,
+            Kind::Configuration(_)
+            | Kind::InvalidToken { .. }
+            | Kind::TooManyHeaders
+            | Kind::BodyChanged => false,
         }
     }
 
@@ -370,6 +383,7 @@ impl Error {
             Kind::NoRuntime => "no_runtime",
             Kind::RuntimeLost => "runtime_lost",
             Kind::TooManyHeaders => "too_many_headers",
+            Kind::BodyChanged => "body_changed",
             Kind::CoolingDown => "cooling_down",
             Kind::Expired => "expired",
         }
@@ -486,6 +500,10 @@ impl fmt::Display for Error {
             ),
             Kind::TooManyHeaders => f.write_str(
                 "request has no room for the access token: it has as many headers as it can hold",
+            ),
+            Kind::BodyChanged => f.write_str(
+                "request was not sent again because its body changed: it shares its data with the \
+                 body that was sent first",
             ),
             Kind::CoolingDown => f.write_str(
                 "access token was rejected, and the cool-down after the last renewal is not over",

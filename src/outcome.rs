@@ -165,6 +165,9 @@ pub enum NotReplayed {
     BodyOverLimit,
     /// Reading the body failed while [`Buffered`](crate::replay::Buffered) sent it.
     BodyFailed,
+    /// The body reports neither its exact size nor that it has ended, so
+    /// [`CloneBody`](crate::replay::CloneBody) can't check whether a clone is complete.
+    BodySizeUnknown,
     /// The clone of the body is shallow: it shares its data with the body that was sent.
     BodyShared,
     /// The replay policy couldn't restore the body.
@@ -199,6 +202,7 @@ impl fmt::Display for NotReplayed {
             Self::BodyNotKept => "nothing was kept of the request's body",
             Self::BodyOverLimit => "more of the request's body was sent than may be kept",
             Self::BodyFailed => "reading the request's body failed",
+            Self::BodySizeUnknown => "the request's body reported no exact size",
             Self::BodyShared => "the clone of the request's body shares its data with the body",
             Self::BodyNotRestored => "the request's body could not be made a second time",
             Self::OptedOut => "the request carried `NoReplay`",
@@ -295,6 +299,7 @@ mod tests {
             NotReplayed::BodyNotKept,
             NotReplayed::BodyOverLimit,
             NotReplayed::BodyFailed,
+            NotReplayed::BodySizeUnknown,
             NotReplayed::BodyShared,
             NotReplayed::BodyNotRestored,
             NotReplayed::OptedOut,

@@ -321,6 +321,7 @@ async fn exactly_one_question_is_true_of_each_error() {
             ("no runtime", error.is_no_runtime()),
             ("expired", error.is_expired()),
             ("too many headers", error.is_too_many_headers()),
+            ("body changed", error.is_body_changed()),
         ];
         let mut yes = questions
             .iter()

@@ -6,7 +6,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, mpsc},
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -17,11 +17,11 @@ use http::{
     header::AUTHORIZATION,
 };
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use http_body_util::{BodyExt, Either, Empty, Full, StreamBody};
 use support::{Issuer, rejection};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    ClientCredentialsLayer, NotReplayed, TokenCache, TokenOutcome,
+    ClientCredentialsLayer, Error, NotReplayed, TokenCache, TokenOutcome,
     replay::{Buffered, CloneBody, CloneWith, ReplayPolicy},
 };
 
@@ -299,11 +299,18 @@ async fn clone_that_shares_its_source_is_not_replayed() {
     assert_eq!(seen[0].1, "name=Ada");
 }
 
-/// As [`Shallow`], but it reports only whether it has ended.
-#[derive(Clone)]
-struct ShallowStream(Shallow);
+/// The reason why the request with this body was sent only once.
+fn reason<ResBody>(response: &Response<ResBody>) -> &NotReplayed {
+    let outcome = response.extensions().get::<TokenOutcome>();
+    let reason = outcome.and_then(TokenOutcome::not_replayed);
+    reason.expect("the response says why the request was sent once")
+}
 
-impl Body for ShallowStream {
+/// As [`Shallow`], but it reports the size of the whole body, however much is left.
+#[derive(Clone)]
+struct ShallowOfFixedSize(Shallow);
+
+impl Body for ShallowOfFixedSize {
     type Data = Bytes;
     type Error = BoxError;
 
@@ -317,23 +324,161 @@ impl Body for ShallowStream {
     fn is_end_stream(&self) -> bool {
         self.0.0.lock().unwrap().is_none()
     }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(8)
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn clone_that_reports_another_end_than_before_is_not_replayed() {
     let shallow = Shallow(Arc::new(Mutex::new(Some("name=Ada".into()))));
 
-    let (response, seen) = send(CloneBody, ShallowStream(shallow)).await;
+    let (response, seen) = send(CloneBody, ShallowOfFixedSize(shallow)).await;
 
     assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
-    assert!(matches!(
-        response
-            .extensions()
-            .get::<TokenOutcome>()
-            .and_then(TokenOutcome::not_replayed),
-        Some(NotReplayed::BodyShared)
-    ));
+    assert!(matches!(reason(&response), NotReplayed::BodyShared));
     assert_eq!(seen.len(), 1);
+}
+
+/// A stream over a receiver that all clones share. It reports the given size of what is left, and
+/// its end if it has ended from the start.
+#[derive(Clone)]
+struct SharedStream {
+    frames: Arc<Mutex<mpsc::Receiver<Bytes>>>,
+    size: Bounds,
+    has_ended: bool,
+}
+
+impl SharedStream {
+    fn of<const N: usize>(frames: [&'static str; N], size: Bounds) -> Self {
+        let (sender, receiver) = mpsc::channel();
+        for frame in frames {
+            sender.send(Bytes::from(frame)).unwrap();
+        }
+        Self {
+            frames: Arc::new(Mutex::new(receiver)),
+            size,
+            has_ended: N == 0,
+        }
+    }
+}
+
+impl Body for SharedStream {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = self.frames.lock().unwrap().try_recv().ok();
+        Poll::Ready(frame.map(|data| Ok(Frame::data(data))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.has_ended
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (lower, upper) = self.size;
+        let mut size = SizeHint::new();
+        size.set_lower(lower);
+        if let Some(upper) = upper {
+            size.set_upper(upper);
+        }
+        size
+    }
+}
+
+/// The least and the most bytes that a body may have.
+type Bounds = (u64, Option<u64>);
+
+const UNKNOWN: Bounds = (0, None);
+
+/// An API that reads one frame of the first body before it rejects the token, and the second body
+/// to its end.
+fn api_reading_one_frame(
+    seen: Seen,
+) -> impl Service<Request<SharedStream>, Response = Response<String>, Error = BoxError> + Clone {
+    let reading = reading_api(seen.clone());
+    service_fn(move |request: Request<SharedStream>| {
+        let (reading, seen) = (reading.clone(), seen.clone());
+        async move {
+            if request.headers()[AUTHORIZATION] == "Bearer token-2" {
+                return reading.oneshot(request).await;
+            }
+            let (head, mut body) = request.into_parts();
+            let frame = body.frame().await.unwrap()?.into_data().unwrap();
+            seen.lock().unwrap().push((head, frame));
+            Ok(rejection())
+        }
+    })
+}
+
+#[tokio::test(start_paused = true)]
+async fn clone_of_unknown_size_is_not_replayed() {
+    for size in [UNKNOWN, (2, None), (0, Some(8)), (2, Some(8))] {
+        let body = || SharedStream::of(["name", "=Ada"], size);
+
+        let (response, seen) = send(CloneBody, body()).await;
+
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert!(matches!(reason(&response), NotReplayed::BodySizeUnknown));
+        assert_eq!(seen.len(), 1);
+        assert_eq!(seen[0].1, "name=Ada");
+
+        let seen = Seen::default();
+        let service = ClientCredentialsLayer::new(Issuer::new().service())
+            .layer(api_reading_one_frame(seen.clone()));
+        let response = service.oneshot(support::request().map(|_| body())).await;
+
+        assert!(matches!(
+            reason(&response.unwrap()),
+            NotReplayed::BodySizeUnknown
+        ));
+        assert_eq!(seen.lock().unwrap().len(), 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejected_token_of_a_body_of_unknown_size_is_renewed_for_the_next_call() {
+    let issuer = Issuer::new();
+    let service = ClientCredentialsLayer::new(issuer.service()).layer(reading_api(Seen::default()));
+    let request = || support::request().map(|_| SharedStream::of(["a"], UNKNOWN));
+
+    let first = service.clone().oneshot(request()).await.unwrap();
+    let second = service.oneshot(request()).await.unwrap();
+
+    assert_eq!(first.status(), StatusCode::UNAUTHORIZED);
+    assert_eq!(second.status(), StatusCode::OK);
+    assert_eq!(issuer.requests(), 2);
+}
+
+/// Sends a body whose first token is rejected, and expects that all of it arrives twice.
+async fn assert_replayed<B>(body: B, data: &str)
+where
+    B: Body<Error: Into<BoxError>> + Clone,
+{
+    let (response, seen) = send(CloneBody, body).await;
+
+    assert_eq!(response.status(), StatusCode::OK, "{data}");
+    assert_eq!(seen.len(), 2, "{data}");
+    assert!(seen.iter().all(|(_, body)| body == data), "{data}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn clone_of_exact_size_is_replayed_and_so_is_a_body_that_has_ended() {
+    let full = || Full::new(Bytes::from("name=Ada"));
+    assert_replayed(full(), "name=Ada").await;
+    assert_replayed(Full::new(Bytes::new()), "").await;
+    assert_replayed(Either::<_, Empty<Bytes>>::Left(full()), "name=Ada").await;
+    assert_replayed(full().map_err(BoxError::from), "name=Ada").await;
+    assert_replayed(Empty::<Bytes>::new(), "").await;
+    assert_replayed("name=Ada".to_owned(), "name=Ada").await;
+    assert_replayed(String::new(), "").await;
+    // Nothing can be lost of a body that reports its end, whatever it says about its size.
+    assert_replayed(SharedStream::of([], UNKNOWN), "").await;
 }
 
 /// Reads a body to its end.
@@ -381,6 +526,50 @@ async fn clone_that_shares_its_source_with_the_first_replay_is_not_replayed_agai
 
     assert!(CloneBody.restore(&mut kept).is_none());
 }
+
+/// An HTTP client may read the first body until long after the API has answered.
+#[tokio::test(start_paused = true)]
+async fn clone_whose_source_is_read_during_the_renewal_is_not_replayed() {
+    for size in ["live", "fixed"] {
+        let (seen, reading) = (Seen::default(), reading_api(Seen::default()));
+        let api = service_fn({
+            let seen = seen.clone();
+            move |request: Request<Sizes>| {
+                let (head, body) = request.into_parts();
+                seen.lock().unwrap().push((head.clone(), Bytes::new()));
+                let reading = reading.clone();
+                async move {
+                    if head.headers[AUTHORIZATION] == "Bearer token-1" {
+                        tokio::spawn(async move {
+                            tokio::time::sleep(Duration::from_millis(100)).await;
+                            assert_eq!(read(body).await, "name=Ada");
+                        });
+                        return Ok(rejection());
+                    }
+                    reading.oneshot(Request::from_parts(head, body)).await
+                }
+            }
+        });
+        let issuer = Issuer::new().latency(Duration::from_millis(200));
+        let service = ClientCredentialsLayer::new(issuer.service()).layer(api);
+        let shallow = Shallow(Arc::new(Mutex::new(Some("name=Ada".into()))));
+        let body = match size {
+            "live" => Sizes::Left(shallow),
+            _ => Sizes::Right(ShallowOfFixedSize(shallow)),
+        };
+
+        let error = service.oneshot(support::request().map(|_| body)).await;
+
+        let error = error.unwrap_err().downcast::<Error>().unwrap();
+        assert!(error.is_body_changed(), "{error}");
+        assert_eq!(error.rejected_status(), Some(StatusCode::UNAUTHORIZED));
+        assert_eq!(error.waited(), Some(Duration::from_millis(400)));
+        assert_eq!(seen.lock().unwrap().len(), 1, "{size}");
+    }
+}
+
+/// A shallow body that reports what is left, or the size of the whole.
+type Sizes = Either<Shallow, ShallowOfFixedSize>;
 
 /// A body whose `Debug` shows its data.
 type Shown = Full<Bytes>;

@@ -5,15 +5,20 @@ use http_body::{Body, SizeHint};
 use super::ReplayPolicy;
 use crate::NotReplayed;
 
-/// Keeps a clone of each body.
+/// Keeps a clone of each body whose exact size is known.
 ///
 /// Use it for `Full<Bytes>`, `Empty`, `String` and all other bodies whose clones are independent
-/// copies.
+/// copies and that report their exact size.
 ///
 /// The clones of some bodies read from the same source: after one of them has been sent, the others
-/// are empty. Such a body isn't replayed. It is detected by comparing `size_hint` and
-/// `is_end_stream` of the clone before the first send and before the replay. This doesn't work for
-/// bodies of unknown size, so use another policy for them.
+/// are empty or incomplete. Such a clone isn't sent as if it were complete:
+///
+/// * Before the first send, the body must report its exact size ([`SizeHint::exact`]) or that it has
+///   ended. Otherwise no clone is kept, and the reason is [`NotReplayed::BodySizeUnknown`]. For
+///   streams, use [`Buffered`](super::Buffered); for copies that you know to be independent, use
+///   [`CloneWith`].
+/// * Before the replay, the clone must still report the same size and end. Otherwise the reason is
+///   [`NotReplayed::BodyShared`].
 ///
 /// If the body isn't `Clone`, the stack doesn't implement `Service`. Where a `Service` is required,
 /// the compiler error lists the alternatives. Where a method is called, it only says that the
@@ -65,12 +70,20 @@ impl<B: Body + Clone> ReplayPolicy<B> for CloneBody {
     type Kept = Kept<B>;
 
     fn split(&self, body: B) -> (B, Option<Kept<B>>) {
-        let kept = Kept::new(body.clone());
-        (body, Some(kept))
+        let kept = has_known_size(&body).then(|| Kept::new(body.clone()));
+        (body, kept)
     }
 
     fn restore(&self, kept: &mut Kept<B>) -> Option<B> {
         kept.unchanged_copy().cloned()
+    }
+
+    fn is_unchanged(&self, kept: &Kept<B>) -> bool {
+        kept.unchanged_copy().is_some()
+    }
+
+    fn not_kept(&self) -> NotReplayed {
+        NotReplayed::BodySizeUnknown
     }
 
     fn not_restored(&self, _: &Kept<B>) -> NotReplayed {
@@ -78,13 +91,20 @@ impl<B: Body + Clone> ReplayPolicy<B> for CloneBody {
     }
 }
 
+/// Whether the body reports how much data it has, so that a clone that lacks some of it reports
+/// another size.
+fn has_known_size(body: &impl Body) -> bool {
+    body.is_end_stream() || body.size_hint().exact().is_some()
+}
+
 /// Keeps a copy of each body, made by a function.
 ///
 /// Use it for bodies with their own copy function, such as kube's `Body::try_clone`.
 ///
 /// The function copies the body before the first send. Before each replay, it copies that copy. If
-/// it returns `None`, the request isn't sent again. As with [`CloneBody`], bodies whose copies read
-/// from the same source aren't replayed.
+/// it returns `None`, the request isn't sent again. Unlike [`CloneBody`], this policy also replays
+/// copies of unknown size, so the function must only return independent copies. A copy that no
+/// longer reports the size and end that it reported before the first send isn't replayed.
 ///
 /// # Examples
 ///
@@ -129,6 +149,10 @@ where
 
     fn restore(&self, kept: &mut Kept<B>) -> Option<B> {
         kept.unchanged_copy().and_then(&self.0)
+    }
+
+    fn is_unchanged(&self, kept: &Kept<B>) -> bool {
+        kept.unchanged_copy().is_some()
     }
 
     fn not_restored(&self, _: &Kept<B>) -> NotReplayed {

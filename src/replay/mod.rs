@@ -2,7 +2,7 @@
 //!
 //! | policy | for | what is kept |
 //! |---|---|---|
-//! | [`CloneBody`] (default) | bodies whose clone is an independent copy: `Full<Bytes>`, `Empty`, `String` | a clone |
+//! | [`CloneBody`] (default) | bodies of known size whose clone is an independent copy: `Full<Bytes>`, `Empty`, `String` | a clone |
 //! | [`CloneWith`] | bodies with their own copy function, such as kube's `Body::try_clone` | the copy that the function returns |
 //! | [`Buffered`] | all other bodies, such as streams | the frames, up to a limit |
 //! | [`NoReplay`] | requests that must not be sent twice | nothing |
@@ -114,6 +114,20 @@ pub trait ReplayPolicy<B> {
     /// so `kept` must remain usable. Return `None` if the body can't be sent again. The caller then
     /// gets the API's rejection.
     fn restore(&self, kept: &mut Self::Kept) -> Option<Self::Body>;
+
+    /// Returns whether the body that [`restore`](Self::restore) created is still complete.
+    ///
+    /// Called right before each replay is sent. Since `restore`, the call may have waited for
+    /// another token while the HTTP client read more of the first body. Override this method if
+    /// bodies can share their data. If it returns `false`, the request isn't sent again, and the
+    /// call fails with an [`Error`](crate::Error) whose
+    /// [`is_body_changed`](crate::Error::is_body_changed) is `true`.
+    ///
+    /// Returns `true` by default.
+    fn is_unchanged(&self, kept: &Self::Kept) -> bool {
+        let _ = kept;
+        true
+    }
 
     /// Returns the reason to report if [`split`](Self::split) kept nothing.
     ///

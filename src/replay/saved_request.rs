@@ -103,6 +103,14 @@ impl<K> SavedRequest<K> {
         *request.extensions_mut() = self.extensions.clone();
         Ok(request)
     }
+
+    /// Whether the body of the request that was made again is still complete.
+    pub(crate) fn is_unchanged<B, R>(&self, policy: &R) -> bool
+    where
+        R: ReplayPolicy<B, Kept = K>,
+    {
+        policy.is_unchanged(&self.kept)
+    }
 }
 
 fn without_token(headers: &HeaderMap, scheme: Option<&Scheme>) -> Vec<Header> {
