@@ -135,6 +135,7 @@
 //! [RFC 6749]: https://www.rfc-editor.org/rfc/rfc6749
 //! [RFC 6749 §4.4]: https://www.rfc-editor.org/rfc/rfc6749#section-4.4
 
+#![forbid(unsafe_code)]
 #![warn(clippy::disallowed_methods)]
 #![cfg_attr(not(test), warn(clippy::unwrap_used))]
 

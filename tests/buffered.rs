@@ -407,6 +407,114 @@ fn body_of_trailers_alone_is_replayed() {
     assert!(second.is_end_stream());
 }
 
+/// A body that reports what a function says.
+struct Reporting {
+    script: Script,
+    report: Report,
+}
+
+type Report = fn(&Script) -> Framing;
+
+/// What decides how HTTP clients frame a body: whether it has ended, and its exact size.
+type Framing = (bool, Option<u64>);
+
+fn framing(body: &impl Body) -> Framing {
+    (body.is_end_stream(), body.size_hint().exact())
+}
+
+impl Body for Reporting {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Pin::new(&mut self.script).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        (self.report)(&self.script).0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let size = (self.report)(&self.script).1;
+        size.map_or_else(SizeHint::default, SizeHint::with_exact)
+    }
+}
+
+/// Whatever is in memory when a replay starts, and however much of the body was read before.
+#[test]
+fn every_send_is_framed_as_the_original_body() {
+    let reports: [(&str, Report); 6] = [
+        ("nothing", |_| (false, None)),
+        ("its end", |script| (script.steps.is_empty(), None)),
+        ("its size", |script| (false, script.size_hint().exact())),
+        ("its size and its end", |script| {
+            (script.steps.is_empty(), script.size_hint().exact())
+        }),
+        ("a larger size than it has", |_| (false, Some(10))),
+        // A body that learns its size when it is polled.
+        ("its size once it is polled", |script| {
+            let is_polled = script.waker.lock().unwrap().is_some();
+            (false, script.size_hint().exact().filter(|_| is_polled))
+        }),
+    ];
+    let bodies = [
+        vec![],
+        vec![Step::Pending],
+        vec![data("ab")],
+        vec![data("")],
+        vec![data("ab"), data("cd")],
+        vec![Step::Pending, data("ab"), data("cd")],
+        vec![data("ab"), Step::Trailers(trailers())],
+        vec![Step::Trailers(trailers())],
+    ];
+    for (name, report) in reports {
+        for steps in &bodies {
+            for polls in 0..5 {
+                let script = Script {
+                    // For the size of a script; only the report is visible.
+                    is_sized: true,
+                    ..script(steps.clone())
+                };
+                let body = Reporting { script, report };
+                let original = framing(&body);
+                let case = format!("{steps:?}, {polls} polls, reports {name}");
+
+                let (mut first, kept) = split(body);
+                assert_eq!(framing(&first), original, "first send: {case}");
+                let mut kept = kept.unwrap();
+                for send in ["first", "second"] {
+                    for _ in 0..polls {
+                        let _ = next(&mut first);
+                    }
+                    first = Buffered::new(LIMIT).restore(&mut kept).unwrap();
+                    assert_eq!(framing(&first), original, "{send} replay: {case}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn reader_reports_the_end_once_it_has_read_everything() {
+    for steps in [
+        vec![],
+        vec![Step::Pending],
+        vec![data("ab")],
+        vec![data("ab"), data("cd")],
+    ] {
+        let (mut first, kept) = split(script(steps.clone()));
+        while !matches!(next(&mut first), Some(None)) {}
+        assert_eq!(framing(&first), (true, Some(0)), "{steps:?}");
+
+        let mut second = restore(kept).unwrap();
+        read(&mut second);
+        assert_eq!(framing(&second), (true, Some(0)), "{steps:?}");
+    }
+}
+
 /// HTTP/1.1 drops the trailers of a body whose length is known.
 #[test]
 fn buffering_gives_a_body_with_trailers_no_exact_size() {
@@ -495,38 +603,94 @@ fn body_that_reports_a_size_over_the_limit_is_passed_through() {
     assert!(first.is_end_stream());
 }
 
+/// A frame that is large enough for its memory to be shared rather than copied.
+const LARGE: usize = 8 * 1024;
+
+fn split_large<B>(body: B) -> (ReplayBody<B>, Option<KeptFrames<B>>)
+where
+    B: Body<Error: Into<BoxError>>,
+{
+    Buffered::new(4 * LARGE).split(body)
+}
+
+/// Reads the next frame, which is data.
+fn next_data<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> Bytes {
+    let Some(Some(Ok(frame))) = next(body) else {
+        panic!("there is no frame")
+    };
+    frame.into_data().unwrap_or_default()
+}
+
 #[test]
-fn data_is_not_copied() {
-    let chunk = Bytes::from(vec![7; 100]);
-    let at = chunk.as_ptr();
-    for steps in [
-        vec![Step::Data(chunk.clone())],
-        vec![Step::Data(chunk.clone()), data("more")],
-    ] {
-        for is_sized in [false, true] {
+fn large_frames_share_their_memory_with_the_replay_and_smaller_ones_are_copied() {
+    for (size, is_shared) in [(LARGE, true), (LARGE - 1, false), (1, false)] {
+        let chunk = Bytes::from(vec![7; size]);
+        for (steps, is_sized) in [
+            // In memory, first of several frames, and a later frame.
+            (vec![Step::Data(chunk.clone())], true),
+            (vec![Step::Data(chunk.clone()), data("more")], true),
+            (vec![Step::Data(chunk.clone()), data("more")], false),
+            (vec![Step::Pending, Step::Data(chunk.clone())], false),
+        ] {
             let body = Script {
                 is_sized,
-                ..script(steps.clone())
+                ..script(steps)
             };
-            let (mut first, kept) = split(body);
-            let Some(Some(Ok(frame))) = next(&mut first) else {
-                panic!()
-            };
-            assert_eq!(frame.into_data().unwrap().as_ptr(), at);
-            let mut second = restore(kept).unwrap();
-            let Some(Some(Ok(frame))) = next(&mut second) else {
-                panic!()
-            };
-            assert_eq!(frame.into_data().unwrap().as_ptr(), at);
+            let (mut first, kept) = split_large(body);
+            while next(&mut first).is_none_or(|frame| frame.is_some()) {}
+            drop(first);
+
+            let second = next_data(&mut restore(kept).unwrap());
+
+            assert!(second.starts_with(&chunk));
+            assert_eq!(second.as_ptr() == chunk.as_ptr(), is_shared, "{size} bytes");
         }
     }
 }
 
 #[test]
+fn first_send_gets_the_frames_of_the_source() {
+    let chunks = [1, 100, LARGE].map(|size| Bytes::from(vec![7; size]));
+    // Without the first step, one frame would be read before the first send.
+    let steps = [Step::Pending].into_iter();
+    let steps = steps.chain(chunks.clone().map(Step::Data));
+    let (mut first, _kept) = split_large(script(steps));
+
+    for chunk in chunks {
+        let frame = next_data(&mut first);
+        assert_eq!((frame.as_ptr(), frame.len()), (chunk.as_ptr(), chunk.len()));
+    }
+}
+
+#[test]
+fn replay_sends_small_frames_together_and_in_order() {
+    let large = Bytes::from(vec![b'X'; LARGE]);
+    let (mut first, kept) = split_large(script([
+        data("ab"),
+        data("cd"),
+        data("ef"),
+        Step::Data(large.clone()),
+        data("gh"),
+        data("ij"),
+        Step::Trailers(trailers()),
+    ]));
+    read(&mut first);
+
+    let mut second = restore(kept).unwrap();
+
+    // The first frame was read before the first send.
+    for expected in ["ab".into(), "cdef".into(), large, "ghij".into()] {
+        assert_eq!(next_data(&mut second), expected);
+    }
+    assert_eq!(read(&mut second), (Bytes::new(), Some(trailers())));
+}
+
+#[test]
 fn sent_frames_are_freed_when_the_kept_frames_are_dropped() {
-    let chunk = Bytes::from(vec![7; 100]);
-    let (mut first, kept) = split(script([Step::Data(chunk.clone()), data("more")]));
-    next(&mut first);
+    let chunk = Bytes::from(vec![7; LARGE]);
+    let (mut first, kept) = split_large(script([Step::Data(chunk.clone()), data("more")]));
+    drop(next(&mut first));
+    assert!(!chunk.is_unique(), "a replay would lack the first chunk");
 
     drop(kept);
 
@@ -613,8 +777,9 @@ fn replay_that_failed_is_not_replayed() {
 
 #[test]
 fn frames_of_a_replay_are_freed_when_the_kept_frames_are_dropped() {
-    let [one, two] = [1, 2].map(|byte| Bytes::from(vec![byte; 100]));
-    let (_first, kept) = split(script([Step::Data(one.clone()), Step::Data(two.clone())]));
+    let [one, two] = [1, 2].map(|byte| Bytes::from(vec![byte; LARGE]));
+    let steps = [Step::Data(one.clone()), Step::Data(two.clone())];
+    let (_first, kept) = split_large(script(steps));
     let mut kept = kept.unwrap();
     let mut second = Buffered::new(LIMIT).restore(&mut kept).unwrap();
     drop(next(&mut second));
@@ -782,9 +947,21 @@ fn reenter() {
 
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => proptest::collection::vec(any::<u8>(), 0..200).prop_map(|bytes| Step::Data(bytes.into())),
+        4 => any_data(0..200),
+        1 => any_data(LARGE - 100..LARGE + 100),
         1 => Just(Step::Pending),
     ]
+}
+
+fn any_data(sizes: std::ops::Range<usize>) -> impl Strategy<Value = Step> {
+    (sizes, any::<u8>()).prop_map(|(size, start)| {
+        let bytes = (0..size).map(|at| start.wrapping_add((at % 251) as u8));
+        Step::Data(bytes.collect())
+    })
+}
+
+fn any_limit() -> impl Strategy<Value = usize> {
+    prop_oneof![0_usize..1500, 0..12 * LARGE]
 }
 
 fn all_data(steps: &VecDeque<Step>) -> Bytes {
@@ -805,7 +982,7 @@ proptest! {
         mut steps in proptest::collection::vec(any_step(), 0..12),
         has_trailers in any::<bool>(),
         is_sized in any::<bool>(),
-        limit in 0_usize..1500,
+        limit in any_limit(),
         polls_before in 0_usize..20,
         is_first_dropped in any::<bool>(),
         polls_of_first_between in proptest::collection::vec(any::<bool>(), 0..20),
@@ -853,7 +1030,7 @@ proptest! {
         mut steps in proptest::collection::vec(any_step(), 0..12),
         has_trailers in any::<bool>(),
         is_sized in any::<bool>(),
-        limit in 0_usize..1500,
+        limit in any_limit(),
         polls_of_first in 0_usize..20,
         polls_of_second in 0_usize..20,
         polls_of_second_between in proptest::collection::vec(any::<bool>(), 0..20),
@@ -1045,7 +1222,7 @@ proptest! {
         mut steps in proptest::collection::vec(any_step(), 0..12),
         has_trailers in any::<bool>(),
         is_sized in any::<bool>(),
-        limit in 0_usize..1500,
+        limit in any_limit(),
         polls_before in 0_usize..20,
     ) {
         if has_trailers {

@@ -5,13 +5,13 @@
 //! Older readers get an error.
 //!
 //! Nothing but the buffer's own code runs under its lock. A reader takes the source out of the
-//! buffer to poll it, and frames and wakers are dropped and woken after unlocking, because all of
-//! them may run code of the caller that uses the buffer.
+//! buffer to poll it. What the lock guards and the caller has made is dropped after unlocking:
+//! frames, wakers, errors and the source. Wakers are woken then, too. All of them may run code of
+//! the caller that uses the buffer.
 
 #[cfg(not(all(test, interleavings)))]
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::{
-    collections::VecDeque,
     error::Error as StdError,
     fmt, mem,
     pin::Pin,
@@ -27,6 +27,7 @@ use tower::BoxError;
 
 use super::{
     frame::StoredFrame,
+    frames::Frames,
     framing::Framing,
     source::{Outcome, Source, SourcePoll},
 };
@@ -47,20 +48,18 @@ pub(super) struct KeptBuffer<B> {
 impl<B> BufferedReader<B> {
     /// Creates a buffer of a body that has been polled once, and its first reader.
     pub(super) fn new(first_poll: SourcePoll<B>, framing: Framing, limit: usize) -> Self {
-        let mut buffer = Buffer {
-            frames: VecDeque::new(),
-            position: 0,
+        let mut frames = Frames::new(limit);
+        if let Some(frame) = &first_poll.frame {
+            drop(frames.push_unread(frame.to_kept()));
+        }
+        let buffer = Buffer {
+            frames,
             source: first_poll.source,
             framing,
-            retention: Retention::AllFrames,
-            bytes_read: 0,
-            limit,
             reader: 0,
+            is_polled: false,
             waiting: None,
         };
-        if let Some(frame) = first_poll.frame {
-            drop(buffer.push(frame));
-        }
         Self {
             number: buffer.reader,
             buffer: Arc::new(Mutex::new(buffer)),
@@ -69,8 +68,8 @@ impl<B> BufferedReader<B> {
 
     /// Keeps the buffer for another reader, unless the first frame exceeds the limit already.
     pub(super) fn keep(&self) -> Option<KeptBuffer<B>> {
-        let retention = lock(&self.buffer).retention;
-        (retention == Retention::AllFrames).then(|| KeptBuffer {
+        let can_start = lock(&self.buffer).frames.are_complete();
+        can_start.then(|| KeptBuffer {
             buffer: Arc::clone(&self.buffer),
         })
     }
@@ -107,10 +106,10 @@ where
                 Read::Source(body) => body,
             };
             match self.poll_source(body, cx) {
-                Outcome::Progress => {}
-                Outcome::EmptyFrame => return Poll::Ready(Some(Ok(Frame::data(Bytes::new())))),
+                Polled::Frame(frame) => return Poll::Ready(Some(Ok(frame))),
+                Polled::Progress => {}
                 // If a newer reader started meanwhile, it has woken this one.
-                Outcome::Pending => return Poll::Pending,
+                Polled::Pending => return Poll::Pending,
             }
         }
     }
@@ -124,16 +123,29 @@ where
     }
 
     /// Polls the source outside the lock, and stores what it returned.
-    fn poll_source(&self, body: Pin<Box<B>>, cx: &mut Context<'_>) -> Outcome {
+    fn poll_source(&self, body: Pin<Box<B>>, cx: &mut Context<'_>) -> Polled {
         let guard = PanicGuard(&self.buffer);
         let poll = SourcePoll::new(body, cx);
         mem::forget(guard);
 
         let outcome = poll.outcome;
-        let after_unlock = lock(&self.buffer).store(poll, self.number);
+        let (frame, after_unlock) = lock(&self.buffer).store(poll, self.number);
         after_unlock.run();
-        outcome
+        match (outcome, frame) {
+            (Outcome::Pending, _) => Polled::Pending,
+            (Outcome::EmptyFrame, _) => Polled::Frame(Frame::data(Bytes::new())),
+            (Outcome::Progress, Some(frame)) => Polled::Frame(frame.into()),
+            (Outcome::Progress, None) => Polled::Progress,
+        }
     }
+}
+
+/// What a reader learns from a poll of the source.
+enum Polled {
+    Frame(Frame<Bytes>),
+    /// The source has ended or failed, or a newer reader gets the frame.
+    Progress,
+    Pending,
 }
 
 /// Fails the source if polling it panics, so that no reader waits for it forever.
@@ -178,30 +190,16 @@ impl<B> Drop for KeptBuffer<B> {
 
 /// What the readers of a body share. Changed only under its lock.
 struct Buffer<B> {
-    /// The stored frames, oldest first.
-    frames: VecDeque<StoredFrame>,
-    /// Index of the frame that the newest reader reads next.
-    position: usize,
+    frames: Frames,
     source: Source<B>,
     framing: Framing,
-    retention: Retention,
-    /// Bytes of data that the source has returned.
-    bytes_read: usize,
-    limit: usize,
     /// Number of the newest reader, the only one that may read.
     reader: usize,
+    /// Whether the newest reader has been polled.
+    is_polled: bool,
     /// The newest reader's waker: woken when another reader has put the source back, and when the
     /// reader is superseded.
     waiting: Option<Waker>,
-}
-
-/// Which frames a buffer keeps.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Retention {
-    /// All frames, because another reader may start.
-    AllFrames,
-    /// Frames that the newest reader has not read. Its position stays at 0.
-    UnreadOnly,
 }
 
 /// What a reader gets from a buffer.
@@ -217,15 +215,16 @@ enum Read<B> {
 
 /// What a change of a buffer leaves to do after unlocking.
 #[must_use]
-struct AfterUnlock {
+struct AfterUnlock<B> {
     wake: Option<Waker>,
     discarded: Vec<StoredFrame>,
+    replaced: Option<Source<B>>,
 }
 
-impl AfterUnlock {
+impl<B> AfterUnlock<B> {
     fn run(self) {
         self.wake.into_iter().for_each(Waker::wake);
-        drop(self.discarded);
+        drop((self.discarded, self.replaced));
     }
 }
 
@@ -235,7 +234,8 @@ impl<B> Buffer<B> {
         if self.reader != reader {
             return Read::Error(Superseded.into());
         }
-        if let Some(frame) = self.next_frame() {
+        self.is_polled = true;
+        if let Some(frame) = self.frames.next() {
             return Read::Frame(frame);
         }
         match &mut self.source {
@@ -248,103 +248,88 @@ impl<B> Buffer<B> {
         }
     }
 
-    fn next_frame(&mut self) -> Option<StoredFrame> {
-        match self.retention {
-            Retention::UnreadOnly => self.frames.pop_front(),
-            Retention::AllFrames => {
-                let frame = self.frames.get(self.position)?.clone();
-                self.position += 1;
-                Some(frame)
+    /// Stores what a reader's poll of the source returned. Returns the frame if the reader is the
+    /// newest, which then has read it; otherwise the newest reader will.
+    fn store(
+        &mut self,
+        poll: SourcePoll<B>,
+        reader: usize,
+    ) -> (Option<StoredFrame>, AfterUnlock<B>) {
+        let mut after_unlock = self.replace_source(poll.source);
+        let mut passed_on = None;
+        if self.reader == reader {
+            passed_on = poll.frame;
+            if let Some(frame) = &passed_on {
+                after_unlock.discarded = self.frames.push_read(frame);
+            }
+        } else {
+            after_unlock.wake = self.waiting.take();
+            if let Some(frame) = poll.frame {
+                after_unlock.discarded = self.frames.push_unread(frame);
             }
         }
+        (passed_on, after_unlock)
     }
 
-    /// Stores what a reader's poll of the source returned.
-    fn store(&mut self, poll: SourcePoll<B>, reader: usize) -> AfterUnlock {
-        self.source = poll.source;
-        let discarded = poll.frame.map_or_else(Vec::new, |frame| self.push(frame));
-        // The reader that polled goes on by itself; a newer one waits for the source.
-        let is_superseded = self.reader != reader;
-        AfterUnlock {
-            wake: is_superseded.then(|| self.waiting.take()).flatten(),
-            discarded,
-        }
-    }
-
-    /// Adds a frame. Beyond the limit, returns the frames that are no longer needed.
-    fn push(&mut self, frame: StoredFrame) -> Vec<StoredFrame> {
-        self.bytes_read = self.bytes_read.saturating_add(frame.len());
-        self.frames.push_back(frame);
-        if self.bytes_read > self.limit {
-            self.discard_read()
-        } else {
-            Vec::new()
-        }
-    }
-
-    fn fail(&mut self, message: &'static str) -> AfterUnlock {
-        self.source = Source::Failed(Some(message.into()));
+    fn fail(&mut self, message: &'static str) -> AfterUnlock<B> {
         AfterUnlock {
             wake: self.waiting.take(),
+            ..self.replace_source(Source::Failed(Some(message.into())))
+        }
+    }
+
+    fn replace_source(&mut self, source: Source<B>) -> AfterUnlock<B> {
+        AfterUnlock {
+            wake: None,
             discarded: Vec::new(),
+            replaced: Some(mem::replace(&mut self.source, source)),
         }
     }
 
     /// Starts reading from the first frame again, with a new reader, if that is possible.
-    fn start_reader(&mut self) -> Option<AfterUnlock> {
-        if self.retention == Retention::UnreadOnly || matches!(self.source, Source::Failed(_)) {
+    fn start_reader(&mut self) -> Option<AfterUnlock<B>> {
+        if !self.frames.are_complete() || matches!(self.source, Source::Failed(_)) {
             return None;
         }
+        self.frames.rewind();
         self.reader += 1;
-        self.position = 0;
+        self.is_polled = false;
         Some(AfterUnlock {
             wake: self.waiting.take(),
             discarded: Vec::new(),
+            replaced: None,
         })
     }
 
-    fn keep_unread_only(&mut self) -> AfterUnlock {
+    fn keep_unread_only(&mut self) -> AfterUnlock<B> {
         AfterUnlock {
             wake: None,
-            discarded: self.discard_read(),
+            discarded: self.frames.discard_read(),
+            replaced: None,
         }
     }
 
-    /// Stops keeping frames once they are read, and takes out those that were.
-    fn discard_read(&mut self) -> Vec<StoredFrame> {
-        self.retention = Retention::UnreadOnly;
-        let read = mem::take(&mut self.position);
-        self.frames.drain(..read).collect()
-    }
-
+    /// A reader that has not been polled does not report the end, even if all is known to be there:
+    /// the body did not when it was sent first, and HTTP clients frame the two differently.
     fn is_end_stream(&self) -> bool {
         let can_come = match &self.source {
             Source::Open { .. } | Source::Failed(Some(_)) => true,
             Source::Ended | Source::Failed(None) => false,
         };
-        !can_come && self.position == self.frames.len()
+        self.is_polled && !can_come && self.frames.are_read()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let unread = || self.frames.range(self.position..);
-        let data: usize = unread().map(StoredFrame::len).sum();
-        let data = data as u64;
-        match &self.source {
-            Source::Open { size, .. } => add(size, data),
-            Source::Ended | Source::Failed(_) => self
-                .framing
-                .size_of_remaining(data, unread().any(StoredFrame::is_trailers)),
+        let source = match &self.source {
+            Source::Open { size, .. } => Some(size),
+            Source::Ended | Source::Failed(_) => None,
+        };
+        if self.is_end_stream() {
+            return SizeHint::with_exact(0);
         }
+        let (read, unread) = (self.frames.read(), self.frames.unread());
+        self.framing.size_of_remaining(read, unread, source)
     }
-}
-
-fn add(hint: &SizeHint, data: u64) -> SizeHint {
-    let mut sum = SizeHint::new();
-    sum.set_lower(hint.lower().saturating_add(data));
-    if let Some(upper) = hint.upper().and_then(|upper| upper.checked_add(data)) {
-        sum.set_upper(upper);
-    }
-    sum
 }
 
 fn lock<T>(buffer: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -22,8 +22,23 @@ use crate::NotReplayed;
 ///
 /// For each request, up to `limit` bytes of data are kept until the response arrives. If the body
 /// is longer, the kept frames are freed. The upload continues, but the request can't be sent again.
-/// Data in [`Bytes`](bytes::Bytes) isn't copied: the kept frames and the sent frames share its
-/// memory. Each kept frame needs a few dozen bytes in addition to its data.
+/// Trailers count only as far as they exceed 16 KiB, the most that hyper accepts by default.
+///
+/// # Memory
+///
+/// Every call keeps its frames until its response arrives, whether or not it is replayed later. So
+/// plan for the limit times the number of concurrent calls: 1,000 concurrent uploads with a limit of
+/// 64 KiB keep up to 64 MiB. Each call may need up to three times its limit while frames are being
+/// copied together, however small they are.
+///
+/// Frames of less than 8 KiB are copied, because [`Bytes`](bytes::Bytes) that are a slice of a
+/// buffer keep all of it in memory. Larger frames aren't copied: the kept frames and the sent frames
+/// share their memory. A replay may send small frames together.
+///
+/// # How a replay is sent
+///
+/// A replay sends the same data and trailers as the first send, with the same framing: it has a
+/// `Content-Length` only if the original body reports its exact size.
 ///
 /// An API often answers 401 before it has read the whole body. The replay then sends the frames
 /// that were kept and continues with the rest of the original body. The first body ends with an
@@ -72,7 +87,7 @@ impl Buffered {
     }
 
     fn split_in_memory<B>(self, body: InMemory) -> (ReplayBody<B>, Option<KeptFrames<B>>) {
-        let kept = (body.len() <= self.limit).then(|| Kept::InMemory(body.clone()));
+        let kept = (body.cost() <= self.limit).then(|| Kept::InMemory(body.to_kept()));
         (ReplayBody::in_memory(body), kept.map(KeptFrames))
     }
 
@@ -95,13 +110,13 @@ where
     type Kept = KeptFrames<B>;
 
     fn split(&self, body: B) -> (ReplayBody<B>, Option<KeptFrames<B>>) {
+        let framing = Framing::of(&body);
         if body.is_end_stream() {
-            return self.split_in_memory(InMemory::empty());
+            return self.split_in_memory(InMemory::ended(framing));
         }
         if body.size_hint().lower() > self.limit as u64 {
             return (ReplayBody::unbuffered(body), None);
         }
-        let framing = Framing::of(&body);
         // A body in memory returns all of its data at once. A body that returns nothing yet is
         // polled again with the waker of the task that sends it.
         let mut cx = Context::from_waker(Waker::noop());

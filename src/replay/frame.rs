@@ -12,6 +12,16 @@ pub(super) enum StoredFrame {
     Trailers(HeaderMap),
 }
 
+/// Data of fewer bytes is copied to be kept.
+///
+/// [`Bytes`] that are a slice of a buffer keep all of that buffer in memory, and don't say how large
+/// it is. hyper reads into buffers of 8 KiB and more, so a smaller frame is often a slice of one. To
+/// copy so little takes less time than the system call that has read it.
+pub(super) const SMALL: usize = 8 * 1024;
+
+/// Bytes of trailers that don't count towards the limit: as many as hyper accepts by default.
+const FREE_TRAILERS: usize = 16 * 1024;
+
 impl StoredFrame {
     /// Bytes of data; trailers have none.
     pub(super) fn len(&self) -> usize {
@@ -21,8 +31,32 @@ impl StoredFrame {
         }
     }
 
-    pub(super) fn is_trailers(&self) -> bool {
-        matches!(self, Self::Trailers(_))
+    /// Bytes that count towards the limit.
+    pub(super) fn cost(&self) -> usize {
+        match self {
+            Self::Data(data) => data.len(),
+            Self::Trailers(trailers) => {
+                let fields = trailers.iter();
+                let lengths = fields.map(|(name, value)| name.as_str().len() + value.len());
+                lengths.sum::<usize>().saturating_sub(FREE_TRAILERS)
+            }
+        }
+    }
+
+    /// Returns the data if the frame has so little that it is copied to be kept.
+    pub(super) fn small_data(&self) -> Option<&Bytes> {
+        match self {
+            Self::Data(data) if data.len() < SMALL => Some(data),
+            Self::Data(_) | Self::Trailers(_) => None,
+        }
+    }
+
+    /// Returns the frame to keep for a replay while this one is sent.
+    pub(super) fn to_kept(&self) -> Self {
+        match self.small_data() {
+            Some(data) => Self::Data(Bytes::copy_from_slice(data)),
+            None => self.clone(),
+        }
     }
 }
 

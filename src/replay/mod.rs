@@ -14,6 +14,7 @@ mod buffer;
 mod buffered;
 mod clone;
 mod frame;
+mod frames;
 mod framing;
 mod in_memory;
 #[cfg(all(test, interleavings))]

@@ -4,7 +4,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, Version, header::AUTHORIZATION};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Version,
+    header::{AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING},
+};
 use http_body_util::{BodyExt, Collected};
 use hyper::body::Incoming;
 use sha2::{Digest, Sha256};
@@ -48,6 +51,8 @@ pub struct Received {
     pub version: Version,
     /// The text of the `Authorization` header.
     pub authorization: Option<HeaderValue>,
+    /// The headers `Content-Length` and `Transfer-Encoding`.
+    pub framing: [Option<HeaderValue>; 2],
     /// The hash of the body, if it was read to its end.
     pub hash: Option<String>,
     pub trailer: Option<HeaderValue>,
@@ -150,6 +155,7 @@ async fn respond(
         path: path.clone(),
         version: head.version,
         authorization: head.headers.get(AUTHORIZATION).cloned(),
+        framing: [CONTENT_LENGTH, TRANSFER_ENCODING].map(|name| head.headers.get(name).cloned()),
         hash: None,
         trailer: None,
     };

@@ -354,6 +354,76 @@ async fn upload_over_the_limit_is_sent_once_and_completely() {
     }
 }
 
+type MakeBody = fn() -> UnsyncBoxBody<Bytes, BoxError>;
+
+/// Bodies that HTTP clients frame in different ways.
+const BODIES: [(&str, MakeBody); 8] = [
+    ("many frames of unknown length", || {
+        Upload::new(1, 100_000).boxed_unsync()
+    }),
+    ("one frame of unknown length", || {
+        Upload::new(1, 10).boxed_unsync()
+    }),
+    ("no frame, of unknown length", || {
+        Upload::new(1, 0).boxed_unsync()
+    }),
+    ("no frame after a while, of unknown length", || {
+        let nothing = async {
+            tokio::task::yield_now().await;
+            stream::empty::<Result<Frame<Bytes>, BoxError>>()
+        };
+        StreamBody::new(nothing.flatten_stream()).boxed_unsync()
+    }),
+    ("many frames of known length", || {
+        Upload::new(1, 100_000).sized().boxed_unsync()
+    }),
+    ("one frame of known length", || {
+        Upload::new(1, 10).sized().boxed_unsync()
+    }),
+    ("empty", || {
+        Full::new(Bytes::new())
+            .map_err(BoxError::from)
+            .boxed_unsync()
+    }),
+    ("trailers", || {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-sum", "7".parse().unwrap());
+        let trailers = async { Some(Ok(trailers)) };
+        Upload::new(1, 10).with_trailers(trailers).boxed_unsync()
+    }),
+];
+
+/// A body that was sent in chunks gets no `Content-Length` on the replay, although all of it is in
+/// memory then; one that had a `Content-Length` keeps it.
+#[tokio::test]
+async fn both_sends_are_framed_as_without_the_layer() {
+    for protocol in Protocol::ALL {
+        for path in refusals(protocol) {
+            for (name, body) in BODIES {
+                let case = format!("{protocol:?}, {path}, {name}");
+                let servers = Servers::start().await;
+                let request = |path| Request::post(servers.url(path)).body(body()).unwrap();
+                let bare = in_time(hyper_client(protocol).request(request("/accepted"))).await;
+                assert_eq!(bare.unwrap().status(), StatusCode::OK, "{case}");
+
+                let service = buffered(&servers, protocol, MIB);
+                let response = in_time(service.oneshot(request(path))).await.unwrap();
+
+                assert_eq!(response.status(), StatusCode::OK, "{case}");
+                let _ = response.into_body().collect().await;
+                let received = servers.received();
+                let [bare, sends @ ..] = &received[..] else {
+                    panic!("nothing was received: {case}")
+                };
+                assert!(!sends.is_empty(), "{case}");
+                for send in sends {
+                    assert_eq!(send.framing, bare.framing, "{case}");
+                }
+            }
+        }
+    }
+}
+
 /// HTTP/1.1 sends a body of unknown size in chunks.
 #[tokio::test]
 async fn size_of_a_streaming_body_is_preserved() {
