@@ -111,15 +111,11 @@ impl<R> ClientCredentialsLayer<R> {
     /// # Examples
     ///
     /// ```
-    /// # use tower_client_credentials::{AccessToken, TokenRequest};
-    /// # use tower::{BoxError, service_fn};
-    /// # let token_service = service_fn(|_: TokenRequest| async {
-    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
-    /// # });
-    /// use tower_client_credentials::{ClientCredentialsLayer, replay::Buffered};
+    /// use tower_client_credentials::{ClientCredentialsLayer, TokenEndpoint, replay::Buffered};
     ///
-    /// let layer = ClientCredentialsLayer::new(token_service).replay(Buffered::new(64 * 1024));
-    /// # drop(layer);
+    /// fn layer(tokens: TokenEndpoint) -> ClientCredentialsLayer<Buffered> {
+    ///     ClientCredentialsLayer::new(tokens).replay(Buffered::new(64 * 1024))
+    /// }
     /// ```
     pub fn replay<P>(self, policy: P) -> ClientCredentialsLayer<P> {
         ClientCredentialsLayer {
@@ -137,16 +133,16 @@ impl<R> ClientCredentialsLayer<R> {
     /// # Examples
     ///
     /// ```
-    /// # use tower_client_credentials::{AccessToken, TokenRequest};
-    /// # use tower::{BoxError, service_fn};
-    /// # let token_service = service_fn(|_: TokenRequest| async {
-    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
-    /// # });
-    /// use tower_client_credentials::ClientCredentialsLayer;
+    /// use tower_client_credentials::{ClientCredentialsLayer, TokenEndpoint, replay::NoReplay};
     ///
-    /// let once = ClientCredentialsLayer::new(token_service).no_replay();
-    /// // Another layer with the same tokens, for requests that may be sent twice.
-    /// let twice = ClientCredentialsLayer::with_cache(once.cache().clone());
+    /// /// A layer that sends requests once, and one that may send them twice, with the same tokens.
+    /// fn layers(
+    ///     tokens: TokenEndpoint,
+    /// ) -> (ClientCredentialsLayer<NoReplay>, ClientCredentialsLayer) {
+    ///     let once = ClientCredentialsLayer::new(tokens).no_replay();
+    ///     let twice = ClientCredentialsLayer::with_cache(once.cache().clone());
+    ///     (once, twice)
+    /// }
     /// ```
     pub fn no_replay(self) -> ClientCredentialsLayer<NoReplay> {
         self.replay(NoReplay)

@@ -49,22 +49,16 @@ pub use self::{
 /// A body that reads a file can be created again from the path of the file:
 ///
 /// ```
-/// # use tower_client_credentials::{AccessToken, TokenRequest};
-/// # let token_service = tower::service_fn(|_: TokenRequest| async { AccessToken::new("token-1") });
-/// # let http = tower::service_fn(|_: http::Request<FileBody>| async {
-/// #     Ok::<_, tower::BoxError>(http::Response::new(String::new()))
-/// # });
-/// # fn is_service<S: tower::Service<http::Request<FileBody>>>(_: S) {}
 /// use std::{fs::File, path::PathBuf};
 ///
-/// use tower::Layer;
-/// use tower_client_credentials::{ClientCredentialsLayer, replay::ReplayPolicy};
+/// use tower_client_credentials::{ClientCredentialsLayer, TokenEndpoint, replay::ReplayPolicy};
 ///
 /// struct FileBody {
 ///     path: PathBuf,
 ///     file: File,
 /// }
 ///
+/// /// Opens the file once more for the second send.
 /// #[derive(Clone)]
 /// struct Reopen;
 ///
@@ -84,9 +78,16 @@ pub use self::{
 ///     }
 /// }
 ///
-/// let layer = ClientCredentialsLayer::new(token_service).replay(Reopen);
-/// let api = layer.layer(http);
-/// # is_service(api);
+/// fn layer(tokens: TokenEndpoint) -> ClientCredentialsLayer<Reopen> {
+///     ClientCredentialsLayer::new(tokens).replay(Reopen)
+/// }
+/// # fn is_service<S: tower::Service<http::Request<FileBody>>>(_: S) {}
+/// # fn stack(tokens: TokenEndpoint) {
+/// #     let http = tower::service_fn(|_: http::Request<FileBody>| async {
+/// #         Ok::<_, tower::BoxError>(http::Response::new(String::new()))
+/// #     });
+/// #     is_service(tower::Layer::layer(&layer(tokens), http));
+/// # }
 /// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot send a request body of type `{B}` a second time",

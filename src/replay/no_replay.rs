@@ -17,12 +17,11 @@ use super::ReplayPolicy;
 /// As a policy:
 ///
 /// ```
-/// # use tower_client_credentials::{AccessToken, TokenRequest};
-/// # let token_service = tower::service_fn(|_: TokenRequest| async { AccessToken::new("token-1") });
-/// use tower_client_credentials::ClientCredentialsLayer;
+/// use tower_client_credentials::{ClientCredentialsLayer, TokenEndpoint, replay::NoReplay};
 ///
-/// let layer = ClientCredentialsLayer::new(token_service).no_replay();
-/// # drop(layer);
+/// fn layer(tokens: TokenEndpoint) -> ClientCredentialsLayer<NoReplay> {
+///     ClientCredentialsLayer::new(tokens).no_replay()
+/// }
 /// ```
 ///
 /// As the extension of one request:
