@@ -559,11 +559,11 @@ where
         token: &CachedToken,
     ) -> Result<Request<R::Body>, NotReplayed> {
         let options = &self.options;
+        let rejection = options.cache.reject_generation(token.generation());
         if !mem::take(&mut self.may_replace_token) {
             self.saved = Saved::Nothing(NotSaved::LastSend);
             telemetry::rejected_again();
         }
-        let rejection = options.cache.reject_generation(token.generation());
         let request = match (&mut self.saved, &rejection) {
             (Saved::Nothing(not_saved), _) => Err(not_saved.reason(&options.policy)),
             (_, Rejection::CoolingDown) => Err(NotReplayed::CoolingDown),
