@@ -398,7 +398,7 @@ const BODIES: [(&str, MakeBody); 8] = [
 #[tokio::test]
 async fn both_sends_are_framed_as_without_the_layer() {
     for protocol in Protocol::ALL {
-        for path in refusals(protocol) {
+        for path in rejecting_paths(protocol) {
             for (name, body) in BODIES {
                 let case = format!("{protocol:?}, {path}, {name}");
                 let servers = Servers::start().await;
