@@ -214,7 +214,9 @@ async fn tokens_go_to_https_origins_only_over_https_if_http_is_allowed() {
     for uri in [
         "http://api.example:443/",
         "built HTTPS://api.example/",
+        "built HTTPS://api.example:443/",
         "wss://api.example/",
+        "wss://api.example:443/",
     ] {
         assert_eq!(fate_of(layer, uri, &[]).await, OTHER, "{uri}");
     }
