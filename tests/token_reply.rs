@@ -728,6 +728,42 @@ async fn long_texts_of_the_server_are_cut() {
 }
 
 #[tokio::test]
+async fn time_to_read_an_error_is_proportional_to_its_length() {
+    // Wherever a text is compared with a token, they differ in the last letter only.
+    async fn timed(length: usize, times: usize) -> Duration {
+        let (token, text) = ("a".repeat(length / 6) + "b", "a".repeat(length / 6));
+        let reply = Reply::new(
+            400,
+            json(&[
+                ("access_token", &token),
+                ("refresh_token", &token),
+                ("id_token", &token),
+                ("error", &text),
+                ("error_description", &text),
+                ("error_uri", &text),
+            ]),
+        );
+        let tokens = reply.endpoint().reply_limit(2 * length);
+        let start = std::time::Instant::now();
+        for _ in 0..times {
+            let request = tokens.clone().oneshot(TokenRequest::default());
+            // Cut, so that the rest of a token may follow.
+            assert_eq!(request.await.unwrap_err().code(), Some("[redacted]…"));
+        }
+        start.elapsed()
+    }
+    let (mut many_short, mut one_long) = (Duration::MAX, Duration::MAX);
+    for _ in 0..5 {
+        // Both take as long if the time is proportional, so that a busy machine slows down both.
+        many_short = many_short.min(timed(64 * 1024, 16).await);
+        one_long = one_long.min(timed(1024 * 1024, 1).await);
+    }
+
+    // Quadratic is 16 times.
+    assert!(one_long < 6 * many_short, "{many_short:?} {one_long:?}");
+}
+
+#[tokio::test]
 async fn linkedin_errors_have_hints() {
     let portal = "application's Auth tab in LinkedIn's developer portal";
     let compare = format!("compare the client id and secret with the {portal}");
@@ -1256,93 +1292,227 @@ async fn failure_of_the_http_client_is_a_transport_error() {
 // --- Secrets ---
 
 #[tokio::test]
-async fn secret_that_the_server_echoes_is_not_shown() {
-    let secret = "MARK/secret +1";
-    let forms = [
-        "MARK/secret +1",
-        "MARK%2Fsecret%20%2B1",
-        "MARK%2Fsecret+%2B1",
-        // Lower-case hexadecimal digits, and invisible characters.
-        "MARK%2fsecret%20%2b1",
-        r"MA\u0000RK\u200b/secret +1",
-        // Base64 of my-client:MARK%2Fsecret%20%2B1
-        "bXktY2xpZW50Ok1BUkslMkZzZWNyZXQlMjAlMkIx",
+async fn every_text_of_a_reply_is_shown_without_the_secret() {
+    let echo = "MARK/secret +1";
+    let bodies = [
+        (
+            400,
+            format!(
+                r#"{{"error":"{echo}","error_description":"no {echo}!","error_uri":"{echo}"}}"#
+            ),
+        ),
+        (
+            400,
+            format!(r#"{{"error":{{"message":"{echo}","type":"{echo}"}}}}"#),
+        ),
+        (
+            200,
+            format!(r#"{{"access_token":"t","token_type":"{echo}"}}"#),
+        ),
+        (
+            200,
+            format!(r#"{{"access_token":"t","expires_in":"{echo}"}}"#),
+        ),
     ];
-    for echo in forms {
-        let bodies = [
-            (
-                400,
-                format!(
-                    r#"{{"error":"{echo}","error_description":"no {echo}!","error_uri":"{echo}"}}"#
-                ),
-            ),
-            (
-                400,
-                format!(r#"{{"error":{{"message":"{echo}","type":"{echo}"}}}}"#),
-            ),
-            (
-                200,
-                format!(r#"{{"access_token":"t","token_type":"{echo}"}}"#),
-            ),
-            (
-                200,
-                format!(r#"{{"access_token":"t","expires_in":"{echo}"}}"#),
-            ),
-        ];
-        for (status, body) in bodies {
-            let reply = Reply::new(status, body);
-            let auth = ClientAuth::client_secret_basic("my-client", secret);
-            let tokens = TokenEndpoint::new(reply.http(), "https://auth.example/", auth).unwrap();
+    for (status, body) in bodies {
+        let reply = Reply::new(status, body);
+        let auth = ClientAuth::client_secret_basic("my-client", echo);
+        let tokens = TokenEndpoint::new(reply.http(), "https://auth.example/", auth).unwrap();
 
-            let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
+        let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
 
-            let shown = format!("{error:?} {error:#?} {}", chain(&error).concat());
-            assert!(
-                !shown.contains(echo) && !shown.contains("secret"),
-                "{shown}"
-            );
-            assert!(shown.contains("[redacted]"), "{shown}");
-        }
+        let shown = format!("{error:?} {error:#?} {}", chain(&error).concat());
+        assert!(
+            !shown.contains("MARK") && !shown.contains("secret"),
+            "{shown}"
+        );
+        assert!(shown.contains("[redacted]"), "{shown}");
     }
 }
 
 #[tokio::test]
-async fn other_secrets_that_the_server_echoes_are_not_shown() {
+async fn every_secret_is_found_in_every_encoding_whatever_the_method() {
+    const SECRET: &str = "p\u{e4}/ss \"w&rd\\+1";
+    let url = format!(
+        "https://auth.example/?key={}",
+        percent_encoded(SECRET, false)
+    );
+    let secret = || ClientAuth::none("my-client");
     let assertion =
-        || ClientAuth::jwt_assertion("id", |_| async { Ok::<_, Infallible>("JWT-MARK") });
+        || ClientAuth::jwt_assertion("my-client", |_| async { Ok::<_, Infallible>(SECRET) });
+    let rotated = || {
+        ClientAuth::from_fn(|| async {
+            Ok::<_, Infallible>(ClientAuth::client_secret_post("my-client", SECRET))
+        })
+    };
     let api_key = HeaderName::from_static("x-api-key");
-    let basic_unencoded = || ClientAuth::client_secret_basic_unencoded("my client", "a/b MARK");
-    for (name, auth, echo) in [
-        ("assertion", assertion(), "JWT-MARK"),
-        // Base64 of my client:a/b MARK
+    let basic = format!("Basic {}", base64(&format!("user:{SECRET}")));
+    let (bearer, cookie) = (format!("Bearer {SECRET}"), format!("a=1; session={SECRET}"));
+
+    // Where the secret is sent, the method, and a header of the user's own.
+    type Row<'a> = (&'a str, ClientAuth, Option<(HeaderName, &'a str)>);
+    let rows: Vec<Row<'_>> = vec![
         (
-            "basic_unencoded",
-            basic_unencoded(),
-            "bXkgY2xpZW50OmEvYiBNQVJL",
+            "basic",
+            ClientAuth::client_secret_basic("my-client", SECRET),
+            None,
         ),
-        ("header", assertion(), "KEY-MARK"),
-        ("authorization header", assertion(), "AUTH-MARK"),
-        ("query", assertion(), "QUERY/MARK"),
-        ("encoded query", assertion(), "QUERY%2fMARK"),
-    ] {
-        let body = format!(r#"{{"error":"{echo}","error_description":"no {echo}!"}}"#);
-        let tokens = TokenEndpoint::new(
-            Reply::new(400, body).http(),
-            "https://auth.example/?key=QUERY%2FMARK",
-            auth,
-        )
-        .unwrap()
-        .header(api_key.clone(), HeaderValue::from_static("KEY-MARK"))
-        .header(
-            header::AUTHORIZATION,
-            HeaderValue::from_static("X AUTH-MARK"),
-        );
+        (
+            "basic unencoded",
+            ClientAuth::client_secret_basic_unencoded("my-client", SECRET),
+            None,
+        ),
+        (
+            "form",
+            ClientAuth::client_secret_post("my-client", SECRET),
+            None,
+        ),
+        ("assertion", assertion(), None),
+        ("function", rotated(), None),
+        ("header", secret(), Some((api_key, SECRET))),
+        (
+            "bearer token",
+            secret(),
+            Some((header::AUTHORIZATION, &bearer)),
+        ),
+        (
+            "user's own Basic",
+            secret(),
+            Some((header::AUTHORIZATION, &basic)),
+        ),
+        (
+            "proxy",
+            secret(),
+            Some((header::PROXY_AUTHORIZATION, &basic)),
+        ),
+        ("cookie", secret(), Some((header::COOKIE, &cookie))),
+        ("query", secret(), None),
+    ];
+    for (name, auth, own_header) in rows {
+        for (encoding, echo) in echoes(SECRET) {
+            let body = json(&[
+                ("error", &echo),
+                ("error_description", &format!("no {echo} !")),
+            ]);
+            let url = if name == "query" {
+                &url
+            } else {
+                "https://auth.example/"
+            };
+            let mut tokens =
+                TokenEndpoint::new(Reply::new(400, body).http(), url, auth.clone()).unwrap();
+            if let Some((name, value)) = &own_header {
+                let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+                tokens = tokens.header(name.clone(), value);
+            }
 
-        let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
+            let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
 
-        assert_eq!(error.code(), Some("[redacted]"), "{name}");
-        assert_eq!(error.description(), Some("no [redacted]!"), "{name}");
+            assert_eq!(
+                error.code(),
+                Some("[redacted]"),
+                "{name}, {encoding}: {echo}"
+            );
+            assert_eq!(
+                error.description(),
+                Some("no [redacted] !"),
+                "{name}, {encoding}: {echo}"
+            );
+        }
     }
+}
+
+/// Returns what a server may send back that contains the secret.
+fn echoes(secret: &str) -> Vec<(String, String)> {
+    let base64_url = |text: &str| base64(text).replace('+', "-").replace('/', "_");
+    let form_encoded = percent_encoded(secret, false).replace("%20", "+");
+    let json_escaped = json(&[("", secret)])[5..]
+        .trim_end_matches("\"}")
+        .to_owned();
+    let mut echoes: Vec<_> = [
+        ("as it is", secret.to_owned()),
+        ("upper case", secret.to_ascii_uppercase()),
+        ("percent-encoded", percent_encoded(secret, false)),
+        (
+            "percent-encoded in lower case",
+            percent_encoded(secret, true),
+        ),
+        (
+            "percent-encoded twice",
+            percent_encoded(&percent_encoded(secret, false), false),
+        ),
+        ("form-encoded", form_encoded.clone()),
+        ("form-encoded in lower case", form_encoded.to_lowercase()),
+        ("JSON", json_escaped),
+        (
+            "JSON with other escapes",
+            secret
+                .replace('\\', r"\u005c")
+                .replace('/', r"\/")
+                .replace('"', r"\u0022"),
+        ),
+        (
+            "HTML",
+            secret
+                .replace('&', "&amp;")
+                .replace('"', "&#34;")
+                .replace('/', "&#x2F;"),
+        ),
+        ("Base64", base64(secret)),
+        ("Base64 for URLs", base64_url(secret)),
+        (
+            "Base64 without padding",
+            base64(secret).trim_end_matches('=').to_owned(),
+        ),
+        (
+            "Base64 of id:secret",
+            base64(&format!("my-client:{secret}")),
+        ),
+        (
+            "Base64 for URLs of id:secret",
+            base64_url(&format!("my-client:{secret}")),
+        ),
+        (
+            "Base64 of another id:secret",
+            base64(&format!("my-client2:{secret}")),
+        ),
+        (
+            "Base64 percent-encoded",
+            percent_encoded(&base64(&format!("client:{secret}")), true),
+        ),
+    ]
+    .map(|(encoding, echo)| (encoding.to_owned(), echo))
+    .into();
+    for invisible in [
+        '\u{0}',
+        '\u{ad}',
+        '\u{34f}',
+        '\u{61c}',
+        '\u{115f}',
+        '\u{17b4}',
+        '\u{180e}',
+        '\u{200b}',
+        '\u{2028}',
+        '\u{206a}',
+        '\u{3164}',
+        '\u{fe0f}',
+        '\u{ffa0}',
+        '\u{fff9}',
+        '\u{1d173}',
+        '\u{e0001}',
+        '\u{e0041}',
+        '\u{e01ef}',
+    ] {
+        for echo in [
+            secret.to_owned(),
+            percent_encoded(secret, false),
+            base64(secret),
+        ] {
+            let interleaved = echo.chars().flat_map(|c| [c, invisible]).collect();
+            echoes.push((format!("interleaved with {invisible:?}"), interleaved));
+        }
+    }
+    echoes
 }
 
 #[tokio::test]
@@ -1454,6 +1624,41 @@ where
     TokenEndpoint::new(http, "https://auth.example/token", auth())?
         .oneshot(TokenRequest::default())
         .await
+}
+
+/// Percent-encodes everything but ASCII letters and digits, as another server may do it.
+fn percent_encoded(text: &str, in_lower_case: bool) -> String {
+    let byte = |byte: u8| match byte {
+        byte if byte.is_ascii_alphanumeric() => char::from(byte).to_string(),
+        byte if in_lower_case => format!("%{byte:02x}"),
+        byte => format!("%{byte:02X}"),
+    };
+    text.bytes().map(byte).collect()
+}
+
+/// Encodes as RFC 4648 §4 says, independently of the crate that the library uses.
+fn base64(text: &str) -> String {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let group = |bytes: &[u8]| {
+        let bits = (0..3).fold(0, |bits, index| {
+            bits << 8 | usize::from(*bytes.get(index).unwrap_or(&0))
+        });
+        let digit = |index: usize| match index <= bytes.len() {
+            true => char::from(ALPHABET[bits >> (18 - 6 * index) & 63]),
+            false => '=',
+        };
+        [digit(0), digit(1), digit(2), digit(3)]
+    };
+    text.as_bytes().chunks(3).flat_map(group).collect()
+}
+
+/// Formats a JSON object of texts.
+fn json(fields: &[(&str, &str)]) -> String {
+    let fields: serde_json::Map<_, _> = fields
+        .iter()
+        .map(|(name, value)| (name.to_string(), (*value).into()))
+        .collect();
+    serde_json::Value::from(fields).to_string()
 }
 
 fn chain(error: &dyn StdError) -> Vec<String> {

@@ -1,8 +1,12 @@
 //! Finds the cause of a transport error and makes it safe to show.
 
-use std::{error::Error as StdError, fmt::Write, io, iter};
+use std::{
+    error::Error as StdError,
+    fmt::{self, Write},
+    io, iter,
+};
 
-use super::redaction::Redaction;
+use super::redaction::{LONGEST_SEARCHED, Redaction};
 
 /// Returns the cause at the end of an error's source chain, as one short line.
 ///
@@ -23,9 +27,6 @@ const LONGEST_CHAIN: usize = 32;
 
 /// Long enough for the texts of TLS and HTTP libraries, short enough for a log line.
 const LONGEST_SHOWN: usize = 200;
-
-/// How much of a text is searched: URLs in front of what is shown may be long.
-const LONGEST_READ: usize = 4096;
 
 /// Returns the kind of an I/O error, if it is clearer than the error's text.
 fn io_error_kind(error: &(dyn StdError + 'static)) -> Option<String> {
@@ -61,19 +62,35 @@ fn io_error_kind(error: &(dyn StdError + 'static)) -> Option<String> {
 
 /// Returns the text of an error without URLs; `None` if it has a secret or says nothing else.
 fn text(error: &(dyn StdError + 'static), redaction: &Redaction) -> Option<String> {
-    let mut text = String::new();
+    let mut text = Start::default();
     // A `Display` of somebody else's may fail. `to_string` would panic then.
     let _ = write!(text, "{error}");
-    if redaction.finds_secret(&text, LONGEST_READ) {
+    let Start(text) = text;
+    if redaction.finds_secret(&text) {
         return None;
     }
-    let text = redaction.show(&text, LONGEST_READ);
+    let text = redaction.show(&text, LONGEST_SEARCHED);
     let words: Vec<_> = text.split_whitespace().map(without_url).collect();
     if words.iter().all(|word| *word == REMOVED) {
         return None;
     }
     let shown = redaction.show(&words.join(" "), LONGEST_SHOWN);
     Some(shown.trim_end_matches('.').to_owned())
+}
+
+/// The start of a text, with more of it than can be shown.
+#[derive(Default)]
+struct Start(String);
+
+impl Write for Start {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.push_str(text);
+        // An error ends the `Display` that writes.
+        if self.0.len() > LONGEST_SEARCHED {
+            return Err(fmt::Error);
+        }
+        Ok(())
+    }
 }
 
 const REMOVED: &str = "[URL]";
@@ -94,7 +111,7 @@ fn is_like_url(word: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::{error::Error, fmt};
+    use std::error::Error;
 
     use tower::BoxError;
 

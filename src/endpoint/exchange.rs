@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::{Either, select};
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response,
-    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE},
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response,
+    header::{ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_TYPE, COOKIE, USER_AGENT},
 };
 use http_body::Body;
 use http_body_util::{BodyExt, combinators::UnsyncBoxBody};
@@ -146,12 +147,10 @@ impl Exchange {
     fn secret_texts(&self, credentials: &Credentials) -> Vec<Zeroizing<String>> {
         let mut texts = credentials.secret_texts();
         for (name, value) in &self.headers {
-            let value = String::from_utf8_lossy(value.as_bytes());
-            // The credentials are secret without their scheme as well.
-            if let (&AUTHORIZATION, Some((_, secret))) = (name, value.split_once(' ')) {
-                texts.push(secret.to_owned().into());
-            }
-            texts.push(value.into_owned().into());
+            texts.extend(header_secrets(
+                name,
+                &String::from_utf8_lossy(value.as_bytes()),
+            ));
         }
         let query = self.url.uri().query().unwrap_or_default();
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
@@ -196,6 +195,38 @@ impl Exchange {
         *request.headers_mut() = headers;
         Ok(request)
     }
+}
+
+/// Headers whose values are no secrets. Messages may contain their words.
+const PUBLIC_HEADERS: [HeaderName; 4] = [ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, USER_AGENT];
+
+/// Returns the value of a header, and the parts of it that are secret on their own.
+fn header_secrets(name: &HeaderName, value: &str) -> Vec<Zeroizing<String>> {
+    if PUBLIC_HEADERS.contains(name) {
+        return Vec::new();
+    }
+    let mut secrets = vec![value.to_owned()];
+    if name.as_str().ends_with("authorization") {
+        // The scheme is not secret.
+        let (scheme, credentials) = value.trim().split_once(' ').unwrap_or_default();
+        secrets.push(credentials.to_owned());
+        secrets.extend(credentials.split([',', '=']).map(str::to_owned));
+        if scheme.eq_ignore_ascii_case("basic") {
+            let user_pass = BASE64_STANDARD
+                .decode(credentials.trim())
+                .unwrap_or_default();
+            let user_pass = String::from_utf8_lossy(&user_pass);
+            secrets.extend(
+                user_pass
+                    .split_once(':')
+                    .map(|(_, password)| password.to_owned()),
+            );
+        }
+    } else if name == COOKIE {
+        let pairs = value.split(';').filter_map(|pair| pair.split_once('='));
+        secrets.extend(pairs.map(|(_, value)| value.to_owned()));
+    }
+    secrets.into_iter().map(Zeroizing::new).collect()
 }
 
 /// Joins the endpoint's and the request's scopes, each once (RFC 6749 §3.3).
