@@ -252,6 +252,12 @@ impl Span {
     }
 }
 
+/// A token has fewer scopes than requested. Their names are the user's own texts.
+pub(crate) fn scopes_missing(missing: &str) {
+    #[cfg(feature = "tracing")]
+    tracing::info!(missing, "token has fewer scopes than requested");
+}
+
 /// A caller that waits for a token. Dropped when the wait ends, or the caller gives up.
 pub(crate) struct Waiter(());
 

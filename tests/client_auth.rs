@@ -851,6 +851,241 @@ async fn other_headers_can_be_set_and_accept_is_json_by_default() {
     assert_eq!(second.head.headers[header::ACCEPT], "application/x-json");
 }
 
+// --- Parameters that cannot work ---
+
+#[tokio::test]
+async fn scopes_outside_the_grammar_of_rfc_6749_are_refused_wherever_they_are_set() {
+    for (scope, message) in [
+        (
+            "a\"b",
+            r#"scope "a\"b" contains '"', which RFC 6749 §3.3 does not allow"#,
+        ),
+        (
+            "a\\b",
+            r#"scope "a\\b" contains '\\', which RFC 6749 §3.3 does not allow"#,
+        ),
+        (
+            "a\nb",
+            r#"scope "a\nb" contains '\n', which RFC 6749 §3.3 does not allow"#,
+        ),
+        (
+            "a\tb",
+            r#"scope "a\tb" contains '\t', which RFC 6749 §3.3 does not allow"#,
+        ),
+        (
+            "ok a\r\n",
+            r#"scope "a\r\n" contains '\r', which RFC 6749 §3.3 does not allow"#,
+        ),
+        (
+            "a\0",
+            r#"scope "a\0" contains '\0', which RFC 6749 §3.3 does not allow"#,
+        ),
+        (
+            "a\u{7f}",
+            r#"scope "a\u{7f}" contains '\u{7f}', which RFC 6749 §3.3 does not allow"#,
+        ),
+        (
+            "\u{200b}",
+            r#"scope "\u{200b}" contains '\u{200b}', which RFC 6749 §3.3 does not allow"#,
+        ),
+        (
+            "é",
+            r#"scope "é" contains 'é', which RFC 6749 §3.3 does not allow"#,
+        ),
+        (
+            "a\u{a0}b",
+            r#"scope "a\u{a0}b" contains '\u{a0}', which RFC 6749 §3.3 does not allow"#,
+        ),
+    ] {
+        refused_wherever_it_is_set(
+            |tokens| tokens.scope(scope),
+            TokenParameters::default().with_scope(scope),
+            message,
+        )
+        .await;
+    }
+    let long = "\"".repeat(1000);
+    let message = format!(
+        "scope \"{}\"… contains '\"', which RFC 6749 §3.3 does not allow",
+        "\\\"".repeat(100)
+    );
+    refused_wherever_it_is_set(
+        |tokens| tokens.scope(&long),
+        TokenParameters::default().with_scope(&long),
+        &message,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn resources_that_are_no_absolute_uri_are_refused_wherever_they_are_set() {
+    for (resource, fact) in [
+        ("not a uri", r#""not a uri" contains ' '"#),
+        ("", r#""" has no scheme"#),
+        (
+            "api.example/orders",
+            r#""api.example/orders" has no scheme"#,
+        ),
+        ("//api.example", r#""//api.example" has no scheme"#),
+        ("/orders", r#""/orders" has no scheme"#),
+        (
+            "1http://api.example",
+            r#""1http://api.example" has no scheme"#,
+        ),
+        ("my api:x", r#""my api:x" contains ' '"#),
+        ("my_api:x", r#""my_api:x" has no scheme"#),
+        (":x", r#"":x" has no scheme"#),
+        ("urn:", r#""urn:" has nothing but a scheme"#),
+        ("https:", r#""https:" has no host"#),
+        ("https:///orders", r#""https:///orders" has no host"#),
+        ("http:orders", r#""http:orders" has no host"#),
+        ("HTTPS://:443/", r#""HTTPS://:443/" has no host"#),
+        (
+            "https://api.example/#orders",
+            r#""https://api.example/#orders" has a fragment"#,
+        ),
+        (
+            "https://api.example#",
+            r#""https://api.example#" has a fragment"#,
+        ),
+        (
+            "https://api.example/\n",
+            r#""https://api.example/\n" contains '\n'"#,
+        ),
+        (
+            "https://api.example/\0",
+            r#""https://api.example/\0" contains '\0'"#,
+        ),
+        (
+            "https://api.example/ä",
+            r#""https://api.example/ä" contains 'ä'"#,
+        ),
+        (
+            "https://api.example/<a>",
+            r#""https://api.example/<a>" contains '<'"#,
+        ),
+        (
+            "https://api.example/a\"b",
+            r#""https://api.example/a\"b" contains '"'"#,
+        ),
+        (
+            "https://api.example/%2",
+            r#""https://api.example/%2" contains a % that begins no percent-encoding"#,
+        ),
+        (
+            "https://api.example/%zz",
+            r#""https://api.example/%zz" contains a % that begins no percent-encoding"#,
+        ),
+        (
+            "00000003-0000-0000-c000-000000000000",
+            r#""00000003-0000-0000-c000-000000000000" has no scheme"#,
+        ),
+    ] {
+        let message = format!(
+            "resource {fact}; RFC 8707 §2 requires an absolute URI without a fragment; for servers \
+             that expect something else, use parameter(\"resource\", ..)"
+        );
+        refused_wherever_it_is_set(
+            |tokens| tokens.resource(resource),
+            TokenParameters::default().with_resource(resource),
+            &message,
+        )
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn texts_with_control_characters_are_refused_wherever_they_are_set() {
+    for (text, fact) in [
+        ("", " is empty"),
+        ("a\nb", r#" "a\nb" contains '\n'"#),
+        ("a\0", r#" "a\0" contains '\0'"#),
+        ("\u{feff}a", r#" "\u{feff}a" contains '\u{feff}'"#),
+    ] {
+        refused_wherever_it_is_set(
+            |tokens| tokens.audience(text),
+            TokenParameters::default().with_audience(text),
+            &format!("audience{fact}"),
+        )
+        .await;
+        refused_wherever_it_is_set(
+            |tokens| tokens.parameter(text, "x"),
+            TokenParameters::default().with_parameter(text, "x"),
+            &format!("parameter name{fact}"),
+        )
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn parameters_that_real_servers_need_are_sent() {
+    let server = Server::default();
+    let scopes =
+        "https://graph.microsoft.com/.default orders:read resource-server/scope !#$[]^~`{|}";
+    let resources = [
+        "https://api.example",
+        "https://api.example:8443/orders?tenant=1",
+        "https://[::1]/a%2Fb",
+        "api://7b1d0f3e-22f5",
+        "urn:example:orders",
+        "spn:orders",
+        "X+a-b.c:d",
+    ];
+    let mut tokens = server
+        .endpoint(ClientAuth::none("id"))
+        .scope(scopes)
+        .scope("")
+        .scope("  ");
+    for resource in resources {
+        tokens = tokens.resource(resource);
+    }
+    // For everything that the options refuse.
+    let tokens = tokens
+        .audience("any name, é")
+        .parameter("resource", "00000003-0000-0000-c000-000000000000")
+        .parameter("claims[a]", "{\n}");
+
+    tokens.oneshot(TokenRequest::default()).await.unwrap();
+
+    let sent = server.only_request();
+    assert_eq!(sent.form[2], ("scope", scopes));
+    let sent_resources: Vec<_> = sent.form[3..10]
+        .iter()
+        .map(|Pair(_, value)| &**value)
+        .collect();
+    assert_eq!(sent_resources, resources);
+    assert_eq!(
+        sent.form[10..],
+        [
+            ("audience", "any name, é"),
+            ("resource", "00000003-0000-0000-c000-000000000000"),
+            ("claims[a]", "{\n}"),
+        ]
+    );
+}
+
+/// Checks that a setting is a configuration error, and that nothing is sent or called before.
+async fn refused_wherever_it_is_set(
+    set: impl FnOnce(TokenEndpoint) -> TokenEndpoint,
+    parameters: TokenParameters,
+    message: &str,
+) {
+    let server = Server::default();
+    let auth = || ClientAuth::from_fn(|| async { Err::<ClientAuth, BoxError>("called".into()) });
+    let of_the_endpoint = set(server.endpoint(auth())).oneshot(TokenRequest::default());
+    let of_the_request = server
+        .endpoint(auth())
+        .oneshot(TokenRequest::new(parameters));
+
+    for outcome in [of_the_endpoint.await, of_the_request.await] {
+        let error = outcome.unwrap_err();
+
+        assert_eq!(error.to_string(), message);
+        assert!(error.is_configuration() && !error.is_transient());
+    }
+    assert!(server.requests().is_empty());
+}
+
 #[tokio::test]
 async fn linkedin_gets_the_credentials_in_the_form() {
     let server = Server::default();

@@ -20,7 +20,8 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use tokio::time::Instant;
 use tower::{BoxError, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, ClientAuth, Error, TokenCache, TokenEndpoint, TokenRequest, provider,
+    AccessToken, ClientAuth, Error, TokenCache, TokenEndpoint, TokenParameters, TokenRequest,
+    provider,
 };
 
 const HOUR: f64 = 60.0 * 60.0;
@@ -312,6 +313,52 @@ async fn every_reply_with_a_token_is_read() {
         );
         assert_eq!(token.scope(), scope, "{name}");
     }
+}
+
+#[tokio::test]
+async fn scopes_that_were_not_granted_are_visible_on_the_token() {
+    for (name, asked, granted, missing) in [
+        ("all", "a b", r#""a b""#, &[][..]),
+        ("in another order", "a b", r#""b a""#, &[]),
+        ("more", "a", r#""a b""#, &[]),
+        ("one less", "a b c", r#""c a""#, &["b"]),
+        ("nothing granted", "a b", r#""""#, &["a", "b"]),
+        ("others", "a b", r#""c""#, &["a", "b"]),
+        ("not stated", "a b", "null", &[]),
+        ("not a scope", "a b", "5", &[]),
+        ("array", "a b", r#"["a"]"#, &["b"]),
+        ("commas", "a b c", r#""a,b""#, &["c"]),
+        ("commas, asked for", "a,b", r#""a,b""#, &[]),
+        ("another case", "Read", r#""read""#, &["Read"]),
+        ("part of another", "read", r#""read.all""#, &["read"]),
+        ("nothing asked for", "", r#""a""#, &[]),
+    ] {
+        let body = format!(r#"{{"access_token":"t","scope":{granted}}}"#);
+        let tokens = Reply::new(200, body).endpoint().scope(asked);
+
+        let token = tokens.oneshot(TokenRequest::default()).await.unwrap();
+
+        assert_eq!(token.missing_scopes(), missing, "{name}");
+    }
+    let tokens = Reply::new(200, r#"{"access_token":"t","scope":"a"}"#).endpoint();
+    let requested = TokenParameters::default().with_scope("b a");
+    let token = tokens
+        .scope("a c")
+        .oneshot(TokenRequest::new(requested))
+        .await
+        .unwrap();
+    assert_eq!(
+        token.missing_scopes(),
+        ["c", "b"],
+        "of the endpoint and of the request"
+    );
+    assert!(
+        AccessToken::new("t")
+            .unwrap()
+            .with_scope("a")
+            .missing_scopes()
+            .is_empty()
+    );
 }
 
 #[tokio::test]

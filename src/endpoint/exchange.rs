@@ -22,6 +22,7 @@ use tower::{BoxError, ServiceExt, util::BoxCloneService};
 use super::{
     cause,
     client_auth::{ClientAuth, Credentials},
+    parameters::RequestParameters,
     redaction::Redaction,
     reply::Reader,
     token_url::TokenUrl,
@@ -73,14 +74,16 @@ impl Exchange {
             ));
         }
 
+        let parameters = RequestParameters::new(&self.parameters, requested)?;
+
         let sent = self.auth.credentials(self.url.uri()).await?;
-        let refused = match self.attempt(client.clone(), requested, &sent).await {
+        let refused = match self.attempt(client.clone(), &parameters, &sent).await {
             Err(error) if self.auth.rotates() && is_client_refused(&error) => error,
             outcome => return outcome,
         };
         match self.auth.credentials(self.url.uri()).await {
             Ok(rotated) if !rotated.is_same(&sent) => {
-                self.attempt(client, requested, &rotated).await
+                self.attempt(client, &parameters, &rotated).await
             }
             // The server's refusal helps the user more than the reason why the function failed.
             _ => Err(refused),
@@ -90,13 +93,13 @@ impl Exchange {
     async fn attempt(
         &self,
         client: HttpClient,
-        requested: &TokenParameters,
+        parameters: &RequestParameters<'_>,
         credentials: &Credentials,
     ) -> Result<AccessToken, Error> {
-        let request = self.request(requested, credentials)?;
+        let request = self.request(parameters, credentials)?;
         let redaction = Redaction::new(self.secret_texts(credentials));
 
-        self.send(client, request, redaction)
+        self.send(client, request, parameters, redaction)
             .await
             .map_err(|error| error.at_endpoint(self.url.host()))
     }
@@ -105,6 +108,7 @@ impl Exchange {
         &self,
         client: HttpClient,
         request: Request<Bytes>,
+        parameters: &RequestParameters<'_>,
         redaction: Redaction,
     ) -> Result<AccessToken, Error> {
         let reply = match client.oneshot(request).await {
@@ -124,6 +128,7 @@ impl Exchange {
 
         let reader = Reader {
             token_url: &self.url,
+            parameters,
             redaction,
             hint: self.hint,
             now: Clock::default().now().wall,
@@ -162,7 +167,7 @@ impl Exchange {
 
     fn request(
         &self,
-        requested: &TokenParameters,
+        parameters: &RequestParameters<'_>,
         credentials: &Credentials,
     ) -> Result<Request<Bytes>, Error> {
         let mut headers = self.headers.clone();
@@ -174,13 +179,10 @@ impl Exchange {
             HeaderValue::from_static("application/x-www-form-urlencoded"),
         );
 
-        let scope = joined_scopes(&self.parameters, requested);
+        let scope = parameters.scope();
         let mut form = vec![("grant_type", "client_credentials")];
         credentials.apply(&mut form, &mut headers);
-        if !scope.is_empty() {
-            form.push(("scope", &scope));
-        }
-        add_further(&mut form, &self.parameters, requested)?;
+        parameters.add_to(&scope, &mut form)?;
 
         // Never grows: a string that grows leaves copies behind, which nobody wipes.
         let room = form
@@ -227,44 +229,6 @@ fn header_secrets(name: &HeaderName, value: &str) -> Vec<Zeroizing<String>> {
         secrets.extend(pairs.map(|(_, value)| value.to_owned()));
     }
     secrets.into_iter().map(Zeroizing::new).collect()
-}
-
-/// Joins the endpoint's and the request's scopes, each once (RFC 6749 §3.3).
-fn joined_scopes(own: &TokenParameters, requested: &TokenParameters) -> String {
-    let mut scopes: Vec<&str> = Vec::new();
-    for scope in own.scopes().iter().chain(requested.scopes()) {
-        for scope in scope.split_ascii_whitespace() {
-            if !scopes.contains(&scope) {
-                scopes.push(scope);
-            }
-        }
-    }
-    scopes.join(" ")
-}
-
-/// Adds resources (RFC 8707 §2), audiences (RFC 8693 §2.1) and the user's other parameters.
-fn add_further<'a>(
-    form: &mut Vec<(&'a str, &'a str)>,
-    own: &'a TokenParameters,
-    requested: &'a TokenParameters,
-) -> Result<(), Error> {
-    let resources = own.resources().iter().chain(requested.resources());
-    let audiences = own.audiences().iter().chain(requested.audiences());
-    form.extend(resources.map(|resource| ("resource", &**resource)));
-    form.extend(audiences.map(|audience| ("audience", &**audience)));
-
-    for (name, value) in own.others().iter().chain(requested.others()) {
-        // RFC 6749 §3.2: parameters must not be sent more than once.
-        let is_unique = matches!(&**name, "grant_type" | "scope") || name.starts_with("client_");
-        if is_unique && form.iter().any(|(taken, _)| taken == name) {
-            return Err(Error::configuration(format!(
-                "token request already has a parameter {name:?}, from the grant, the client \
-                 authentication, a scope or another parameter; remove one of them"
-            )));
-        }
-        form.push((name, value));
-    }
-    Ok(())
 }
 
 /// Why reading a body ended.

@@ -3,6 +3,7 @@
 mod cause;
 mod client_auth;
 mod exchange;
+mod parameters;
 pub mod provider;
 mod redaction;
 mod reply;
@@ -49,7 +50,9 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///
 /// A reply with a 2xx status must be a JSON object. Its content type is ignored. `expires_in` can
 /// be a number or a numeric string, and is limited to one year. If `token_type` is missing, the
-/// token is a Bearer token. The reply is an error if it contains a duplicate parameter, another
+/// token is a Bearer token. If the
+/// server grants fewer scopes than requested, [`AccessToken::missing_scopes`] returns the others.
+/// The reply is an error if it contains a duplicate parameter, another
 /// token type, an `error`, or an `expires_in` that isn't a number. If the body ends early, the call
 /// fails with a transport error. There is no time limit.
 ///
@@ -222,6 +225,10 @@ impl TokenEndpoint {
     /// Adds a scope, or several separated by spaces, to each token request.
     ///
     /// The scopes of the [`TokenRequest`] come after these. Duplicate scopes are sent only once.
+    ///
+    /// A scope consists of visible ASCII characters other than `"` and `\` (RFC 6749 §3.3). If it
+    /// contains anything else, each token request fails with a
+    /// [configuration error](Error::is_configuration), and nothing is sent.
     #[must_use]
     pub fn scope(self, scope: impl AsRef<str>) -> Self {
         self.map_parameters(|parameters| parameters.with_scope(scope))
@@ -229,7 +236,10 @@ impl TokenEndpoint {
 
     /// Adds a resource, an absolute URI (RFC 8707 §2), to each token request.
     ///
-    /// Can be called several times.
+    /// Can be called several times. If a resource isn't an absolute URI or has a fragment, each
+    /// token request fails with a [configuration error](Error::is_configuration), and nothing is
+    /// sent. For servers that expect other values, use [`parameter`](Self::parameter) with the name
+    /// `resource`.
     #[must_use]
     pub fn resource(self, resource: impl Into<String>) -> Self {
         self.map_parameters(|parameters| parameters.with_resource(resource))
@@ -237,7 +247,9 @@ impl TokenEndpoint {
 
     /// Adds an audience (RFC 8693 §2.1) to each token request.
     ///
-    /// Can be called several times.
+    /// Can be called several times. If an audience is empty or contains a control character or an
+    /// invisible character, each token request fails with a
+    /// [configuration error](Error::is_configuration), and nothing is sent.
     #[must_use]
     pub fn audience(self, audience: impl Into<String>) -> Self {
         self.map_parameters(|parameters| parameters.with_audience(audience))
@@ -249,7 +261,8 @@ impl TokenEndpoint {
     /// [`ClientAuth::client_secret_post`]. If you add one of them, every token request fails with a
     /// configuration error, because servers must refuse repeated parameters (RFC 6749 §3.2). With
     /// [`ClientAuth::client_secret_basic`], you can add `client_id` once, for servers that expect
-    /// it both in the header and in the form.
+    /// it both in the header and in the form. A name must not be empty or contain whitespace, control
+    /// characters or invisible characters. Values are not checked.
     ///
     /// `Debug` shows names and values, so don't use this option for secrets.
     #[must_use]

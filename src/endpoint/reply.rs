@@ -14,15 +14,17 @@ use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 use serde_json::{Value, error::Category, value::RawValue};
 
-use super::{redaction::Redaction, token_url::TokenUrl};
+use super::{parameters::RequestParameters, redaction::Redaction, token_url::TokenUrl};
 use crate::{
     AccessToken, Error,
     error::{Kind, Refusal},
+    telemetry,
 };
 
 /// What it takes to read a reply.
 pub(super) struct Reader<'a> {
     pub(super) token_url: &'a TokenUrl,
+    pub(super) parameters: &'a RequestParameters<'a>,
     pub(super) redaction: Redaction,
     pub(super) hint: fn(&Refusal) -> Option<&'static str>,
     pub(super) now: SystemTime,
@@ -82,7 +84,11 @@ impl Reader<'_> {
             access_token = access_token.with_lifetime(lifetime);
         }
         if let Some(scope) = fields.scope.and_then(scope) {
-            access_token = access_token.with_scope(scope);
+            let missing = self.parameters.scopes_missing_in(&scope);
+            if !missing.is_empty() {
+                telemetry::scopes_missing(&missing.join(" "));
+            }
+            access_token = access_token.with_scope(scope).with_missing_scopes(missing);
         }
         Ok(access_token)
     }

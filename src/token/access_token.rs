@@ -39,7 +39,14 @@ use crate::{
 pub struct AccessToken {
     scheme: Scheme,
     lifetime: Option<Duration>,
-    scope: Option<Arc<str>>,
+    scope: Option<Arc<GrantedScope>>,
+}
+
+/// The scope that a server granted.
+struct GrantedScope {
+    granted: Arc<str>,
+    /// What was asked for and not granted.
+    missing: Vec<String>,
 }
 
 impl AccessToken {
@@ -122,7 +129,10 @@ impl AccessToken {
     /// ```
     #[must_use]
     pub fn with_scope(mut self, scope: impl Into<Arc<str>>) -> Self {
-        self.scope = Some(scope.into());
+        self.scope = Some(Arc::new(GrantedScope {
+            granted: scope.into(),
+            missing: Vec::new(),
+        }));
         self
     }
 
@@ -158,7 +168,50 @@ impl AccessToken {
     /// This is the server's text, usually scopes separated by spaces. If the server sends an array,
     /// its elements are joined with spaces.
     pub fn scope(&self) -> Option<&str> {
-        self.scope.as_deref()
+        self.scope.as_ref().map(|scope| &*scope.granted)
+    }
+
+    /// Returns the requested scopes that the server didn't grant.
+    ///
+    /// A [`TokenEndpoint`](crate::TokenEndpoint) sets them if the reply states a scope. If it doesn't,
+    /// the server granted all requested scopes (RFC 6749 §5.1). Tokens of your own token services
+    /// have no missing scopes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use bytes::Bytes;
+    /// # use http_body_util::Full;
+    /// # use tower::{BoxError, ServiceExt, service_fn};
+    /// # use tower_client_credentials::{ClientAuth, TokenEndpoint, TokenRequest};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let http = service_fn(|_: http::Request<Full<Bytes>>| async {
+    /// #     let reply = r#"{"access_token":"token-1","scope":"orders.read"}"#;
+    /// #     Ok::<_, BoxError>(http::Response::new(reply.to_owned()))
+    /// # });
+    /// # let auth = ClientAuth::client_secret_basic("my-client", "s3cret");
+    /// let tokens = TokenEndpoint::new(http, "https://auth.example/token", auth)?
+    ///     .scope("orders.read orders.write");
+    ///
+    /// // The server grants `orders.read` only.
+    /// let token = tokens.oneshot(TokenRequest::default()).await?;
+    ///
+    /// assert_eq!(token.missing_scopes(), ["orders.write"]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn missing_scopes(&self) -> &[String] {
+        self.scope.as_ref().map_or(&[], |scope| &scope.missing)
+    }
+
+    /// Sets which scopes the server has not granted, if it stated a scope.
+    pub(crate) fn with_missing_scopes(mut self, missing: Vec<String>) -> Self {
+        self.scope = self.scope.map(|scope| {
+            let granted = Arc::clone(&scope.granted);
+            Arc::new(GrantedScope { granted, missing })
+        });
+        self
     }
 
     pub(crate) fn scheme(&self) -> &Scheme {

@@ -24,14 +24,23 @@ pub struct TokenParameters {
 
 impl TokenParameters {
     /// Adds a scope, or several separated by spaces (RFC 6749 §3.3).
+    ///
+    /// A [`TokenEndpoint`](crate::TokenEndpoint) refuses scopes with characters that RFC 6749 doesn't
+    /// allow, such as quotation marks and line breaks.
     #[must_use]
     pub fn with_scope(mut self, scope: impl AsRef<str>) -> Self {
-        let scopes = scope.as_ref().split_ascii_whitespace().map(str::to_owned);
+        let scopes = scope
+            .as_ref()
+            .split(' ')
+            .filter(|scope| !scope.is_empty())
+            .map(str::to_owned);
         self.scopes.extend(scopes);
         self
     }
 
-    /// Adds a resource, an absolute URI (RFC 8707 §2).
+    /// Adds a resource, an absolute URI without a fragment (RFC 8707 §2).
+    ///
+    /// A [`TokenEndpoint`](crate::TokenEndpoint) refuses other texts.
     #[must_use]
     pub fn with_resource(mut self, resource: impl Into<String>) -> Self {
         self.resources.push(resource.into());
