@@ -284,10 +284,13 @@ impl Error {
 
     /// Returns how long to wait before the next token request.
     ///
-    /// The time starts when this error is returned. A [`TokenEndpoint`](crate::TokenEndpoint) reads
-    /// it from the `Retry-After` header and limits it to one hour. A
-    /// [`TokenCache`](crate::TokenCache) that returned this error sends no token request until the
-    /// time has passed. Until then, all callers that need a token get the same error.
+    /// The time starts when this error is returned. A [`TokenCache`](crate::TokenCache) that returned
+    /// this error sends no token request until the time has passed. Until then, all callers that
+    /// need a token get the same error.
+    ///
+    /// A [`TokenEndpoint`](crate::TokenEndpoint) returns the time that the server asks for, whether
+    /// it is plausible or not. It reads `Retry-After`, otherwise `x-ms-retry-after-ms`, and for a 429
+    /// otherwise `RateLimit-Reset`.
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
     }
@@ -361,6 +364,15 @@ impl Error {
     /// `Display` ends with this text.
     pub fn hint(&self) -> Option<&'static str> {
         self.refusal()?.hint
+    }
+
+    /// Returns whether the token service may be asked again within the same token request.
+    ///
+    /// A server that refuses too many requests without saying when to come back gets no further ones
+    /// within a second.
+    pub(crate) fn may_retry_within_request(&self) -> bool {
+        let too_many = self.status() == Some(StatusCode::TOO_MANY_REQUESTS);
+        self.is_transient() && !(too_many && self.retry_after.is_none())
     }
 
     /// Returns whether a rejected token was not renewed because of the cool-down.

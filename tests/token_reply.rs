@@ -24,6 +24,8 @@ use tower_client_credentials::{
     provider,
 };
 
+/// Longer ones count as this many seconds.
+const LONGEST_RETRY_AFTER: f64 = u32::MAX as f64;
 const HOUR: f64 = 60.0 * 60.0;
 const YEAR: f64 = 365.0 * 24.0 * HOUR;
 
@@ -980,8 +982,22 @@ async fn retry_after_may_be_seconds_or_a_date() {
         ("zero", "0", None, Some(0.0)),
         ("spaces", " 5 ", None, Some(5.0)),
         ("fraction", "0.5", None, Some(0.5)),
-        ("negative", "-1", None, Some(0.0)),
-        ("too many", "99999999999999999999999", None, Some(HOUR)),
+        ("negative", "-1", None, None),
+        ("negative zero", "-0", None, None),
+        ("signed", "+5", None, None),
+        ("exponent", "1e3", None, None),
+        ("with a unit", "30s", None, None),
+        ("not a number", "NaN", None, None),
+        ("infinity", "inf", None, None),
+        ("a point", ".", None, None),
+        ("a Unix time", "1764324000", None, Some(1_764_324_000.0)),
+        ("milliseconds", "30000", None, Some(30_000.0)),
+        (
+            "too many",
+            "99999999999999999999999",
+            None,
+            Some(LONGEST_RETRY_AFTER),
+        ),
         (
             "date by the server's clock",
             date,
@@ -1006,16 +1022,16 @@ async fn retry_after_may_be_seconds_or_a_date() {
             "far future",
             "Fri, 31 Dec 9999 23:59:59 GMT",
             Some(date),
-            Some(HOUR),
+            Some(LONGEST_RETRY_AFTER),
         ),
         (
-            "far future by our clock",
-            "Fri, 31 Dec 9999 23:59:59 GMT",
-            None,
-            Some(HOUR),
+            "a minute after year 9000",
+            "Wed, 01 Jan 9000 00:01:00 GMT",
+            Some("Wed, 01 Jan 9000 00:00:00 GMT"),
+            Some(60.0),
         ),
         ("an hour", "3600", None, Some(HOUR)),
-        ("more than an hour", "3601", None, Some(HOUR)),
+        ("more than an hour", "3601", None, Some(3601.0)),
         ("words", "soon", None, None),
         ("empty", "", None, None),
     ] {
@@ -1032,6 +1048,223 @@ async fn retry_after_may_be_seconds_or_a_date() {
             "{name}"
         );
     }
+}
+
+#[tokio::test]
+async fn other_headers_say_how_long_to_wait_if_there_is_no_retry_after() {
+    let date = "Fri, 28 Nov 2025 10:00:00 GMT"; // 1764324000
+    type Row = (
+        &'static str,
+        u16,
+        &'static [(&'static str, &'static str)],
+        Option<f64>,
+    );
+    let rows: [Row; 29] = [
+        (
+            "Microsoft",
+            429,
+            &[("x-ms-retry-after-ms", "1500")],
+            Some(1.5),
+        ),
+        (
+            "Microsoft, busy",
+            503,
+            &[("x-ms-retry-after-ms", "1500")],
+            Some(1.5),
+        ),
+        ("Azure OpenAI", 429, &[("retry-after-ms", "20")], Some(0.02)),
+        (
+            "negative milliseconds",
+            429,
+            &[("x-ms-retry-after-ms", "-1")],
+            None,
+        ),
+        ("no milliseconds", 429, &[("x-ms-retry-after-ms", "")], None),
+        (
+            "words for milliseconds",
+            429,
+            &[("x-ms-retry-after-ms", "soon")],
+            None,
+        ),
+        ("draft", 429, &[("ratelimit-reset", "50")], Some(50.0)),
+        ("reset at once", 429, &[("ratelimit-reset", "0")], Some(0.0)),
+        ("negative reset", 429, &[("ratelimit-reset", "-5")], None),
+        (
+            "words for a reset",
+            429,
+            &[("ratelimit-reset", "tomorrow")],
+            None,
+        ),
+        (
+            "later draft",
+            429,
+            &[("ratelimit", "\"default\";r=0;t=30")],
+            Some(30.0),
+        ),
+        (
+            "draft of one header",
+            429,
+            &[("ratelimit", "limit=10, remaining=0, reset=40")],
+            Some(40.0),
+        ),
+        (
+            "quota without a reset",
+            429,
+            &[("ratelimit", "\"default\";r=0")],
+            None,
+        ),
+        (
+            "Auth0, a Unix time",
+            429,
+            &[("x-ratelimit-reset", "1764324060")],
+            Some(60.0),
+        ),
+        (
+            "Okta, a Unix time",
+            429,
+            &[("x-rate-limit-reset", "1764324007")],
+            Some(7.0),
+        ),
+        (
+            "Unix time in the draft's header",
+            429,
+            &[("ratelimit-reset", "1764324060")],
+            Some(60.0),
+        ),
+        (
+            "Unix time with a fraction",
+            429,
+            &[("x-ratelimit-reset", "1764324000.5")],
+            Some(0.5),
+        ),
+        (
+            "Unix time in the past",
+            429,
+            &[("x-ratelimit-reset", "1764323999")],
+            None,
+        ),
+        (
+            "Unix time of now",
+            429,
+            &[("x-ratelimit-reset", "1764324000")],
+            None,
+        ),
+        (
+            "a Unix time in milliseconds",
+            429,
+            &[("x-ratelimit-reset", "1764324060000")],
+            Some(LONGEST_RETRY_AFTER - 1_764_324_000.0),
+        ),
+        (
+            "reset of a quota that is not used up",
+            503,
+            &[("ratelimit-reset", "50")],
+            None,
+        ),
+        (
+            "reset beside a wrong secret",
+            401,
+            &[("x-ratelimit-reset", "1764324060")],
+            None,
+        ),
+        (
+            "Retry-After is preferred",
+            429,
+            &[
+                ("ratelimit-reset", "50"),
+                ("x-ms-retry-after-ms", "1"),
+                ("retry-after", "7"),
+            ],
+            Some(7.0),
+        ),
+        (
+            "invalid Retry-After is not",
+            429,
+            &[("ratelimit-reset", "50"), ("retry-after", "soon")],
+            Some(50.0),
+        ),
+        (
+            "milliseconds are preferred to a reset",
+            429,
+            &[("ratelimit-reset", "50"), ("x-ms-retry-after-ms", "1000")],
+            Some(1.0),
+        ),
+        (
+            "invalid milliseconds are not",
+            429,
+            &[("ratelimit-reset", "50"), ("x-ms-retry-after-ms", "1s")],
+            Some(50.0),
+        ),
+        (
+            "draft is preferred to what preceded it",
+            429,
+            &[("x-ratelimit-reset", "9"), ("ratelimit-reset", "5")],
+            Some(5.0),
+        ),
+        (
+            "other headers",
+            429,
+            &[("x-ratelimit-remaining", "9")],
+            None,
+        ),
+        ("nothing", 429, &[], None),
+    ];
+    for (name, status, headers, wait) in rows {
+        let mut reply = Reply::new(status, "").with(header::DATE, date);
+        for (name, value) in headers {
+            reply = reply.with(HeaderName::from_static(name), value);
+        }
+
+        let error = reply.read().await.unwrap_err();
+
+        assert_eq!(
+            error.retry_after(),
+            wait.map(Duration::from_secs_f64),
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusal_of_too_many_requests_is_not_retried_at_once() {
+    let throttled = |name, value| Reply::new(429, "").with(HeaderName::from_static(name), value);
+    for (name, reply, requests) in [
+        ("no header", Reply::new(429, ""), 1),
+        (
+            "with a code",
+            Reply::new(429, r#"{"error":"slow_down"}"#),
+            1,
+        ),
+        ("invalid header", throttled("retry-after", "-1"), 1),
+        ("empty header", throttled("retry-after", ""), 1),
+        ("Retry-After", throttled("retry-after", "1"), 3),
+        ("RateLimit-Reset", throttled("ratelimit-reset", "1"), 3),
+        ("Microsoft", throttled("x-ms-retry-after-ms", "100"), 3),
+        ("busy", Reply::new(503, ""), 3),
+    ] {
+        let sent = Arc::new(AtomicUsize::new(0));
+        let count = sent.clone();
+        let http = service_fn(move |_: Request<Full<Bytes>>| {
+            count.fetch_add(1, Ordering::Relaxed);
+            let reply = reply.0.clone();
+            async { Ok::<_, Infallible>(reply) }
+        });
+        let tokens = TokenEndpoint::new(http, "https://auth.example/token", auth()).unwrap();
+
+        TokenCache::new(tokens).token().await.unwrap_err();
+
+        assert_eq!(sent.load(Ordering::Relaxed), requests, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn permanent_errors_keep_the_retry_after_of_the_server() {
+    let reply = Reply::new(401, r#"{"error":"invalid_client"}"#).with(header::RETRY_AFTER, "30");
+
+    let error = reply.read().await.unwrap_err();
+
+    assert!(!error.is_transient());
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(30)));
 }
 
 #[tokio::test]

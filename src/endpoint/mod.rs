@@ -7,6 +7,7 @@ mod parameters;
 pub mod provider;
 mod redaction;
 mod reply;
+mod retry_after;
 mod token_url;
 
 use std::{

@@ -8,13 +8,16 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, Response, StatusCode,
-    header::{DATE, HeaderName, LOCATION, RETRY_AFTER},
+    header::{HeaderName, LOCATION},
 };
 use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 use serde_json::{Value, error::Category, value::RawValue};
 
-use super::{parameters::RequestParameters, redaction::Redaction, token_url::TokenUrl};
+use super::{
+    parameters::RequestParameters, redaction::Redaction, retry_after::retry_after,
+    token_url::TokenUrl,
+};
 use crate::{
     AccessToken, Error,
     error::{Kind, Refusal},
@@ -47,14 +50,17 @@ impl Reader<'_> {
         } else {
             Err(self.refusal(status, &fields.unwrap_or_default()))
         }
-        .map_err(|error| error.with_retry_after(retry_after(reply.headers(), self.now)))
+        .map_err(|error| error.with_retry_after(self.retry_after(reply)))
     }
 
     /// Returns the error for a reply that was not read to its end.
     pub(super) fn unread(&self, reply: &Response<Bytes>, fact: String) -> Error {
         let status = reply.status();
-        Error::new(Kind::InvalidReply { status, fact })
-            .with_retry_after(retry_after(reply.headers(), self.now))
+        Error::new(Kind::InvalidReply { status, fact }).with_retry_after(self.retry_after(reply))
+    }
+
+    fn retry_after(&self, reply: &Response<Bytes>) -> Option<Duration> {
+        retry_after(reply.status(), reply.headers(), self.now)
     }
 
     fn token(&self, fields: &Fields<'_>) -> Result<AccessToken, String> {
@@ -335,25 +341,6 @@ fn scope(value: &RawValue) -> Option<String> {
     let scopes: Vec<Cow<'_, str>> = serde_json::from_str(value.get()).ok()?;
     Some(scopes.join(" "))
 }
-
-/// Returns the delay of `Retry-After` (RFC 9110 §10.2.3).
-///
-/// A date is relative to the server's clock if the reply has a `Date`.
-fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
-    let date = |text: &str| httpdate::parse_http_date(text).ok();
-    let now = header(headers, DATE).and_then(date).unwrap_or(now);
-    let wait = |text: &str| {
-        seconds(text).or_else(|| Some(date(text)?.duration_since(now).unwrap_or_default()))
-    };
-    let values = headers.get_all(RETRY_AFTER).iter();
-    let wait = values
-        .filter_map(|value| value.to_str().ok())
-        .find_map(wait);
-    Some(wait?.min(LONGEST_RETRY_AFTER))
-}
-
-/// A longer delay is probably a mistake, and one request an hour is no burden.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
 
 fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
     headers.get(name)?.to_str().ok()

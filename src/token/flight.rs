@@ -165,7 +165,7 @@ impl Attempts {
 
     /// How long to wait before the next attempt; `None` if there is no time or use for one.
     fn pause_before_retry(&self, failed_attempts: u32, error: &Error) -> Option<Duration> {
-        if !error.is_transient() || failed_attempts >= self.limits.max_attempts {
+        if !error.may_retry_within_request() || failed_attempts >= self.limits.max_attempts {
             return None;
         }
         let draw = fastrand::f64();
