@@ -82,6 +82,8 @@ struct Inner {
 struct Context {
     /// The host of the token endpoint.
     endpoint: Option<Arc<str>>,
+    /// In a form that is safe to show.
+    client_id: Option<Arc<str>>,
 }
 
 /// One variant per thing that a caller would do differently.
@@ -98,7 +100,12 @@ pub(crate) enum Kind {
     /// The token endpoint answered with an error.
     Refused(Refusal),
     /// The token endpoint answered with something that is not a token reply.
-    InvalidReply { status: StatusCode, fact: String },
+    InvalidReply {
+        status: StatusCode,
+        fact: String,
+        /// Whether the reply comes from something in between, or is not whole.
+        transient: bool,
+    },
     /// The HTTP client failed; its error is the source.
     Transport {
         /// The cause in a form that is safe to show.
@@ -134,8 +141,11 @@ pub(crate) struct Refusal {
     pub(crate) code: Option<String>,
     pub(crate) description: Option<String>,
     pub(crate) uri: Option<String>,
-    /// What the provider's documentation says to do.
-    pub(crate) hint: Option<&'static str>,
+    /// What is wrong with a body without any of these texts.
+    pub(crate) fact: Option<String>,
+    /// What to do.
+    pub(crate) hint: Option<String>,
+    pub(crate) transient: bool,
 }
 
 impl Error {
@@ -256,7 +266,11 @@ impl Error {
     ///
     /// These errors are transient:
     ///
-    /// * the replies 408, 425, 429, 5xx, `temporarily_unavailable`, `server_error` and `slow_down`;
+    /// * the replies 408, 425, 429 and 5xx; the codes `temporarily_unavailable`, `server_error`,
+    ///   `slow_down` and `internal_failure`; other replies whose description asks to retry, unless
+    ///   their code or status refuses the client;
+    /// * 2xx replies that aren't JSON objects because they are empty, cut off or compressed, or because
+    ///   something other than the token endpoint sent them, such as a gateway;
     /// * transport errors, timeouts, panics, a missing or lost runtime, and
     ///   [expired tokens](Self::is_expired);
     /// * errors of your own token services and of functions passed to
@@ -265,9 +279,10 @@ impl Error {
     /// All other errors are permanent.
     pub fn is_transient(&self) -> bool {
         match &self.inner.kind {
-            Kind::Refused(refusal) => refusal.is_transient(),
-            Kind::InvalidReply { status, .. } => is_transient_status(*status),
-            Kind::TokenService { transient } | Kind::ClientAuth { transient } => *transient,
+            Kind::Refused(refusal) => refusal.transient,
+            Kind::InvalidReply { transient, .. }
+            | Kind::TokenService { transient }
+            | Kind::ClientAuth { transient } => *transient,
             Kind::Transport { .. }
             | Kind::Panicked
             | Kind::TimedOut(_)
@@ -359,11 +374,31 @@ impl Error {
         self.refusal()?.uri.as_deref()
     }
 
-    /// Returns what the provider's documentation says to do about the error, if anything.
+    /// Returns what to do about the error, if known. `Display` ends with this text.
     ///
-    /// `Display` ends with this text.
-    pub fn hint(&self) -> Option<&'static str> {
-        self.refusal()?.hint
+    /// There are hints for the error codes of RFC 6749 §5.2, for `access_denied` and
+    /// `invalid_target`, for the statuses 401, 403, 404, 405, 407 and 410, and for errors that a
+    /// [`provider`](crate::provider) documents. Depending on the error, the hint names the client
+    /// authentication method and its alternatives, or the requested scopes or resources.
+    ///
+    /// The text isn't part of the stable API.
+    pub fn hint(&self) -> Option<&str> {
+        self.refusal()?.hint.as_deref()
+    }
+
+    /// Returns the host of the token endpoint, if a [`TokenEndpoint`](crate::TokenEndpoint) returned
+    /// the error.
+    pub fn endpoint_host(&self) -> Option<&str> {
+        self.inner.context.endpoint.as_deref()
+    }
+
+    /// Returns the client id of the failed token request, if a
+    /// [`TokenEndpoint`](crate::TokenEndpoint) sent one.
+    ///
+    /// The id is shown as in `Display`: after 200 characters, it is cut, and parts that are equal to
+    /// a secret are redacted.
+    pub fn client_id(&self) -> Option<&str> {
+        self.inner.context.client_id.as_deref()
     }
 
     /// Returns whether the token service may be asked again within the same token request.
@@ -452,6 +487,12 @@ impl Error {
         self
     }
 
+    /// Names the client by its id, in a form that is safe to show.
+    pub(crate) fn for_client(mut self, id: &str) -> Self {
+        Arc::make_mut(&mut self.inner).context.client_id = Some(id.into());
+        self
+    }
+
     fn from_parts(kind: Kind, source: Option<BoxError>) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -482,12 +523,13 @@ impl fmt::Display for Error {
                 "API answered {status}, and no other token could be had: "
             )?;
         }
-        let endpoint = || self.inner.context.token_endpoint();
+        let context = &self.inner.context;
+        let endpoint = || context.token_endpoint();
         match &self.inner.kind {
             Kind::Configuration(message) => f.write_str(message),
             Kind::InvalidToken { what, fact } => write!(f, "{what} {fact}"),
-            Kind::Refused(refusal) => write!(f, "{} {refusal}", endpoint()),
-            Kind::InvalidReply { status, fact } => {
+            Kind::Refused(refusal) => refusal.describe(context, f),
+            Kind::InvalidReply { status, fact, .. } => {
                 let status = status.as_u16();
                 write!(
                     f,
@@ -499,7 +541,10 @@ impl fmt::Display for Error {
                 write!(f, "request to {} failed: {cause}", endpoint())
             }
             Kind::Transport { cause: None } => write!(f, "request to {} failed", endpoint()),
-            Kind::ClientAuth { .. } => f.write_str("function given to ClientAuth failed"),
+            Kind::ClientAuth { .. } => match &context.endpoint {
+                Some(_) => write!(f, "function given to ClientAuth for {} failed", endpoint()),
+                None => f.write_str("function given to ClientAuth failed"),
+            },
             Kind::TokenService { .. } => f.write_str("token service failed"),
             Kind::Panicked => f.write_str("token service panicked"),
             Kind::TimedOut(deadline) => {
@@ -572,53 +617,57 @@ impl Context {
             None => "token endpoint".to_owned(),
         }
     }
-}
 
-impl Refusal {
-    fn is_transient(&self) -> bool {
-        is_transient_status(self.status)
-            || matches!(
-                self.code.as_deref(),
-                Some("temporarily_unavailable" | "server_error" | "slow_down")
-            )
+    fn client(&self) -> String {
+        match &self.client_id {
+            Some(id) => format!("client {id:?}"),
+            None => "the client".to_owned(),
+        }
     }
 }
 
-/// What the token endpoint did, without naming it.
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Refusal {
+    fn describe(&self, context: &Context, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = self.status.as_u16();
-        let says_nothing = self.code.is_none() && self.description.is_none();
-        if says_nothing && !self.is_transient() && !self.status.is_success() {
-            // Probably not a token endpoint, but another server or another page of its server.
-            return write!(
-                f,
-                "answered {status} without an OAuth error; check the token URL"
-            );
+        let (endpoint, client) = (context.token_endpoint(), context.client());
+        let has_texts = self.code.is_some() || self.description.is_some();
+        match self.status {
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+                write!(
+                    f,
+                    "proxy in front of {endpoint} refused the request: {status}"
+                )?;
+            }
+            _ if self.transient => write!(f, "{endpoint} could not serve {client}: {status}")?,
+            // Other statuses without an error may come from any server.
+            _ if has_texts || self.status.is_success() || self.is_about_the_client() => {
+                write!(f, "{endpoint} refused {client}: {status}")?;
+            }
+            _ => write!(f, "{endpoint} answered {status}")?,
         }
-        let verdict = if self.is_transient() {
-            "could not serve the request"
-        } else {
-            "refused the client"
-        };
-        write!(f, "{verdict}: {status}")?;
+
         if let Some(code) = &self.code {
             write!(f, " {code}")?;
         }
         if let Some(description) = &self.description {
             write!(f, " ({description})")?;
         }
-        if let Some(hint) = self.hint {
+        if !has_texts && !self.transient && !self.status.is_success() {
+            f.write_str(" without an OAuth error")?;
+        }
+        if let Some(fact) = &self.fact {
+            write!(f, " ({fact})")?;
+        }
+        if let Some(hint) = &self.hint {
             write!(f, "; {hint}")?;
         }
         Ok(())
     }
-}
 
-fn is_transient_status(status: StatusCode) -> bool {
-    status.is_server_error()
-        || matches!(
-            status,
-            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
+    fn is_about_the_client(&self) -> bool {
+        matches!(
+            self.status,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
         )
+    }
 }

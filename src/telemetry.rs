@@ -234,6 +234,8 @@ impl Span {
                 "token_request",
                 otel.kind = "internal",
                 cause = cause.label(),
+                server.address = tracing::field::Empty,
+                client_id = tracing::field::Empty,
                 attempts = tracing::field::Empty,
                 waiters = tracing::field::Empty,
                 outcome = tracing::field::Empty,
@@ -249,6 +251,19 @@ impl Span {
         #[cfg(feature = "tracing")]
         let future = tracing::Instrument::instrument(future, self.0);
         future
+    }
+}
+
+/// A token request is sent to the token endpoint at `host`, for a client.
+///
+/// Records both in the current span, which is that of the token request unless the token endpoint is
+/// used without a cache.
+pub(crate) fn token_request_sent(host: &str, client_id: &str) {
+    #[cfg(feature = "tracing")]
+    {
+        let span = tracing::Span::current();
+        span.record("server.address", host);
+        span.record("client_id", client_id);
     }
 }
 

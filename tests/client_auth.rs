@@ -372,14 +372,17 @@ async fn failure_of_a_function_is_transient_unless_its_error_is_permanent() {
     assert!(transient.is_client_auth() && transient.is_transient());
     assert_eq!(
         chain(&transient),
-        ["function given to ClientAuth failed", "signer is away",]
+        [
+            "function given to ClientAuth for token endpoint auth.example failed",
+            "signer is away",
+        ]
     );
     assert!(permanent.is_client_auth() && !permanent.is_transient());
     assert!(!permanent.is_token_service());
     assert_eq!(
         chain(&permanent),
         [
-            "function given to ClientAuth failed",
+            "function given to ClientAuth for token endpoint auth.example failed",
             "token service failed",
             "key was revoked",
         ]
@@ -535,7 +538,7 @@ async fn credentials_of_a_function_are_checked_when_they_are_used() {
         let error = server.request_token(auth).await.unwrap_err();
 
         assert!(error.is_client_auth() && error.is_transient());
-        let function = "function given to ClientAuth failed";
+        let function = "function given to ClientAuth for token endpoint auth.example failed";
         assert_eq!(chain(&error), [function, &fact]);
         assert!(server.requests().is_empty());
     }

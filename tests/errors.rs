@@ -345,7 +345,7 @@ async fn exactly_one_question_is_true_of_each_error() {
             ("success with an error, with an echo", "refused", false),
             ("HTML with 500", "refused", true),
             ("HTML with 404", "refused", false),
-            ("HTML with 200", "invalid reply", false),
+            ("HTML with 200", "invalid reply", true),
             ("odd lifetime with a token", "invalid reply", false),
             ("odd type with a token", "invalid reply", false),
             ("token with a space", "invalid reply", false),
@@ -397,36 +397,43 @@ async fn messages_name_the_party_the_fact_and_what_to_do() {
             "token request already has a parameter \"grant_type\", from the grant, the client \
              authentication, a scope or another parameter; remove one of them",
         ),
-        ("failing credentials", "function given to ClientAuth failed"),
+        (
+            "failing credentials",
+            "function given to ClientAuth for token endpoint auth.example failed",
+        ),
         (
             "assertion with a line break",
-            "function given to ClientAuth failed",
+            "function given to ClientAuth for token endpoint auth.example failed",
         ),
         (
             "disabled credentials",
-            "function given to ClientAuth failed",
+            "function given to ClientAuth for token endpoint auth.example failed",
         ),
         (
             "refused, with an echo",
-            "token endpoint auth.example refused the client: 401 [redacted] ([redacted] \
-             [redacted] [redacted] [redacted] [redacted] [redacted])",
+            "token endpoint auth.example refused client \"id\": 401 [redacted] ([redacted] \
+             [redacted] [redacted] [redacted] [redacted] [redacted]); check the client id and \
+             secret; the request used client_secret_basic, but the server may expect \
+             client_secret_post, private_key_jwt or, if it does not decode the header, \
+             client_secret_basic_unencoded",
         ),
         (
             "success with an error, with an echo",
-            "token endpoint auth.example refused the client: 200 [redacted] ([redacted] \
+            "token endpoint auth.example refused client \"id\": 200 [redacted] ([redacted] \
              [redacted] [redacted] [redacted] [redacted] [redacted])",
         ),
         (
             "HTML with 500",
-            "token endpoint auth.example could not serve the request: 500",
+            "token endpoint auth.example could not serve client \"id\": 500",
         ),
         (
             "HTML with 404",
-            "token endpoint auth.example answered 404 without an OAuth error; check the token URL",
+            "token endpoint auth.example answered 404 without an OAuth error (body is an HTML page); \
+             check the token URL: the server has nothing at its path",
         ),
         (
             "HTML with 200",
-            "token endpoint auth.example answered 200 without a token: body is not a JSON object",
+            "token endpoint auth.example answered 200 without a token: body is an HTML page",
         ),
         (
             "odd lifetime with a token",

@@ -389,21 +389,142 @@ async fn token_that_expires_at_once_serves_every_call() {
 // --- Replies without a token ---
 
 #[tokio::test]
+async fn unreadable_success_is_transient_and_the_error_says_what_came() {
+    let ok = |body: &'static [u8]| Reply::new(200, body);
+    let html = "body is an HTML page";
+    let other = "body is not a JSON object";
+    let compressed = |coding: &str| {
+        format!(
+            "body is compressed with {coding}, and neither the server nor the HTTP client has \
+             decompressed it"
+        )
+    };
+    let typed =
+        |body: &'static [u8], content_type: &str| ok(body).with(header::CONTENT_TYPE, content_type);
+    let coded = |body: &'static [u8], coding: &str| ok(body).with(header::CONTENT_ENCODING, coding);
+    for (name, reply, fact) in [
+        ("nothing", ok(b""), "body is empty"),
+        ("no content", ok(b"").status(204), "body is empty"),
+        ("whitespace", ok(b" \r\n"), "body is empty"),
+        ("byte order mark", ok(b"\xef\xbb\xbf"), "body is empty"),
+        ("page of a content network", ok(b"<html>MARK</html>"), html),
+        (
+            "page with a document type",
+            ok(b"\n<!DOCTYPE HTML><p>MARK"),
+            html,
+        ),
+        (
+            "page by its type",
+            typed(b"<p>MARK", "text/html; charset=utf-8"),
+            html,
+        ),
+        (
+            "XML",
+            typed(b"<error>MARK</error>", "application/xml"),
+            "body is not a JSON object; its type is \"application/xml\"",
+        ),
+        (
+            "text",
+            typed(b"MARK", "text/plain"),
+            "body is not a JSON object; its type is \"text/plain\"",
+        ),
+        (
+            "text that claims to be JSON",
+            typed(b"MARK", "application/json"),
+            other,
+        ),
+        (
+            "a type with a secret",
+            typed(b"MARK", "MARK-SECRET/x"),
+            "body is not a JSON object; its type is \"[redacted]/x\"",
+        ),
+        ("not UTF-8", ok(b"\xff\xfe\xfd"), other),
+        ("array", ok(b"[\"MARK\"]"), other),
+        (
+            "array of an object",
+            ok(b"[{\"access_token\":\"MARK\"}]"),
+            other,
+        ),
+        ("string", ok(b"\"MARK\""), other),
+        ("null", ok(b"null"), other),
+        ("form", ok(b"access_token=MARK&expires_in=5"), other),
+        (
+            "half a text",
+            ok(b"{\"access_token\":\"MARK"),
+            "body is cut off, at line 1 column 21",
+        ),
+        (
+            "half an object",
+            ok(b"{\"access_token\":\"MARK\",\n"),
+            "body is cut off, at line 1 column 23",
+        ),
+        ("a brace", ok(b"{"), "body is cut off, at line 1 column 1"),
+        (
+            "more than an object",
+            ok(b"{\"access_token\":\"MARK\"}{"),
+            "body is not valid JSON, at line 1 column 24",
+        ),
+        (
+            "a bare word",
+            ok(b"{\"access_token\":\"MARK\",\"expires_in\":NaN}"),
+            "body is not valid JSON, at line 1 column 37",
+        ),
+        (
+            "gzip",
+            coded(b"\x1f\x8b\x08\0MARK", "gzip"),
+            &compressed("gzip"),
+        ),
+        (
+            "gzip without a header",
+            ok(b"\x1f\x8b\x08\0MARK"),
+            &compressed("gzip"),
+        ),
+        (
+            "gzip that claims to be none",
+            coded(b"\x1f\x8b\x08\0MARK", "Identity"),
+            &compressed("gzip"),
+        ),
+        ("Brotli", coded(b"\x8bMARK", "br"), &compressed("br")),
+        (
+            "two codings",
+            coded(b"\x28\xb5\x2f\xfdMARK", "gzip, zstd"),
+            &compressed("gzip, zstd"),
+        ),
+        (
+            "zstd without a header",
+            ok(b"\x28\xb5\x2f\xfdMARK"),
+            &compressed("zstd"),
+        ),
+        (
+            "compressed nothing",
+            coded(b"", "gzip"),
+            &compressed("gzip"),
+        ),
+    ] {
+        let status = reply.0.status().as_u16();
+
+        let error = reply.read().await.expect_err(name);
+
+        assert!(error.is_invalid_reply() && error.is_transient(), "{name}");
+        assert_eq!(error.status().unwrap(), status, "{name}");
+        let message =
+            format!("token endpoint auth.example answered {status} without a token: {fact}");
+        assert_eq!(error.to_string(), message, "{name}");
+        assert_shows_nothing(name, &error);
+    }
+}
+
+#[tokio::test]
+async fn reply_that_was_decompressed_is_read_although_its_header_still_says_so() {
+    let reply = Reply::new(200, r#"{"access_token":"t"}"#).with(header::CONTENT_ENCODING, "gzip");
+
+    assert_eq!(reply.read().await.unwrap().expose(), "t");
+}
+
+#[tokio::test]
 async fn success_without_a_token_is_an_error_that_names_the_fact() {
-    let broken = "body is not valid JSON, at line 1 column";
     for (name, body, fact) in [
-        ("nothing", &b""[..], "body is empty"),
-        ("whitespace", b" \r\n", "body is empty"),
-        ("byte order mark", b"\xef\xbb\xbf", "body is empty"),
-        ("content delivery networks", b"<html>MARK</html>", "body is not a JSON object"),
-        ("not UTF-8", b"\xff\xfe\xfd", "body is not a JSON object"),
-        ("incomplete", b"{\"access_token\":\"MARK", &format!("{broken} 21")),
-        ("more than an object", b"{\"access_token\":\"MARK\"}{", &format!("{broken} 24")),
-        ("array", b"[\"MARK\"]", "body is not a JSON object"),
-        ("array of an object", b"[{\"access_token\":\"MARK\"}]", "body is not a JSON object"),
-        ("string", b"\"MARK\"", "body is not a JSON object"),
-        ("form", b"access_token=MARK&expires_in=5", "body is not a JSON object"),
-        ("no token", b"{\"x\":\"MARK\"}", "access_token is missing"),
+        ("no token", &b"{\"x\":\"MARK\"}"[..], "access_token is missing"),
         ("token null", b"{\"access_token\":null}", "access_token is missing"),
         ("token a number", b"{\"access_token\":123}", "access_token is not a string"),
         ("half a character", br#"{"access_token":"\ud800"}"#, "access_token is not a string"),
@@ -462,7 +583,6 @@ async fn success_without_a_token_is_an_error_that_names_the_fact() {
             b"{\"access_token\":\"MARK\",\"expires_in\":\"NaN\"}",
             "expires_in is \"NaN\", not a number of seconds",
         ),
-        ("bare NaN", b"{\"access_token\":\"MARK\",\"expires_in\":NaN}", &format!("{broken} 37")),
         (
             "infinity",
             b"{\"access_token\":\"MARK\",\"expires_in\":\"inf\"}",
@@ -559,13 +679,17 @@ async fn token_that_a_header_cannot_carry_is_an_invalid_reply() {
 
 #[tokio::test]
 async fn refusals_show_what_the_server_answered() {
-    let refused = "token endpoint auth.example refused the client:";
-    let unserved = "token endpoint auth.example could not serve the request:";
-    let no_oauth = |status: u16| {
-        format!(
-            "token endpoint auth.example answered {status} without an OAuth error; check the token URL"
-        )
+    let refused = "token endpoint auth.example refused client \"my-client\":";
+    let unserved = "token endpoint auth.example could not serve client \"my-client\":";
+    let no_oauth = |status: u16, fact: &str| {
+        let verdict = match status {
+            401 | 403 => "refused client \"my-client\":",
+            _ => "answered",
+        };
+        format!("token endpoint auth.example {verdict} {status} without an OAuth error{fact}")
     };
+    let (html, empty) = (" (body is an HTML page)", " (body is empty)");
+    let other = " (body is not a JSON object)";
     for (name, status, body, message) in [
         (
             "GitHub",
@@ -600,8 +724,8 @@ async fn refusals_show_what_the_server_answered() {
         (
             "object with other members",
             400,
-            r#"{"error":{"reason":"MARK"}}"#,
-            no_oauth(400),
+            r#"{"error":{"other":"MARK"}}"#,
+            no_oauth(400, ""),
         ),
         (
             "object in a success",
@@ -613,7 +737,7 @@ async fn refusals_show_what_the_server_answered() {
             "array of four",
             400,
             r#"{"error":["MARK","MARK","MARK","MARK"]}"#,
-            no_oauth(400),
+            no_oauth(400, ""),
         ),
         (
             "array in a success",
@@ -621,27 +745,165 @@ async fn refusals_show_what_the_server_answered() {
             r#"{"error":["MARK"]}"#,
             format!("{refused} 200"),
         ),
-        ("false", 400, r#"{"error":false}"#, no_oauth(400)),
-        ("login page", 401, "<html>MARK</html>", no_oauth(401)),
-        ("wrong path", 404, "<html>MARK</html>", no_oauth(404)),
-        ("wrong method", 405, "", no_oauth(405)),
+        ("false", 400, r#"{"error":false}"#, no_oauth(400, "")),
+        ("login page", 401, "<html>MARK</html>", no_oauth(401, html)),
+        ("wrong path", 404, "<html>MARK</html>", no_oauth(404, html)),
+        ("wrong method", 405, "", no_oauth(405, empty)),
         (
             "gateway's own error",
             400,
-            r#"{"message":"no such tenant","code":"MARK"}"#,
-            format!("{refused} 400 (no such tenant)"),
+            r#"{"message":"no such tenant","code":"credentials_invalid"}"#,
+            format!("{refused} 400 credentials_invalid (no such tenant)"),
         ),
         (
             "message that is not a string",
             400,
             r#"{"message":{"text":"MARK"}}"#,
-            no_oauth(400),
+            no_oauth(400, ""),
         ),
         (
-            "errors in an array",
+            "Okta",
+            401,
+            r#"{"errorCode":"invalid_client","errorSummary":"A client_id must be provided in the request.","errorLink":"invalid_client","errorId":"oae1","errorCauses":[]}"#,
+            format!("{refused} 401 invalid_client (A client_id must be provided in the request.)"),
+        ),
+        (
+            "X",
+            403,
+            r#"{"errors":[{"code":99,"message":"Unable to verify your credentials","label":"authenticity_token_error"}]}"#,
+            format!("{refused} 403 authenticity_token_error (Unable to verify your credentials)"),
+        ),
+        (
+            "X, other errors",
+            403,
+            r#"{"errors":[{"code":99,"message":"Unable to verify your credentials"},{"code":1,"message":"MARK"}]}"#,
+            format!("{refused} 403 99 (Unable to verify your credentials)"),
+        ),
+        (
+            "Zoom",
             400,
-            r#"{"errors":[{"message":"MARK"}]}"#,
-            no_oauth(400),
+            r#"{"reason":"Invalid client_id or client_secret","error":"invalid_client"}"#,
+            format!("{refused} 400 invalid_client (Invalid client_id or client_secret)"),
+        ),
+        (
+            "problem details",
+            401,
+            r#"{"type":"about:blank","title":"Unauthorized","status":401,"detail":"client secret has expired"}"#,
+            format!("{refused} 401 (client secret has expired)"),
+        ),
+        (
+            "problem details with a title of their own",
+            403,
+            r#"{"type":"https://docs.example/disabled","title":"Client is disabled","status":403,"detail":"since May"}"#,
+            format!("{refused} 403 (Client is disabled: since May)"),
+        ),
+        (
+            "problem details without a detail",
+            403,
+            r#"{"title":"Client is disabled","status":403}"#,
+            format!("{refused} 403 (Client is disabled)"),
+        ),
+        (
+            "JSON:API",
+            401,
+            r#"{"errors":[{"status":"401","code":"bad_secret","title":"Unauthorized","detail":"wrong secret"}]}"#,
+            format!("{refused} 401 bad_secret (wrong secret)"),
+        ),
+        (
+            "Google, with inner errors",
+            401,
+            r#"{"error":{"code":401,"message":"Invalid Credentials","errors":[{"message":"MARK","reason":"authError"}],"status":"UNAUTHENTICATED"}}"#,
+            format!("{refused} 401 UNAUTHENTICATED (Invalid Credentials)"),
+        ),
+        (
+            "Azure",
+            403,
+            r#"{"error":{"code":"AuthorizationFailed","message":"no access"}}"#,
+            format!("{refused} 403 AuthorizationFailed (no access)"),
+        ),
+        (
+            "Apigee",
+            401,
+            r#"{"fault":{"faultstring":"Invalid ApiKey","detail":{"errorcode":"oauth.v2.InvalidApiKey"}}}"#,
+            format!("{refused} 401 oauth.v2.InvalidApiKey (Invalid ApiKey)"),
+        ),
+        (
+            "FastAPI",
+            422,
+            r#"{"detail":[{"loc":["body","scope"],"msg":"field required","type":"value_error.missing"}]}"#,
+            format!("{refused} 422 value_error.missing (field required)"),
+        ),
+        (
+            "Spring",
+            404,
+            r#"{"timestamp":"MARK","status":404,"error":"Not Found"}"#,
+            format!("{refused} 404 Not Found"),
+        ),
+        (
+            "Salesforce's other API: an array",
+            401,
+            r#"[{"message":"Session expired or invalid","errorCode":"INVALID_SESSION_ID"}]"#,
+            format!("{refused} 401 INVALID_SESSION_ID (Session expired or invalid)"),
+        ),
+        (
+            "errors as texts",
+            400,
+            r#"{"errors":["no such client"]}"#,
+            format!("{refused} 400 (no such client)"),
+        ),
+        (
+            "code that is the status",
+            400,
+            r#"{"code":400,"message":"Bad Request"}"#,
+            format!("{refused} 400 (Bad Request)"),
+        ),
+        (
+            "Okta in a success",
+            200,
+            r#"{"errorCode":"invalid_client","errorSummary":"no"}"#,
+            format!("{refused} 200 invalid_client (no)"),
+        ),
+        (
+            "errors in a success",
+            200,
+            r#"{"errors":[{"code":"bad","message":"no"}]}"#,
+            format!("{refused} 200 bad (no)"),
+        ),
+        (
+            "nested without end",
+            400,
+            r#"{"error":{"error":{"error":{"error":{"code":"MARK"}}}}}"#,
+            no_oauth(400, ""),
+        ),
+        (
+            "Google's internal failure",
+            400,
+            r#"{"error":"internal_failure"}"#,
+            format!("{unserved} 400 internal_failure"),
+        ),
+        (
+            "Salesforce, busy",
+            400,
+            r#"{"error":"unknown_error","error_description":"retry your request"}"#,
+            format!("{unserved} 400 unknown_error (retry your request)"),
+        ),
+        (
+            "busy, in other words",
+            400,
+            r#"{"code":"E17","message":"Something went wrong. Please try again later."}"#,
+            format!("{unserved} 400 E17 (Something went wrong. Please try again later.)"),
+        ),
+        (
+            "locked out, without a code",
+            403,
+            r#"{"message":"locked, try again later"}"#,
+            format!("{refused} 403 (locked, try again later)"),
+        ),
+        (
+            "locked out",
+            401,
+            r#"{"error":"invalid_client","error_description":"locked, try again later"}"#,
+            format!("{refused} 401 invalid_client (locked, try again later)"),
         ),
         (
             "Authlib, node-oauth: 400 for a wrong secret",
@@ -675,14 +937,14 @@ async fn refusals_show_what_the_server_answered() {
             r#"{"error":17}"#,
             format!("{refused} 400 17"),
         ),
-        ("array", 400, r#"{"error":["MARK"]}"#, no_oauth(400)),
+        ("array", 400, r#"{"error":["MARK"]}"#, no_oauth(400, "")),
         (
             "true",
             200,
             r#"{"error":true}"#,
             format!("{refused} 200 true"),
         ),
-        ("null", 400, r#"{"error":null}"#, no_oauth(400)),
+        ("null", 400, r#"{"error":null}"#, no_oauth(400, "")),
         (
             "Mattermost",
             500,
@@ -695,7 +957,7 @@ async fn refusals_show_what_the_server_answered() {
             "<!doctype html>MARK",
             format!("{unserved} 503"),
         ),
-        ("empty", 401, "", no_oauth(401)),
+        ("empty", 401, "", no_oauth(401, empty)),
         (
             "oidc-provider",
             401,
@@ -706,7 +968,7 @@ async fn refusals_show_what_the_server_answered() {
             "an error status with a token",
             400,
             r#"{"access_token":"MARK"}"#,
-            no_oauth(400),
+            no_oauth(400, ""),
         ),
         ("Camunda", 429, "slow down", format!("{unserved} 429")),
         ("timeout", 408, "", format!("{unserved} 408")),
@@ -745,9 +1007,19 @@ async fn refusals_show_what_the_server_answered() {
             "twice",
             400,
             r#"{"error":"MARK","error":"MARK"}"#,
-            no_oauth(400),
+            no_oauth(
+                400,
+                " (body contains a parameter twice, at line 1 column 23)",
+            ),
         ),
-        ("informational", 101, "", no_oauth(101)),
+        ("informational", 101, "", no_oauth(101, empty)),
+        ("teapot with a text", 418, "MARK", no_oauth(418, other)),
+        (
+            "half an error",
+            400,
+            r#"{"error":"MARK"#,
+            no_oauth(400, " (body is cut off, at line 1 column 14)"),
+        ),
     ] {
         let error = Reply::new(status, body).read().await.expect_err(name);
 
@@ -757,8 +1029,14 @@ async fn refusals_show_what_the_server_answered() {
             message.starts_with(unserved),
             "{name}"
         );
+        assert!(error.hint().is_none() || !error.is_transient(), "{name}");
         assert_eq!(error.status().unwrap(), status, "{name}");
-        assert_eq!(error.to_string(), message, "{name}");
+        let hint = error.hint().map(|hint| format!("; {hint}"));
+        assert_eq!(
+            error.to_string(),
+            message + &hint.unwrap_or_default(),
+            "{name}"
+        );
         assert_shows_nothing(name, &error);
     }
 }
@@ -870,25 +1148,279 @@ async fn linkedin_errors_have_hints() {
 
         assert_eq!(error.hint(), Some(hint));
         let message = format!(
-            "token endpoint www.linkedin.com refused the client: {status} {code} ({description}); {hint}"
+            "token endpoint www.linkedin.com refused client \"abcdefghijk\": {status} {code} ({description}); {hint}"
         );
         assert_eq!(error.to_string(), message);
     }
 }
 
 #[tokio::test]
-async fn unknown_errors_and_other_providers_have_no_hint() {
-    let unknown = Reply::new(
-        400,
-        r#"{"error":"invalid_request","error_description":"odd"}"#,
+async fn every_common_error_has_a_hint() {
+    let basic = || ClientAuth::client_secret_basic("id", "s3cret");
+    let unencoded = || ClientAuth::client_secret_basic_unencoded("id", "s3cret");
+    let post = || ClientAuth::client_secret_post("id", "s3cret");
+    let none = || ClientAuth::none("id");
+    let assertion = || ClientAuth::jwt_assertion("id", |_| async { Ok::<_, Infallible>("jwt") });
+    let error = |code: &str| json(&[("error", code)]);
+    let (client, scope, target) = (
+        error("invalid_client"),
+        error("invalid_scope"),
+        error("invalid_target"),
     );
-    let linkedin = provider::linkedin(unknown.http(), "id", "s3cret").unwrap();
-    let denied = Reply::new(401, r#"{"error":"access_denied"}"#);
+
+    let check_basic = "check the client id and secret; the request used client_secret_basic, but the \
+        server may expect client_secret_post, private_key_jwt or, if it does not decode the header, \
+        client_secret_basic_unencoded";
+    let check_unencoded = "check the client id and secret; the request used \
+        client_secret_basic_unencoded, but the server may expect client_secret_basic, \
+        client_secret_post or private_key_jwt";
+    let check_post = "check the client id and secret; the request used client_secret_post, but the \
+        server may expect client_secret_basic or private_key_jwt";
+    let check_none = "check the client id and the client's certificate; the request used none, but the \
+        server may expect client_secret_basic, client_secret_post or private_key_jwt";
+    let check_assertion = "check the client id and the assertion's key, audience and expiry; the \
+        request used jwt_assertion, but the server may expect client_secret_basic or client_secret_post";
+    let challenged = "check the client id and secret; the request used client_secret_post, but the \
+        server asks for client_secret_basic";
+    let proxy = "set the proxy's credentials in the HTTP client";
+    let no_page = "check the token URL: the server has nothing at its path";
+    let no_post = "check the token URL: the server accepts no POST at its path";
+
+    let plain = |status, body: &str| Reply::new(status, body.to_owned());
+    let challenge = |value| plain(401, "").with(header::WWW_AUTHENTICATE, value);
+    let asking = |tokens: TokenEndpoint| {
+        tokens
+            .scope("a b")
+            .resource("https://r.example")
+            .audience("api")
+    };
+    let as_it_is = |tokens: TokenEndpoint| tokens;
+    type Ask = fn(TokenEndpoint) -> TokenEndpoint;
+    let rows: Vec<(Reply, ClientAuth, Ask, String)> = vec![
+        (plain(401, &client), basic(), as_it_is, check_basic.into()),
+        (plain(400, &client), unencoded(), as_it_is, check_unencoded.into()),
+        (plain(400, &client), post(), as_it_is, check_post.into()),
+        (plain(401, &client), none(), as_it_is, check_none.into()),
+        (plain(401, &client), assertion(), as_it_is, check_assertion.into()),
+        (plain(400, &error("invalid_client_id")), post(), as_it_is, check_post.into()),
+        (plain(200, &client), post(), as_it_is, check_post.into()),
+        // Without a code.
+        (plain(401, ""), basic(), as_it_is, check_basic.into()),
+        (plain(401, "<html>"), post(), as_it_is, check_post.into()),
+        (plain(401, &error("BadThings")), post(), as_it_is, check_post.into()),
+        (challenge("Basic realm=\"x\""), post(), as_it_is, challenged.into()),
+        (challenge("Bearer a=b, basic realm=x"), post(), as_it_is, challenged.into()),
+        (challenge("Basic"), basic(), as_it_is, check_basic.into()),
+        (challenge("Bearer"), post(), as_it_is, check_post.into()),
+        (
+            plain(403, "<html>"),
+            post(),
+            as_it_is,
+            format!("{check_post}; a firewall in front of the server may refuse requests, too"),
+        ),
+        (plain(407, ""), post(), as_it_is, proxy.into()),
+        (plain(407, &client), post(), as_it_is, proxy.into()),
+        (plain(404, "<html>"), post(), as_it_is, no_page.into()),
+        (plain(404, &error("Not Found")), post(), as_it_is, no_page.into()),
+        (plain(404, &client), post(), as_it_is, check_post.into()),
+        (plain(410, ""), post(), as_it_is, no_page.into()),
+        (plain(405, ""), post(), as_it_is, no_post.into()),
+        // Other codes.
+        (
+            plain(400, &error("unauthorized_client")),
+            post(),
+            as_it_is,
+            format!(
+                "allow the client_credentials grant for this client at the server; if it is \
+                 allowed, {check_post}"
+            ),
+        ),
+        (
+            plain(401, &error("access_denied")),
+            post(),
+            as_it_is,
+            format!(
+                "check at the server whether this client may have a token for what the request \
+                 asks for; if it may, {check_post}"
+            ),
+        ),
+        (
+            plain(400, &error("unsupported_grant_type")),
+            post(),
+            as_it_is,
+            "the request sent grant_type=client_credentials as a form; allow this grant at the \
+             server, or check that nothing in between changes the form"
+                .into(),
+        ),
+        (
+            plain(400, &error("invalid_grant")),
+            assertion(),
+            as_it_is,
+            "check the credentials; if an assertion is sent, check its expiry, its audience and \
+             this machine's clock"
+                .into(),
+        ),
+        (
+            plain(400, &scope),
+            post(),
+            asking,
+            "the request asked for scope \"a b\"; check which scopes the server grants to this \
+             client"
+                .into(),
+        ),
+        (
+            plain(400, &scope),
+            post(),
+            as_it_is,
+            "the request asked for no scope; the server may require one".into(),
+        ),
+        (
+            plain(400, &scope),
+            post(),
+            |tokens| tokens.scope("s3cret"),
+            "the request asked for scope \"[redacted]\"; check which scopes the server grants to \
+             this client"
+                .into(),
+        ),
+        (
+            plain(400, &target),
+            post(),
+            asking,
+            "the request asked for resource \"https://r.example\" and audience \"api\"; check which \
+             of them the server allows for this client"
+                .into(),
+        ),
+        (
+            plain(400, &target),
+            post(),
+            as_it_is,
+            "the request named no resource and no audience; the server may require one".into(),
+        ),
+        (
+            plain(400, &error("invalid_request")),
+            post(),
+            asking,
+            "the form had the fields grant_type, client_id, client_secret, scope, resource, audience \
+             with client_secret_post; the server may require another field, such as a scope or \
+             audience, or another method"
+                .into(),
+        ),
+    ];
+    for (reply, auth, ask, hint) in rows {
+        let tokens = TokenEndpoint::new(reply.http(), "https://auth.example/token", auth).unwrap();
+
+        let error = ask(tokens)
+            .oneshot(TokenRequest::default())
+            .await
+            .unwrap_err();
+
+        assert_eq!(error.hint(), Some(&*hint), "{reply:?}");
+        assert!(error.to_string().ends_with(&format!("; {hint}")), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn nothing_blames_the_token_url_without_cause() {
+    for status in 100..600 {
+        if (300..400).contains(&status) || [404, 405, 410].contains(&status) {
+            continue;
+        }
+        for body in [
+            "",
+            "<html>",
+            "{}",
+            r#"{"error":"x"}"#,
+            r#"{"error":"invalid_request"}"#,
+        ] {
+            let error = Reply::new(status, body).read().await.unwrap_err();
+
+            assert!(!error.to_string().contains("URL"), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn refusal_of_a_proxy_names_the_proxy() {
+    let with_body = r#"{"error":"proxy_auth","error_description":"log in"}"#;
+    let busy = r#"{"error":"slow_down"}"#;
+    for (body, texts) in [
+        ("", " without an OAuth error (body is empty)"),
+        (busy, " slow_down"),
+        (with_body, " proxy_auth (log in)"),
+    ] {
+        let error = Reply::new(407, body).read().await.unwrap_err();
+
+        let message = format!(
+            "proxy in front of token endpoint auth.example refused the request: 407{texts}; set \
+             the proxy's credentials in the HTTP client"
+        );
+        assert_eq!(error.to_string(), message);
+        assert!(error.is_refused() && !error.is_transient());
+    }
+}
+
+#[tokio::test]
+async fn errors_name_the_host_and_the_client() {
+    let quoted = "a\"b\\c".to_owned();
+    let long = "x".repeat(300);
+    for (id, shown) in [
+        ("my-client", "my-client".to_owned()),
+        (&quoted, quoted.clone()),
+        (&long, "x".repeat(200) + "…"),
+        ("id-s3cret", "id-[redacted]".to_owned()),
+    ] {
+        for reply in [
+            Reply::new(401, ""),
+            Reply::new(200, ""),
+            Reply::new(503, ""),
+        ] {
+            let auth = ClientAuth::client_secret_post(id, "s3cret");
+            let tokens =
+                TokenEndpoint::new(reply.http(), "https://auth.example:8443/t", auth).unwrap();
+
+            let error = tokens.oneshot(TokenRequest::default()).await.unwrap_err();
+
+            assert_eq!(error.client_id(), Some(&*shown));
+            assert_eq!(error.endpoint_host(), Some("auth.example"));
+            if error.is_refused() {
+                assert!(
+                    error.to_string().contains(&format!("client {shown:?}: ")),
+                    "{error}"
+                );
+            }
+        }
+    }
+    let of_no_endpoint = Error::permanent("the tenant is disabled");
+    assert_eq!(of_no_endpoint.client_id(), None);
+    assert_eq!(of_no_endpoint.endpoint_host(), None);
+}
+
+#[tokio::test]
+async fn errors_that_a_provider_does_not_document_have_the_common_hint() {
+    let scope = Reply::new(400, r#"{"error":"invalid_scope"}"#);
+    let linkedin = provider::linkedin(scope.http(), "id", "s3cret").unwrap();
 
     let error = linkedin.oneshot(TokenRequest::default()).await.unwrap_err();
 
-    assert_eq!(error.hint(), None);
-    assert_eq!(denied.read().await.unwrap_err().hint(), None);
+    let hint = "the request asked for no scope; the server may require one";
+    assert_eq!(error.hint(), Some(hint));
+}
+
+#[tokio::test]
+async fn errors_that_nobody_documents_have_no_hint() {
+    for (status, body) in [
+        (400, r#"{"error":"odd"}"#),
+        (400, "<html>"),
+        (200, r#"{"error":"odd"}"#),
+        (418, ""),
+        (503, r#"{"error":"invalid_client"}"#),
+        (200, ""),
+    ] {
+        assert_eq!(
+            Reply::new(status, body).read().await.unwrap_err().hint(),
+            None
+        );
+    }
 }
 
 #[tokio::test]
@@ -1838,7 +2370,7 @@ async fn no_debug_output_shows_the_token() {
 // --- Helpers ---
 
 /// The reply that a token endpoint sends each time.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 struct Reply(Response<Full<Bytes>>);
 
 impl Reply {

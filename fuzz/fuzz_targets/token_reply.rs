@@ -1,7 +1,7 @@
 //! Each reply of a token endpoint becomes a token that can be sent, or an error that is safe to print.
 //!
 //! Input: a byte for the status, a byte for the set of headers, the value of these headers up to a
-//! line feed, and the body.
+//! line feed, and the body. The client asks for a scope.
 //!
 //! `cargo +nightly fuzz run -s none token_reply fuzz/corpus/token_reply fuzz/seeds/token_reply -- -dict=fuzz/token_reply.dict`
 
@@ -11,7 +11,7 @@ use std::{cell::RefCell, convert::Infallible, error::Error as _, future::ready, 
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use libfuzzer_sys::{Corpus, fuzz_target};
 use serde_json::Value;
@@ -20,11 +20,33 @@ use tower_client_credentials::{AccessToken, ClientAuth, Error, TokenEndpoint, To
 
 const SECRET: &str = "MARK/secret";
 const BASIC: &str = "aWQ6TUFSSyUyRnNlY3JldA==";
+/// How a server may repeat the secret. The digits are those of Base64 texts that contain it.
+const ECHOES: [&str; 8] = [
+    SECRET,
+    BASIC,
+    "MARK%2Fsecret",
+    "MARK%2fsecret",
+    r"MARK\/secret",
+    "MARK&#x2F;secret",
+    "TUFSSy9zZWNyZX",
+    "1BUksvc2VjcmV0",
+];
 /// Longer waits count as this long.
 const LONGEST_WAIT: Duration = Duration::from_secs(u32::MAX as u64);
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const STATUSES: [u16; 16] = [
-    200, 200, 200, 200, 200, 201, 204, 299, 301, 304, 400, 401, 408, 429, 500, 503,
+    200, 200, 200, 200, 201, 204, 299, 301, 400, 401, 403, 404, 407, 408, 429, 503,
+];
+
+const HEADERS: [HeaderName; 8] = [
+    header::RETRY_AFTER,
+    header::DATE,
+    header::LOCATION,
+    header::AGE,
+    header::CONTENT_ENCODING,
+    header::CONTENT_TYPE,
+    header::WWW_AUTHENTICATE,
+    HeaderName::from_static("ratelimit-reset"),
 ];
 
 thread_local! {
@@ -62,6 +84,7 @@ fn check_token(token: &AccessToken, status: StatusCode, value: &Value) {
     if value.is_object() {
         assert_eq!(value["access_token"], token.expose());
     }
+    assert!(token.missing_scopes().is_empty() || token.missing_scopes() == ["orders.read"]);
     let shown = format!("{token:?}");
     assert!(!shown.contains(SECRET) && !shown.contains(BASIC));
 }
@@ -70,17 +93,20 @@ fn check_error(error: &Error, status: StatusCode, value: &Value) {
     let (display, debug) = (error.to_string(), format!("{error:?}"));
     assert!(!display.contains(char::is_control), "{display:?}");
     assert!(display.chars().count() < 2500, "{display}");
-    for secret in [SECRET, BASIC, "MARK%2Fsecret"] {
+    for secret in ECHOES {
         assert!(!display.contains(secret), "{display}");
         assert!(!debug.contains(secret), "{debug}");
     }
     assert!(error.source().is_none());
-    assert!(
-        display.starts_with("token endpoint auth.example "),
-        "{display}"
-    );
+    let names_the_endpoint = match status.as_u16() {
+        407 => display.starts_with("proxy in front of token endpoint auth.example "),
+        _ => display.starts_with("token endpoint auth.example "),
+    };
+    assert!(names_the_endpoint, "{display}");
+    assert_eq!(error.client_id(), Some("id"));
     assert!(error.retry_after().is_none_or(|wait| wait <= LONGEST_WAIT));
     assert!(error.is_refused() || error.is_invalid_reply());
+    assert!(error.hint().is_none() || !error.is_transient());
     assert_eq!(error.status(), Some(status));
 
     // A reply with a valid token and no other parameter is an error only if the token occurs twice.
@@ -109,10 +135,7 @@ fn reply(data: &[u8]) -> Option<(Response<Full<Bytes>>, &[u8])> {
     let body = &rest[line + 1..];
     let mut reply = Response::new(Full::from(body.to_vec()));
     *reply.status_mut() = StatusCode::from_u16(STATUSES[usize::from(status % 16)]).unwrap();
-    for (bit, name) in [header::RETRY_AFTER, header::DATE, header::LOCATION]
-        .into_iter()
-        .enumerate()
-    {
+    for (bit, name) in HEADERS.into_iter().enumerate() {
         if headers >> bit & 1 == 1 {
             reply.headers_mut().insert(name, value.clone());
         }
@@ -123,5 +146,6 @@ fn reply(data: &[u8]) -> Option<(Response<Full<Bytes>>, &[u8])> {
 fn endpoint() -> TokenEndpoint {
     let http = service_fn(|_: Request<Full<Bytes>>| ready(Ok::<_, Infallible>(NEXT.take())));
     let auth = ClientAuth::client_secret_basic("id", SECRET);
-    TokenEndpoint::new(http, "https://auth.example/a/token", auth).unwrap()
+    let tokens = TokenEndpoint::new(http, "https://auth.example/a/token", auth).unwrap();
+    tokens.scope("orders.read")
 }

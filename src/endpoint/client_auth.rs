@@ -372,7 +372,7 @@ impl Credentials {
         }
     }
 
-    fn method(&self) -> &'static str {
+    pub(super) fn method(&self) -> &'static str {
         match self {
             Self::ClientSecretBasic { .. } => "client_secret_basic",
             Self::ClientSecretBasicUnencoded { .. } => "client_secret_basic_unencoded",
@@ -382,7 +382,7 @@ impl Credentials {
         }
     }
 
-    fn id(&self) -> &Arc<str> {
+    pub(super) fn id(&self) -> &Arc<str> {
         match self {
             Self::ClientSecretBasic { id, .. }
             | Self::ClientSecretBasicUnencoded { id, .. }

@@ -22,6 +22,7 @@ use tower::{BoxError, ServiceExt, util::BoxCloneService};
 use super::{
     cause,
     client_auth::{ClientAuth, Credentials},
+    hint::Asked,
     parameters::RequestParameters,
     redaction::Redaction,
     reply::Reader,
@@ -32,6 +33,7 @@ use crate::{
     clock::Clock,
     error::{Kind, Refusal},
     secret::wiped_on_drop,
+    telemetry,
 };
 
 /// The user's HTTP client with its type erased. Not `Sync`, because clients need not be.
@@ -67,13 +69,21 @@ impl Exchange {
         client: HttpClient,
         requested: &TokenParameters,
     ) -> Result<AccessToken, Error> {
+        let token = self.request_token(client, requested).await;
+        token.map_err(|error| error.at_endpoint(self.url.host()))
+    }
+
+    async fn request_token(
+        &self,
+        client: HttpClient,
+        requested: &TokenParameters,
+    ) -> Result<AccessToken, Error> {
         if self.plain_http == PlainHttp::Loopback && self.url.exposes_secrets() {
             return Err(Error::configuration(
                 "token URL is plain http to a host other than loopback, where others may read the \
                  client's credentials; use https, or call allow_http if the network is safe",
             ));
         }
-
         let parameters = RequestParameters::new(&self.parameters, requested)?;
 
         let sent = self.auth.credentials(self.url.uri()).await?;
@@ -96,21 +106,23 @@ impl Exchange {
         parameters: &RequestParameters<'_>,
         credentials: &Credentials,
     ) -> Result<AccessToken, Error> {
-        let request = self.request(parameters, credentials)?;
         let redaction = Redaction::new(self.secret_texts(credentials));
+        let client_id = redaction.show(credentials.id(), LONGEST_CLIENT_ID);
+        telemetry::token_request_sent(self.url.host(), &client_id);
 
-        self.send(client, request, parameters, redaction)
+        self.send(client, parameters, credentials, redaction)
             .await
-            .map_err(|error| error.at_endpoint(self.url.host()))
+            .map_err(|error| error.for_client(&client_id))
     }
 
     async fn send(
         &self,
         client: HttpClient,
-        request: Request<Bytes>,
         parameters: &RequestParameters<'_>,
+        credentials: &Credentials,
         redaction: Redaction,
     ) -> Result<AccessToken, Error> {
+        let (request, fields) = self.request(parameters, credentials)?;
         let reply = match client.oneshot(request).await {
             Ok(reply) => reply,
             Err(error) => return Err(transport(error, &redaction)),
@@ -126,11 +138,16 @@ impl Exchange {
             End::Whole
         };
 
+        let asked = Asked {
+            method: credentials.method(),
+            parameters,
+            fields,
+        };
         let reader = Reader {
             token_url: &self.url,
-            parameters,
+            asked: &asked,
             redaction,
-            hint: self.hint,
+            provider_hint: self.hint,
             now: Clock::default().now().wall,
         };
         let reply = Response::from_parts(parts, read.freeze());
@@ -165,11 +182,12 @@ impl Exchange {
         texts
     }
 
+    /// Returns a token request, and the names of the fields in its form.
     fn request(
         &self,
         parameters: &RequestParameters<'_>,
         credentials: &Credentials,
-    ) -> Result<Request<Bytes>, Error> {
+    ) -> Result<(Request<Bytes>, Vec<String>), Error> {
         let mut headers = self.headers.clone();
         headers
             .entry(ACCEPT)
@@ -184,6 +202,7 @@ impl Exchange {
         credentials.apply(&mut form, &mut headers);
         parameters.add_to(&scope, &mut form)?;
 
+        let fields = form.iter().map(|(name, _)| (*name).to_owned()).collect();
         // Never grows: a string that grows leaves copies behind, which nobody wipes.
         let room = form
             .iter()
@@ -195,9 +214,12 @@ impl Exchange {
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.url.uri().clone();
         *request.headers_mut() = headers;
-        Ok(request)
+        Ok((request, fields))
     }
 }
+
+/// Some client ids are URLs.
+const LONGEST_CLIENT_ID: usize = 200;
 
 /// Headers whose values are no secrets. Messages may contain their words.
 const PUBLIC_HEADERS: [HeaderName; 4] = [ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, USER_AGENT];

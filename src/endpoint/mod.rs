@@ -2,7 +2,10 @@
 
 mod cause;
 mod client_auth;
+mod error_reply;
 mod exchange;
+mod hint;
+mod json;
 mod parameters;
 pub mod provider;
 mod redaction;
@@ -50,16 +53,18 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 /// # Reply
 ///
 /// A reply with a 2xx status must be a JSON object. Its content type is ignored. `expires_in` can
-/// be a number or a numeric string, and is limited to one year. If `token_type` is missing, the
-/// token is a Bearer token. If the
-/// server grants fewer scopes than requested, [`AccessToken::missing_scopes`] returns the others.
-/// The reply is an error if it contains a duplicate parameter, another
+/// be a number or a numeric string, and is limited to one year. If `token_type` is missing, the token is a Bearer token. If the
+/// server grants fewer scopes than requested, [`AccessToken::missing_scopes`] returns the
+/// others. The reply is an error if it contains a duplicate parameter, another
 /// token type, an `error`, or an `expires_in` that isn't a number. If the body ends early, the call
 /// fails with a transport error. There is no time limit.
 ///
 /// A reply with any other status is an error. Its body is read for at most two seconds, and the
 /// part that has arrived by then is used. (The time limit requires a Tokio runtime with timers
 /// enabled.) The status and the `Retry-After` header are used even if the body ends early.
+///
+/// Code and description of an error are read as RFC 6749 §5.2 and RFC 9457 define them, and as
+/// Apigee, Azure, Facebook, Google, Okta, X and Zoom send them.
 ///
 /// # Examples
 ///

@@ -55,6 +55,18 @@ impl<'a> RequestParameters<'a> {
         Ok(parameters)
     }
 
+    pub(super) fn scopes(&self) -> &[&'a str] {
+        &self.scopes
+    }
+
+    pub(super) fn resources(&self) -> &[&'a str] {
+        &self.resources
+    }
+
+    pub(super) fn audiences(&self) -> &[&'a str] {
+        &self.audiences
+    }
+
     /// Returns the scopes separated by spaces (RFC 6749 §3.3).
     pub(super) fn scope(&self) -> String {
         self.scopes.join(" ")

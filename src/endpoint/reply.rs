@@ -8,14 +8,18 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, Response, StatusCode,
-    header::{HeaderName, LOCATION},
+    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, LOCATION, WWW_AUTHENTICATE},
 };
 use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
-use serde_json::{Value, error::Category, value::RawValue};
+use serde_json::{error::Category, value::RawValue};
 
 use super::{
-    parameters::RequestParameters, redaction::Redaction, retry_after::retry_after,
+    error_reply::ErrorReply,
+    hint::Asked,
+    json::{is_nothing, scalar, string, trimmed},
+    redaction::Redaction,
+    retry_after::retry_after,
     token_url::TokenUrl,
 };
 use crate::{
@@ -27,48 +31,61 @@ use crate::{
 /// What it takes to read a reply.
 pub(super) struct Reader<'a> {
     pub(super) token_url: &'a TokenUrl,
-    pub(super) parameters: &'a RequestParameters<'a>,
+    pub(super) asked: &'a Asked<'a>,
     pub(super) redaction: Redaction,
-    pub(super) hint: fn(&Refusal) -> Option<&'static str>,
+    pub(super) provider_hint: fn(&Refusal) -> Option<&'static str>,
     pub(super) now: SystemTime,
 }
 
-impl Reader<'_> {
-    /// Reads any 2xx without an `error` as a token. All other replies are errors.
-    pub(super) fn read(&self, reply: &Response<Bytes>) -> Result<AccessToken, Error> {
-        let body = String::from_utf8_lossy(reply.body());
-        let fields = Fields::parse(&body);
-        let refused = fields.as_ref().is_ok_and(|fields| fields.error.is_some());
+/// Why a reply is not a token reply.
+struct Fault {
+    fact: String,
+    /// Whether the next reply may be one.
+    transient: bool,
+}
 
+impl Reader<'_> {
+    /// Reads any 2xx without an error as a token. All other replies are errors.
+    pub(super) fn read(&self, reply: &Response<Bytes>) -> Result<AccessToken, Error> {
         let status = reply.status();
-        if status.is_redirection() {
+        let answer = if status.is_redirection() {
             Err(self.moved(reply))
-        } else if status.is_success() && !refused {
-            fields
-                .and_then(|fields| self.token(&fields))
-                .map_err(|fact| Error::new(Kind::InvalidReply { status, fact }))
+        } else if status.is_success() {
+            self.success(reply)
         } else {
-            Err(self.refusal(status, &fields.unwrap_or_default()))
-        }
-        .map_err(|error| error.with_retry_after(self.retry_after(reply)))
+            Err(self.refusal(reply))
+        };
+        answer.map_err(|error| error.with_retry_after(self.retry_after(reply)))
     }
 
     /// Returns the error for a reply that was not read to its end.
     pub(super) fn unread(&self, reply: &Response<Bytes>, fact: String) -> Error {
-        let status = reply.status();
-        Error::new(Kind::InvalidReply { status, fact }).with_retry_after(self.retry_after(reply))
+        invalid(reply, Fault::permanent(fact)).with_retry_after(self.retry_after(reply))
     }
 
     fn retry_after(&self, reply: &Response<Bytes>) -> Option<Duration> {
         retry_after(reply.status(), reply.headers(), self.now)
     }
 
+    fn success(&self, reply: &Response<Bytes>) -> Result<AccessToken, Error> {
+        let body = String::from_utf8_lossy(reply.body());
+        let fields = self.fields(reply, &body);
+        let fields = fields.map_err(|fault| invalid(reply, fault))?;
+        let is_error = fields.error.is_some()
+            || (fields.access_token.is_none() && ErrorReply::is_error(&body));
+        if is_error {
+            return Err(self.refusal(reply));
+        }
+        let token = self.token(&fields);
+        token.map_err(|fact| invalid(reply, Fault::permanent(fact)))
+    }
+
     fn token(&self, fields: &Fields<'_>) -> Result<AccessToken, String> {
         let token = fields.access_token.ok_or("access_token is missing")?;
         let token = string(token).ok_or("access_token is not a string")?;
-        let redaction = self.redaction.also(fields.secrets());
+        let shown = |value| shown(value, &self.redaction.also(fields.secrets()));
         if let Some(other) = fields.token_type.filter(|name| !is_bearer(name)) {
-            let other = shown(other, &redaction);
+            let other = shown(other);
             return Err(format!("token_type is {other}, only Bearer is supported"));
         }
 
@@ -84,13 +101,13 @@ impl Reader<'_> {
             let lifetime = scalar(value)
                 .and_then(|text| seconds(&text))
                 .ok_or_else(|| {
-                    let value = shown(value, &redaction);
+                    let value = shown(value);
                     format!("expires_in is {value}, not a number of seconds")
                 })?;
             access_token = access_token.with_lifetime(lifetime);
         }
         if let Some(scope) = fields.scope.and_then(scope) {
-            let missing = self.parameters.scopes_missing_in(&scope);
+            let missing = self.asked.parameters.scopes_missing_in(&scope);
             if !missing.is_empty() {
                 telemetry::scopes_missing(&missing.join(" "));
             }
@@ -99,33 +116,41 @@ impl Reader<'_> {
         Ok(access_token)
     }
 
-    fn refusal(&self, status: StatusCode, fields: &Fields<'_>) -> Error {
-        let redaction = self.redaction.also(fields.secrets());
+    fn refusal(&self, reply: &Response<Bytes>) -> Error {
+        let status = reply.status();
+        let body = String::from_utf8_lossy(reply.body());
+        let texts = ErrorReply::parse(&body, status);
+        let fields = self.fields(reply, &body);
+        let secrets = fields.as_ref().map(Fields::secrets);
+        let redaction = self.redaction.also(secrets.into_iter().flatten());
         let show = |text: Option<Cow<'_, str>>, longest| {
             text.map(|text| redaction.show(&text, longest))
                 .filter(|text| !text.is_empty())
         };
 
-        let object = fields.error.and_then(ErrorObject::parse);
-        let object = object.unwrap_or_default();
-        let code = object.code().or_else(|| fields.error.and_then(scalar));
-        let code = match code {
+        let code = match texts.code {
             // Programs compare codes: a secret that happens to be part of one must not change it.
             Some(known) if KNOWN_CODES.contains(&&*known) => Some(known.into_owned()),
             other => show(other, 100),
         };
-        let descriptions = [fields.error_description, object.message, fields.message];
-        let description = descriptions.into_iter().flatten().find_map(string);
-        let uri = fields.error_uri.and_then(string);
-
+        let description = show(texts.description, 500);
+        let transient = is_transient(status, code.as_deref(), description.as_deref());
+        let has_texts = code.is_some() || description.is_some();
+        let fact = fields.err().filter(|_| !has_texts && !transient);
         let mut refusal = Refusal {
             status,
+            transient,
             code,
-            description: show(description, 500),
-            uri: show(uri, 300),
+            description,
+            uri: show(texts.uri, 300),
+            fact: fact.map(|fault| fault.fact),
             hint: None,
         };
-        refusal.hint = (self.hint)(&refusal);
+        let provider_hint = (self.provider_hint)(&refusal).map(str::to_owned);
+        refusal.hint = provider_hint.or_else(|| {
+            let asks_for_basic = asks_for_basic(reply.headers());
+            self.asked.hint(&refusal, asks_for_basic, &redaction)
+        });
         Error::new(Kind::Refused(refusal))
     }
 
@@ -151,11 +176,88 @@ impl Reader<'_> {
             }
             None => "endpoint redirects without a usable location; check the token URL".to_owned(),
         };
-        Error::new(Kind::InvalidReply { status, fact })
+        invalid(reply, Fault::permanent(fact))
+    }
+
+    /// Reads a JSON object. If there is none, says what there is instead.
+    fn fields<'b>(&self, reply: &Response<Bytes>, body: &'b str) -> Result<Fields<'b>, Fault> {
+        Fields::parse(body).map_err(|fault| {
+            if let Some(coding) = self.coding(reply) {
+                return Fault::transient(format!(
+                    "body is compressed with {coding}, and neither the server nor the HTTP client \
+                     has decompressed it"
+                ));
+            }
+            match fault.fact == NOT_AN_OBJECT {
+                true => Fault::transient(self.not_an_object(reply)),
+                false => fault,
+            }
+        })
+    }
+
+    /// Returns the coding of a compressed body, which no request of this crate asks for.
+    fn coding(&self, reply: &Response<Bytes>) -> Option<String> {
+        let stated = header(reply.headers(), CONTENT_ENCODING)
+            .map(|coding| self.redaction.show(coding, 40))
+            .filter(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case("identity"));
+        stated.or_else(|| {
+            let starts_body = |(start, _): &&(&[u8], &str)| reply.body().starts_with(start);
+            let (_, coding) = COMPRESSED.iter().find(starts_body)?;
+            Some((*coding).to_owned())
+        })
+    }
+
+    fn not_an_object(&self, reply: &Response<Bytes>) -> String {
+        let content_type = header(reply.headers(), CONTENT_TYPE).unwrap_or_default();
+        let start = reply.body().trim_ascii_start();
+        let start = start[..start.len().min(14)].to_ascii_lowercase();
+        let is_page = [&b"<!doctype html"[..], b"<html"]
+            .iter()
+            .any(|tag| start.starts_with(tag))
+            || (start.starts_with(b"<") && content_type.contains("html"));
+        if is_page {
+            return "body is an HTML page".to_owned();
+        }
+        let shown = self.redaction.show(content_type, 60);
+        if shown.is_empty() || shown.contains("json") {
+            return NOT_AN_OBJECT.to_owned();
+        }
+        format!("{NOT_AN_OBJECT}; its type is {shown:?}")
     }
 }
 
-/// The parameters of both kinds of reply (RFC 6749 §5.1 and §5.2); `None` if absent or null.
+impl Fault {
+    fn permanent(fact: impl Into<String>) -> Self {
+        Self {
+            fact: fact.into(),
+            transient: false,
+        }
+    }
+
+    /// For replies that do not come from the token endpoint, or not whole.
+    fn transient(fact: impl Into<String>) -> Self {
+        Self {
+            fact: fact.into(),
+            transient: true,
+        }
+    }
+}
+
+fn invalid(reply: &Response<Bytes>, fault: Fault) -> Error {
+    Error::new(Kind::InvalidReply {
+        status: reply.status(),
+        fact: fault.fact,
+        transient: fault.transient,
+    })
+}
+
+const NOT_AN_OBJECT: &str = "body is not a JSON object";
+
+/// How compressed bodies start, whatever their headers say.
+const COMPRESSED: [(&[u8], &str); 2] = [(b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd")];
+
+/// The parameters of a token reply (RFC 6749 §5.1), and whether there is an error (§5.2). `None` if
+/// absent or null.
 ///
 /// A known parameter that occurs twice makes the reply invalid (RFC 6749 §3.2): two readers could
 /// take different tokens from it.
@@ -178,35 +280,29 @@ struct Fields<'a> {
     /// `None` as well if its value means that there is no error.
     #[serde(borrow)]
     error: Option<&'a RawValue>,
-    #[serde(borrow)]
-    error_description: Option<&'a RawValue>,
-    #[serde(borrow)]
-    error_uri: Option<&'a RawValue>,
-    /// What some servers and gateways send instead of `error_description`.
-    #[serde(borrow)]
-    message: Option<&'a RawValue>,
 }
 
 impl<'a> Fields<'a> {
-    fn parse(body: &'a str) -> Result<Self, String> {
-        let is_blank = |character: char| character.is_whitespace() || character == '\u{feff}';
-        let body = body.trim_start_matches(is_blank).trim_end();
+    fn parse(body: &'a str) -> Result<Self, Fault> {
+        let body = trimmed(body);
         if body.is_empty() {
-            return Err("body is empty".to_owned());
+            return Err(Fault::transient("body is empty"));
         }
         // serde would also accept an array of the values.
         if !body.starts_with('{') {
-            return Err("body is not a JSON object".to_owned());
+            return Err(Fault::transient(NOT_AN_OBJECT));
         }
         let mut fields: Self = serde_json::from_str(body).map_err(|error| {
             // The text of the error may contain values.
-            let fact = match error.classify() {
+            let at = format!("at line {} column {}", error.line(), error.column());
+            match error.classify() {
                 // A raw value accepts any data, so the only wrong data is a name that occurs twice.
-                Category::Data => "body contains a parameter twice",
-                _ => "body is not valid JSON",
-            };
-            let (line, column) = (error.line(), error.column());
-            format!("{fact}, at line {line} column {column}")
+                Category::Data => {
+                    Fault::permanent(format!("body contains a parameter twice, {at}"))
+                }
+                Category::Eof => Fault::transient(format!("body is cut off, {at}")),
+                _ => Fault::transient(format!("body is not valid JSON, {at}")),
+            }
         })?;
         fields.error = fields.error.filter(|error| !is_nothing(error));
         Ok(fields)
@@ -220,36 +316,9 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// An `error` that is an object, as Facebook and Google send it.
-#[derive(Default, Deserialize)]
-struct ErrorObject<'a> {
-    #[serde(borrow)]
-    code: Option<&'a RawValue>,
-    #[serde(borrow, rename = "type")]
-    kind: Option<&'a RawValue>,
-    #[serde(borrow)]
-    status: Option<&'a RawValue>,
-    #[serde(borrow)]
-    message: Option<&'a RawValue>,
-}
-
-impl<'a> ErrorObject<'a> {
-    fn parse(error: &'a RawValue) -> Option<Self> {
-        // serde would also accept an array of the values.
-        let object = Some(error.get()).filter(|error| error.starts_with('{'))?;
-        serde_json::from_str(object).ok()
-    }
-
-    /// Returns the first name, otherwise the number.
-    fn code(&self) -> Option<Cow<'a, str>> {
-        let candidates = [self.code, self.kind, self.status];
-        let mut names = candidates.into_iter().flatten().filter_map(string);
-        names.next().or_else(|| self.code.and_then(scalar))
-    }
-}
-
-/// RFC 6749 §5.2, RFC 8707 §2, RFC 8628 §3.5, and codes of RFC 6749 §4.1.2.1 that servers send.
-const KNOWN_CODES: [&str; 12] = [
+/// RFC 6749 §5.2, RFC 8707 §2, RFC 8628 §3.5, codes of RFC 6749 §4.1.2.1 that servers send, LinkedIn's
+/// and Google's.
+const KNOWN_CODES: [&str; 13] = [
     "invalid_request",
     "invalid_client",
     "invalid_client_id",
@@ -262,24 +331,53 @@ const KNOWN_CODES: [&str; 12] = [
     "server_error",
     "temporarily_unavailable",
     "slow_down",
+    "internal_failure",
 ];
 
-fn string(value: &RawValue) -> Option<Cow<'_, str>> {
-    #[derive(Deserialize)]
-    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+/// Codes that say that a retry may help, whatever the status.
+const TRANSIENT_CODES: [&str; 4] = [
+    "server_error",
+    "temporarily_unavailable",
+    "slow_down",
+    "internal_failure",
+];
 
-    serde_json::from_str(value.get())
-        .ok()
-        .map(|Text(text)| text)
+fn is_transient(status: StatusCode, code: Option<&str>, description: Option<&str>) -> bool {
+    // The proxy refuses every request, and the rest is not the token endpoint's.
+    if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
+        return false;
+    }
+    let code = code.unwrap_or_default();
+    let is_code = |transient: &&str| transient.eq_ignore_ascii_case(code);
+    if is_transient_status(status) || TRANSIENT_CODES.iter().any(is_code) {
+        return true;
+    }
+    // A client that is refused would be refused again, whatever a text for people says.
+    let is_about_the_client = KNOWN_CODES.contains(&code)
+        || matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+    let description = description.unwrap_or_default().to_ascii_lowercase();
+    let asks_to_retry = RETRY.iter().any(|text| description.contains(text));
+    asks_to_retry && !is_about_the_client
 }
 
-/// Returns the text of a string, number or literal; `None` for objects and arrays.
-fn scalar(value: &RawValue) -> Option<Cow<'_, str>> {
-    match value.get().as_bytes() {
-        [b'{' | b'[', ..] => None,
-        [b'"', ..] => string(value),
-        _ => Some(Cow::Borrowed(value.get())),
-    }
+fn is_transient_status(status: StatusCode) -> bool {
+    status.is_server_error()
+        || matches!(
+            status,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS
+        )
+}
+
+/// Salesforce sends `unknown_error` with the first of these texts.
+const RETRY: [&str; 3] = ["retry your request", "retry the request", "try again later"];
+
+/// Returns whether a server challenges the client to use HTTP Basic authentication.
+fn asks_for_basic(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(WWW_AUTHENTICATE).iter();
+    values.filter_map(|value| value.to_str().ok()).any(|value| {
+        let mut words = value.split([' ', ',']);
+        words.any(|word| word.eq_ignore_ascii_case("basic"))
+    })
 }
 
 /// Formats a value for a message. Objects and arrays may contain anything, so they are only named.
@@ -289,20 +387,6 @@ fn shown(value: &RawValue, redaction: &Redaction) -> String {
         None if value.get().starts_with('{') => "an object".to_owned(),
         None if value.get().starts_with('[') => "an array".to_owned(),
         None => "an invalid string".to_owned(),
-    }
-}
-
-/// Returns whether the value of an `error` means that there is no error.
-fn is_nothing(error: &RawValue) -> bool {
-    match serde_json::from_str(error.get()) {
-        Ok(Value::Null) => true,
-        Ok(Value::Bool(is_error)) => !is_error,
-        Ok(Value::Number(number)) => number.as_f64() == Some(0.0),
-        Ok(Value::String(text)) => text.trim().is_empty(),
-        Ok(Value::Array(values)) => values.is_empty(),
-        Ok(Value::Object(fields)) => fields.is_empty(),
-        // The value is nested too deeply or a number too large.
-        Err(_) => false,
     }
 }
 

@@ -10,12 +10,14 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{Request, Response, StatusCode, header::AUTHORIZATION};
+use http_body_util::Full;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, BoxError, ClientCredentialsLayer, Error, TokenCache, TokenRequest,
-    replay::CloneBody,
+    AccessToken, BoxError, ClientAuth, ClientCredentialsLayer, Error, TokenCache, TokenEndpoint,
+    TokenRequest, replay::CloneBody,
 };
 use tracing::{
     Dispatch, Level, Subscriber,
@@ -281,6 +283,33 @@ async fn token_request_that_is_dropped_has_the_outcome_lost() {
         lines[0].ends_with("cause=first attempts=0 outcome=lost"),
         "{}",
         lines[0]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn span_names_the_endpoint_and_the_client_and_an_event_the_missing_scopes() {
+    let log = Log::default();
+    let _tracing = log.subscribe();
+    let http = service_fn(|_: Request<Full<Bytes>>| async {
+        let reply = r#"{"access_token":"secret-token","scope":"orders.read"}"#;
+        Ok::<_, BoxError>(Response::new(Full::new(Bytes::from(reply))))
+    });
+    let auth = ClientAuth::client_secret_post("my-client", "s3cret");
+    let tokens = TokenEndpoint::new(http, "https://auth.example/token", auth).unwrap();
+
+    let cache = TokenCache::new(tokens.scope("orders.read orders.write orders.list"));
+    cache.token().await.unwrap();
+
+    let span = "token_request cause=first server.address=auth.example client_id=my-client";
+    assert_eq!(
+        log.lines(Level::TRACE),
+        [
+            format!(
+                "INFO token has fewer scopes than requested \
+                 missing=orders.write orders.list | {span}"
+            ),
+            format!("DEBUG token received | {span} attempts=1 waiters=1 outcome=token"),
+        ]
     );
 }
 
