@@ -222,21 +222,46 @@ async fn assertion_function_may_use_the_permit_of_the_http_client() {
 // --- Rotation ---
 
 #[tokio::test]
-async fn rotated_credentials_are_tried_once_more() {
-    for (status, refusal) in [
-        (401, INVALID_CLIENT),
-        (400, INVALID_CLIENT),
-        (401, r#"{"error":"invalid_client_id"}"#),
+async fn rotated_credentials_are_tried_once_more_after_any_refusal() {
+    for (name, status, refusal) in [
+        ("RFC 6749", 401, INVALID_CLIENT),
+        ("Authlib", 400, INVALID_CLIENT),
+        ("LinkedIn", 401, r#"{"error":"invalid_client_id"}"#),
+        ("Keycloak", 401, r#"{"error":"unauthorized_client"}"#),
+        (
+            "Auth0",
+            401,
+            r#"{"error":"access_denied","error_description":"Unauthorized"}"#,
+        ),
+        ("bare 401", 401, ""),
+        ("page", 401, "<html>"),
+        ("GitHub", 200, r#"{"error":"incorrect_client_credentials"}"#),
+        ("Okta's members", 401, r#"{"errorCode":"invalid_client"}"#),
+        (
+            "Okta's members in a success",
+            200,
+            r#"{"errorCode":"invalid_client"}"#,
+        ),
+        ("X", 403, r#"{"errors":[{"code":99}]}"#),
+        (
+            "an assertion of another time",
+            400,
+            r#"{"error":"invalid_grant"}"#,
+        ),
+        (
+            "a client without this scope",
+            400,
+            r#"{"error":"invalid_scope"}"#,
+        ),
+        ("unknown", 400, r#"{"error":"odd"}"#),
+        ("not found", 404, ""),
     ] {
         let server = Server::answering([(status, refusal), (200, TOKEN)]);
 
-        let token = server
-            .request_token(rotating(["old", "new"]))
-            .await
-            .unwrap();
+        let token = server.request_token(rotating(["old", "new"])).await;
 
-        assert_eq!(token.expose(), "token-1");
-        assert_eq!(server.secrets(), ["old", "new"]);
+        assert_eq!(token.unwrap().expose(), "token-1", "{name}");
+        assert_eq!(server.secrets(), ["old", "new"], "{name}");
     }
 }
 
@@ -267,16 +292,25 @@ async fn unchanged_credentials_are_not_tried_again() {
 }
 
 #[tokio::test]
-async fn other_refusals_do_not_try_rotated_credentials() {
-    let server = Server::answering([(400, r#"{"error":"invalid_scope"}"#)]);
+async fn failures_that_are_no_refusals_do_not_try_rotated_credentials() {
+    for (status, reply) in [
+        (429, ""),
+        (503, INVALID_CLIENT),
+        (400, r#"{"error":"temporarily_unavailable"}"#),
+        (200, "<html>"),
+        (200, "{}"),
+        (302, ""),
+    ] {
+        let server = Server::answering([(status, reply)]);
 
-    let error = server
-        .request_token(rotating(["old", "new"]))
-        .await
-        .unwrap_err();
+        let error = server
+            .request_token(rotating(["old", "new"]))
+            .await
+            .unwrap_err();
 
-    assert_eq!(error.code(), Some("invalid_scope"));
-    assert_eq!(server.secrets(), ["old"]);
+        assert_eq!(error.status().unwrap(), status);
+        assert_eq!(server.secrets(), ["old"], "{status} {reply}");
+    }
 }
 
 #[tokio::test]

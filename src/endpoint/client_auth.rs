@@ -224,9 +224,12 @@ impl ClientAuth {
 
     /// Uses the credentials that a function returns. The function is called for each attempt.
     ///
-    /// Use it for secrets that are rotated without a restart. If the server answers
-    /// `invalid_client`, the function is called again. If it returns other credentials, the request
-    /// is sent once more with them. Assertions count as equal if their client ids are equal.
+    /// Use it for secrets that are rotated without a restart. If the server refuses the request
+    /// with a 4xx status or with an error in a 2xx reply, the function is called again. If it
+    /// returns other credentials, the request is sent once more with them. Any permanent refusal
+    /// counts, because servers use many codes for wrong credentials. Credentials differ if the
+    /// method, the client id or the secret differs. Assertions count as equal if their client ids
+    /// are equal.
     ///
     /// The function can return any method except another `from_fn`. The credentials are checked
     /// when they are used.

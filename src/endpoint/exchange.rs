@@ -10,7 +10,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::{Either, select};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode,
     header::{ACCEPT, ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_TYPE, COOKIE, USER_AGENT},
 };
 use http_body::Body;
@@ -88,7 +88,7 @@ impl Exchange {
 
         let sent = self.auth.credentials(self.url.uri()).await?;
         let refused = match self.attempt(client.clone(), &parameters, &sent).await {
-            Err(error) if self.auth.rotates() && is_client_refused(&error) => error,
+            Err(error) if self.auth.rotates() && may_be_about_credentials(&error) => error,
             outcome => return outcome,
         };
         match self.auth.credentials(self.url.uri()).await {
@@ -316,9 +316,12 @@ where
     })
 }
 
-/// Returns whether the credentials were refused: RFC 6749 §5.2, and LinkedIn's own code.
-fn is_client_refused(error: &Error) -> bool {
-    matches!(error.code(), Some("invalid_client" | "invalid_client_id"))
+/// Returns whether other credentials may help.
+///
+/// Servers refuse wrong ones with many codes, or with a status alone.
+fn may_be_about_credentials(error: &Error) -> bool {
+    let is_refusal = |status: StatusCode| status.is_client_error() || status.is_success();
+    error.is_refused() && !error.is_transient() && error.status().is_some_and(is_refusal)
 }
 
 fn transport(error: BoxError, redaction: &Redaction) -> Error {
