@@ -853,7 +853,7 @@ async fn headers_derived_from_form_and_url_cannot_be_set() {
 }
 
 #[tokio::test]
-async fn other_headers_can_be_set_and_accept_is_json_by_default() {
+async fn other_headers_can_be_set() {
     let server = Server::default();
     let api_key = HeaderName::from_static("x-api-key");
     let tokens = server
@@ -863,17 +863,9 @@ async fn other_headers_can_be_set_and_accept_is_json_by_default() {
         .header(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"))
         .header(header::AUTHORIZATION, HeaderValue::from_static("mine"));
 
-    tokens
-        .clone()
-        .oneshot(TokenRequest::default())
-        .await
-        .unwrap();
-    let accept = HeaderValue::from_static("application/x-json");
-    let tokens = tokens.header(header::ACCEPT, accept);
     tokens.oneshot(TokenRequest::default()).await.unwrap();
 
-    let [first, second] = server.requests().try_into().unwrap();
-    let headers = first.head.headers;
+    let headers = server.only_request().head.headers;
     assert_eq!(
         headers.get_all(api_key).iter().collect::<Vec<_>>(),
         ["1", "2"]
@@ -884,8 +876,29 @@ async fn other_headers_can_be_set_and_accept_is_json_by_default() {
     );
     assert_eq!(headers.get_all(header::AUTHORIZATION).iter().count(), 1);
     assert_eq!(headers[header::AUTHORIZATION], "Basic aWQ6cw==");
-    assert_eq!(headers[header::ACCEPT], "application/json");
-    assert_eq!(second.head.headers[header::ACCEPT], "application/x-json");
+}
+
+#[tokio::test]
+async fn headers_that_servers_expect_are_sent_unless_they_are_set() {
+    let user_agent = format!("tower-client-credentials/{}", env!("CARGO_PKG_VERSION"));
+    for (name, default) in [
+        (header::ACCEPT, "application/json"),
+        (header::ACCEPT_ENCODING, "identity"),
+        (header::USER_AGENT, &user_agent),
+    ] {
+        let server = Server::default();
+        let tokens = server.endpoint(ClientAuth::none("id"));
+        let own = HeaderValue::from_static("orders/1.0");
+
+        let with_own = tokens.clone().header(name.clone(), own);
+        tokens.oneshot(TokenRequest::default()).await.unwrap();
+        with_own.oneshot(TokenRequest::default()).await.unwrap();
+
+        let sent = server.requests();
+        let values = |index: usize| sent[index].head.headers.get_all(&name).iter();
+        assert_eq!(values(0).collect::<Vec<_>>(), [default]);
+        assert_eq!(values(1).collect::<Vec<_>>(), ["orders/1.0"]);
+    }
 }
 
 // --- Parameters that cannot work ---

@@ -189,9 +189,11 @@ impl Exchange {
         credentials: &Credentials,
     ) -> Result<(Request<Bytes>, Vec<String>), Error> {
         let mut headers = self.headers.clone();
-        headers
-            .entry(ACCEPT)
-            .or_insert(HeaderValue::from_static("application/json"));
+        for (name, value) in DEFAULT_HEADERS {
+            headers
+                .entry(name)
+                .or_insert(HeaderValue::from_static(value));
+        }
         headers.insert(
             CONTENT_TYPE,
             HeaderValue::from_static("application/x-www-form-urlencoded"),
@@ -217,6 +219,18 @@ impl Exchange {
         Ok((request, fields))
     }
 }
+
+/// Sent unless the user sets them.
+const DEFAULT_HEADERS: [(HeaderName, &str); 3] = [
+    (ACCEPT, "application/json"),
+    // Replies are too short to be worth compressing, and nothing here would decompress them.
+    (ACCEPT_ENCODING, "identity"),
+    // Firewalls refuse requests without one.
+    (
+        USER_AGENT,
+        concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")),
+    ),
+];
 
 /// Some client ids are URLs.
 const LONGEST_CLIENT_ID: usize = 200;

@@ -50,6 +50,10 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 /// are set on this type precede those of the [`TokenRequest`]. Duplicate scopes are sent only once.
 /// The URL is sent unchanged.
 ///
+/// Unless you set them with [`header`](Self::header), the request has the headers `Accept:
+/// application/json`, `Accept-Encoding: identity`, and `User-Agent` with the name and version of
+/// this crate.
+///
 /// # Reply
 ///
 /// A reply with a 2xx status must be a JSON object. Its content type is ignored. `expires_in` can
@@ -278,7 +282,8 @@ impl TokenEndpoint {
 
     /// Adds a header to each token request. A name can be added several times.
     ///
-    /// `Accept` replaces the default, `application/json`. `Content-Type`, `Content-Length`,
+    /// `Accept`, `Accept-Encoding` and `User-Agent` replace the [defaults](#request). If you accept a
+    /// content coding, the HTTP client has to decompress the reply. `Content-Type`, `Content-Length`,
     /// `Transfer-Encoding` and `Host` are ignored. `Authorization` is ignored with
     /// [`ClientAuth::client_secret_basic`]. `Debug` shows only the names.
     #[must_use]
