@@ -318,6 +318,68 @@ async fn every_reply_with_a_token_is_read() {
 }
 
 #[tokio::test]
+async fn age_of_a_cached_reply_is_subtracted_from_the_lifetime() {
+    let expiring = r#"{"access_token":"t","expires_in":3600}"#;
+    for (name, body, ages, lifetime) in [
+        ("a shared cache", expiring, &["3000"][..], Some(600.0)),
+        ("fresh", expiring, &["0"], Some(3600.0)),
+        ("spaces", expiring, &[" 3000 "], Some(600.0)),
+        ("as old as the lifetime", expiring, &["3600"], Some(0.0)),
+        ("older", expiring, &["3601"], Some(0.0)),
+        (
+            "out of range",
+            expiring,
+            &["99999999999999999999999"],
+            Some(0.0),
+        ),
+        (
+            "list: the first member counts",
+            expiring,
+            &["3000, 10"],
+            Some(600.0),
+        ),
+        (
+            "list: the first member is invalid",
+            expiring,
+            &["x, 3000"],
+            Some(3600.0),
+        ),
+        (
+            "two fields: the first counts",
+            expiring,
+            &["3000", "10"],
+            Some(600.0),
+        ),
+        ("negative", expiring, &["-5"], Some(3600.0)),
+        ("signed", expiring, &["+5"], Some(3600.0)),
+        ("fraction", expiring, &["0.5"], Some(3600.0)),
+        ("words", expiring, &["old"], Some(3600.0)),
+        ("empty", expiring, &[""], Some(3600.0)),
+        ("no lifetime", r#"{"access_token":"t"}"#, &["3000"], None),
+        (
+            "longer than a year",
+            r#"{"access_token":"t","expires_in":1e9}"#,
+            &["60"],
+            Some(YEAR - 60.0),
+        ),
+    ] {
+        let mut reply = Reply::new(200, body);
+        for age in ages {
+            let age = HeaderValue::from_static(age);
+            reply.0.headers_mut().append(header::AGE, age);
+        }
+
+        let token = reply.read().await.unwrap();
+
+        assert_eq!(
+            token.lifetime(),
+            lifetime.map(Duration::from_secs_f64),
+            "{name}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn scopes_that_were_not_granted_are_visible_on_the_token() {
     for (name, asked, granted, missing) in [
         ("all", "a b", r#""a b""#, &[][..]),

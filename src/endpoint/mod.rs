@@ -57,7 +57,8 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 /// # Reply
 ///
 /// A reply with a 2xx status must be a JSON object. Its content type is ignored. `expires_in` can
-/// be a number or a numeric string, and is limited to one year. If `token_type` is missing, the token is a Bearer token. If the
+/// be a number or a numeric string, and is limited to one year. The age of a cached reply (`Age`,
+/// RFC 9111 §5.1) is subtracted. If `token_type` is missing, the token is a Bearer token. If the
 /// server grants fewer scopes than requested, [`AccessToken::missing_scopes`] returns the
 /// others. The reply is an error if it contains a duplicate parameter, another
 /// token type, an `error`, or an `expires_in` that isn't a number. If the body ends early, the call

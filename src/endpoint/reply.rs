@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, Response, StatusCode,
-    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, LOCATION, WWW_AUTHENTICATE},
+    header::{AGE, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, LOCATION, WWW_AUTHENTICATE},
 };
 use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
@@ -76,11 +76,11 @@ impl Reader<'_> {
         if is_error {
             return Err(self.refusal(reply));
         }
-        let token = self.token(&fields);
+        let token = self.token(&fields, reply.headers());
         token.map_err(|fact| invalid(reply, Fault::permanent(fact)))
     }
 
-    fn token(&self, fields: &Fields<'_>) -> Result<AccessToken, String> {
+    fn token(&self, fields: &Fields<'_>, headers: &HeaderMap) -> Result<AccessToken, String> {
         let token = fields.access_token.ok_or("access_token is missing")?;
         let token = string(token).ok_or("access_token is not a string")?;
         let shown = |value| shown(value, &self.redaction.also(fields.secrets()));
@@ -104,7 +104,7 @@ impl Reader<'_> {
                     let value = shown(value);
                     format!("expires_in is {value}, not a number of seconds")
                 })?;
-            access_token = access_token.with_lifetime(lifetime);
+            access_token = access_token.with_lifetime(lifetime.saturating_sub(age(headers)));
         }
         if let Some(scope) = fields.scope.and_then(scope) {
             let missing = self.asked.parameters.scopes_missing_in(&scope);
@@ -424,6 +424,21 @@ fn scope(value: &RawValue) -> Option<String> {
     }
     let scopes: Vec<Cow<'_, str>> = serde_json::from_str(value.get()).ok()?;
     Some(scopes.join(" "))
+}
+
+/// Returns how old a reply from a cache is (RFC 9111 §5.1). Zero if the server does not say.
+fn age(headers: &HeaderMap) -> Duration {
+    // The first member of a list counts, and an invalid value is ignored.
+    let age = header(headers, AGE).and_then(|age| age.split(',').next());
+    let age = age.unwrap_or_default().trim();
+    let is_number = age.bytes().all(|byte| byte.is_ascii_digit()) && !age.is_empty();
+    // Ages beyond the range of an integer are longer than any lifetime.
+    let seconds = if is_number {
+        age.parse().unwrap_or(u64::MAX)
+    } else {
+        0
+    };
+    Duration::from_secs(seconds)
 }
 
 fn header(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
