@@ -630,3 +630,80 @@ async fn programs_can_match_refusals() {
             .is_some_and(|wait| wait < Duration::from_secs(2))
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn token_service_that_waits_for_its_own_token_fails_at_once() {
+    use std::sync::OnceLock;
+
+    /// Sends requests through the layer that uses its tokens.
+    type Http =
+        tower::util::BoxCloneSyncService<Request<Full<Bytes>>, Response<Full<Bytes>>, BoxError>;
+    let behind_the_layer: Arc<OnceLock<Http>> = Arc::default();
+    let http = behind_the_layer.clone();
+    let http = service_fn(move |request: Request<Full<Bytes>>| {
+        http.get().unwrap().clone().oneshot(request)
+    });
+    let auth = ClientAuth::client_secret_post("id", "SECRET-MARK");
+    let cache = TokenCache::new(TokenEndpoint::new(http, URL, auth).unwrap());
+    let internet = service_fn(|_: Request<Full<Bytes>>| async {
+        Ok::<_, BoxError>(Response::new(Full::<Bytes>::default()))
+    });
+    let layer = ClientCredentialsLayer::with_cache(cache.clone());
+    let stack = Http::new(layer.layer(internet));
+    assert!(behind_the_layer.set(stack.clone()).is_ok());
+    let start = tokio::time::Instant::now();
+
+    let of_the_cache = cache.token().await.unwrap_err();
+    let request = Request::get("https://api.example/").body(Full::default());
+    let of_a_call = stack.oneshot(request.unwrap()).await.unwrap_err();
+
+    let of_a_call = *of_a_call.downcast::<Error>().unwrap();
+    for error in [of_the_cache, of_a_call] {
+        assert!(error.is_configuration() && !error.is_transient());
+        assert_eq!(
+            error.to_string(),
+            "token request waits for the token that it requests; use an HTTP client without the \
+             layer that uses its tokens"
+        );
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn function_that_waits_for_its_own_token_fails_at_once() {
+    let cache: Arc<std::sync::OnceLock<TokenCache>> = Arc::default();
+    let own = cache.clone();
+    let auth = ClientAuth::jwt_assertion("id", move |_| {
+        let own = own.get().unwrap().clone();
+        async move { Ok::<_, Error>(own.token().await?.expose().to_owned()) }
+    });
+    assert!(cache.set(TokenCache::new(unused(auth).unwrap())).is_ok());
+    let start = tokio::time::Instant::now();
+
+    let error = cache.get().unwrap().token().await.unwrap_err();
+
+    assert!(error.is_client_auth() && !error.is_transient());
+    let source = error.source().unwrap().downcast_ref::<Error>().unwrap();
+    assert!(source.is_configuration());
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_service_may_wait_for_the_token_of_another_cache() {
+    let gateway = TokenCache::new(service_fn(|_: TokenRequest| async {
+        Ok::<_, Infallible>(AccessToken::new("gateway").unwrap())
+    }));
+    let http = service_fn(|request: Request<Full<Bytes>>| async move {
+        assert_eq!(request.headers()[header::AUTHORIZATION], "Bearer gateway");
+        let reply = r#"{"access_token":"token-1"}"#;
+        Ok::<_, BoxError>(Response::new(Full::new(Bytes::from(reply))))
+    });
+    let http = ClientCredentialsLayer::with_cache(gateway).layer(http);
+    let auth = ClientAuth::client_secret_post("id", "SECRET-MARK");
+
+    let token = TokenCache::new(TokenEndpoint::new(http, URL, auth).unwrap())
+        .token()
+        .await;
+
+    assert_eq!(token.unwrap().expose(), "token-1");
+}

@@ -339,6 +339,11 @@ fn may_be_about_credentials(error: &Error) -> bool {
 }
 
 fn transport(error: BoxError, redaction: &Redaction) -> Error {
+    // A client with a layer of this crate may report what no retry can change.
+    let ours = error.downcast_ref::<Error>();
+    if let Some(configuration) = ours.filter(|error| error.is_configuration()) {
+        return configuration.clone();
+    }
     let cause = cause::of(&*error, redaction);
     Error::with_source(Kind::Transport { cause }, error)
 }

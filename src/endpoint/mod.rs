@@ -43,6 +43,18 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 /// that were [rotated](ClientAuth::from_fn). This type doesn't cache, retry or time out. A
 /// [`TokenCache`](crate::TokenCache) adds all three.
 ///
+/// # HTTP client
+///
+/// Use a separate HTTP client for token requests:
+///
+/// * Turn redirects off. After a 307 or 308, a client that follows redirects sends the form with
+///   the client secret to the host that the reply names. If redirects are off, this type returns
+///   an error that names the target.
+/// * Don't share connections with API requests. On an HTTP/2 connection, responses of the API that
+///   nobody reads can delay the token reply.
+/// * Don't wrap the client with the layer that uses its tokens. A token request that passes through
+///   this layer waits for the token that it is supposed to get, and fails.
+///
 /// # Request
 ///
 /// A `POST` with a form. The form contains `grant_type=client_credentials`, the parameters of
@@ -152,9 +164,8 @@ impl TokenEndpoint {
     /// inferred. If the client accepts several body types, specify one:
     /// `TokenEndpoint::new::<_, Full<Bytes>, _>(..)`.
     ///
-    /// Turn redirects off in the HTTP client. After a 307 or 308, a client that follows redirects
-    /// sends the form with the client secret to the host that the reply names. If redirects are
-    /// off, this type returns an error that names the target.
+    /// Turn redirects off in the HTTP client, and don't use it for API requests; see
+    /// [HTTP client](#http-client).
     ///
     /// # Errors
     ///

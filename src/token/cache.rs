@@ -313,6 +313,12 @@ impl TokenCache {
         loop {
             let joined = match self.join(rejected, &runtime) {
                 NextStep::Return(result) => return result,
+                NextStep::Await(_) if self.shared.is_requesting_in_this_task() => {
+                    return Err(Error::configuration(
+                        "token request waits for the token that it requests; use an HTTP client \
+                         without the layer that uses its tokens",
+                    ));
+                }
                 NextStep::Await(joined) => joined,
             };
             wait.get_or_insert_with(Wait::start);
@@ -550,8 +556,23 @@ impl Shared {
             generation: new_flight.generation,
             completer: Some(new_flight.completer),
         };
-        runtime.spawn(task.run(attempts));
+        runtime.spawn(REQUESTING.scope(self.address(), task.run(attempts)));
     }
+
+    /// Whether the token service of this cache is calling, and would wait for itself.
+    fn is_requesting_in_this_task(self: &Arc<Self>) -> bool {
+        REQUESTING.try_with(|cache| *cache == self.address()) == Ok(true)
+    }
+
+    /// Identifies the cache. The task of a flight keeps the memory, so that no other cache gets it.
+    fn address(self: &Arc<Self>) -> usize {
+        Arc::as_ptr(self).addr()
+    }
+}
+
+tokio::task_local! {
+    /// The cache whose flight the current task is.
+    static REQUESTING: usize;
 }
 
 /// The task of a flight. Holds no handle of the cache, so that it ends with the last one.
