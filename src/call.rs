@@ -177,7 +177,9 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.as_mut().project().state.project() {
             StateProj::Calling { response, first } => match response.poll(cx) {
-                Poll::Ready(Ok(response)) if first.must_read(&response) => self.read(response, cx),
+                Poll::Ready(Ok(response)) if !first.is_settled(&response) => {
+                    self.read(response, cx)
+                }
                 output => output.map_err(Into::into),
             },
             StateProj::CallingUntouched { response, omitted } => {
@@ -229,12 +231,27 @@ where
     }
 }
 
-impl<S, R, K> FirstSend<S, R, K> {
-    /// Whether a response may say something about the token.
+impl SentToken {
+    /// Notes that the API accepted the token. Only a success proves that: other responses may come
+    /// from something in between that doesn't look at tokens.
     #[inline]
-    fn must_read<B>(&self, response: &Response<B>) -> bool {
+    fn note_accepted(&self, status: StatusCode) {
+        if status.is_success() {
+            self.token.note_accepted();
+        }
+    }
+}
+
+impl<S, R, K> FirstSend<S, R, K> {
+    /// Whether the status of a response says all that there is to know of the token.
+    #[inline]
+    fn is_settled<B>(&self, response: &Response<B>) -> bool {
         let scheme = self.sent.token.token().scheme();
-        self.options.rejected_when.is_some() || scheme.must_read(response)
+        let is_settled = self.options.rejected_when.is_none() && !scheme.must_read(response);
+        if is_settled {
+            self.sent.note_accepted(response.status());
+        }
+        is_settled
     }
 
     /// Decides whether the caller gets the response, or the call goes on.
@@ -292,8 +309,11 @@ impl<R> Options<R> {
         let verdict = self.verdict(sent, &head);
         let response = Response::from_parts(head, body);
         match verdict {
-            Verdict::Accepted => return response,
-            Verdict::Rejected => self.cache.reject_and_renew(sent.token.generation()),
+            Verdict::Accepted => {
+                sent.note_accepted(response.status());
+                return response;
+            }
+            Verdict::Rejected => self.cache.reject_and_renew(&sent.token),
             Verdict::SendAgain => {}
         }
         TokenOutcome::default().explain(reason.reason(&self.policy), response)
@@ -522,7 +542,10 @@ where
         let verdict = self.options.verdict(&sent, &head);
         let response = Response::from_parts(head, body);
         let request = match verdict {
-            Verdict::Accepted => return Break(self.finish(response)),
+            Verdict::Accepted => {
+                sent.note_accepted(response.status());
+                return Break(self.finish(response));
+            }
             Verdict::Rejected => self.request_after_rejection(&sent.token),
             Verdict::SendAgain => self.request_after_challenge(),
         };
@@ -537,7 +560,7 @@ where
             self.rejected_status = Some(response.status());
             let cache = self.options.cache.clone();
             Stage::Renewing {
-                token: cache.acquire(Some(sent.token.generation())),
+                token: cache.acquire(Some(Arc::clone(&sent.token))),
                 rejection: Held::new(response),
             }
         })
@@ -559,7 +582,7 @@ where
         token: &CachedToken,
     ) -> Result<Request<R::Body>, NotReplayed> {
         let options = &self.options;
-        let rejection = options.cache.reject_generation(token.generation());
+        let rejection = options.cache.reject(token.token());
         if !mem::take(&mut self.may_replace_token) {
             self.saved = Saved::Nothing(NotSaved::LastSend);
             telemetry::rejected_again();

@@ -5,6 +5,7 @@
 
 use std::{
     fmt,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
     time::{Duration, SystemTime},
@@ -13,7 +14,7 @@ use std::{
 use tokio::{
     runtime::Handle,
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, Sleep, sleep_until},
 };
 
 /// How long the system's wall clock is assumed to advance with the monotonic clock.
@@ -98,33 +99,94 @@ impl fmt::Debug for Clock {
 /// down. Without a runtime, the pause never ends.
 #[derive(Debug)]
 pub(crate) struct Timer {
-    duration: Duration,
+    ends: End,
     /// Aborted when the timer is dropped.
     task: Option<JoinSet<()>>,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum End {
+    After(Duration),
+    At(Instant),
+}
+
 impl Timer {
     pub(crate) fn new(duration: Duration) -> Self {
-        let task = None;
-        Self { duration, task }
+        let (ends, task) = (End::After(duration), None);
+        Self { ends, task }
+    }
+
+    /// Creates a timer that ends at a moment of the monotonic clock.
+    pub(crate) fn until(ends_at: Instant) -> Self {
+        let (ends, task) = (End::At(ends_at), None);
+        Self { ends, task }
     }
 
     /// Waits until the pause has ended. Polled again after that, it stays pending.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let task = self.task.get_or_insert_with(|| Self::start(self.duration));
+        let task = self.task.get_or_insert_with(|| Self::start(self.ends));
         match ready!(task.poll_join_next(cx)) {
             Some(Ok(())) => Poll::Ready(()),
             Some(Err(_)) | None => Poll::Pending,
         }
     }
 
-    fn start(duration: Duration) -> JoinSet<()> {
+    fn start(ends: End) -> JoinSet<()> {
         let mut task = JoinSet::new();
-        let ends_at = Clock::monotonic() + duration;
+        let ends_at = match ends {
+            End::After(duration) => Clock::monotonic() + duration,
+            End::At(ends_at) => ends_at,
+        };
         if let Ok(runtime) = Handle::try_current() {
             task.spawn_on(async move { sleep_until(ends_at).await }, &runtime);
         }
         task
+    }
+}
+
+/// How often a [`Deadline`] checks both clocks.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A wait until either clock reaches a moment.
+///
+/// Timers follow the monotonic clock, which stands still while the machine is suspended. So the wait
+/// checks both clocks once a second.
+pub(crate) struct Deadline {
+    clock: Clock,
+    ends_at: Moment,
+    next_check: Pin<Box<Sleep>>,
+}
+
+impl Deadline {
+    /// Creates a deadline. Must be called on a runtime.
+    ///
+    /// # Panics
+    ///
+    /// Panics with tokio's message if the runtime has no timers.
+    pub(crate) fn new(clock: &Clock, ends_at: Moment) -> Self {
+        let first_check = ends_at.monotonic.min(Clock::monotonic() + CHECK_INTERVAL);
+        Self {
+            clock: clock.clone(),
+            ends_at,
+            next_check: Box::pin(sleep_until(first_check)),
+        }
+    }
+}
+
+impl Future for Deadline {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(self.next_check.as_mut().poll(cx));
+            let now = self.clock.now();
+            if now.has_reached(&self.ends_at) {
+                return Poll::Ready(());
+            }
+            let next = now.after(CHECK_INTERVAL).monotonic;
+            let next = next.min(self.ends_at.monotonic);
+            self.next_check.as_mut().reset(next);
+        }
     }
 }
 
@@ -143,6 +205,14 @@ impl Moment {
         Self {
             monotonic: self.monotonic + duration,
             wall: self.wall + duration,
+        }
+    }
+
+    /// The earlier of two moments, on each clock.
+    pub(crate) fn earliest(self, other: Self) -> Self {
+        Self {
+            monotonic: self.monotonic.min(other.monotonic),
+            wall: self.wall.min(other.wall),
         }
     }
 

@@ -80,6 +80,8 @@ struct Inner {
 /// Which of several endpoints an error comes from. The party that knows adds it.
 #[derive(Clone, Debug, Default)]
 struct Context {
+    /// The name of the token cache.
+    cache: Option<Arc<str>>,
     /// The host of the token endpoint.
     endpoint: Option<Arc<str>>,
     /// In a form that is safe to show.
@@ -117,10 +119,12 @@ pub(crate) enum Kind {
     TokenService { transient: bool },
     /// The token service panicked.
     Panicked,
-    /// The token service did not answer within the deadline of a token request.
+    /// The token service did not answer within the limit of an attempt or of a token request.
     TimedOut(Duration),
     /// There is no runtime to spawn the token request on.
     NoRuntime,
+    /// The runtime of the token request has no timers.
+    NoTimers,
     /// The runtimes of several token requests in a row shut down.
     RuntimeLost,
     /// The request's header map is full.
@@ -130,6 +134,9 @@ pub(crate) enum Kind {
     /// The rejected token was renewed too recently to renew it again. Callers of the layer see
     /// [`NotReplayed::CoolingDown`](crate::NotReplayed::CoolingDown) instead.
     CoolingDown,
+    /// The renewal returned the token that the API had rejected. Callers of the layer see
+    /// [`NotReplayed::SameToken`](crate::NotReplayed::SameToken) instead.
+    SameToken,
     /// Each token that the call waited for was unusable by the time the inner service was ready.
     Expired,
 }
@@ -235,10 +242,13 @@ impl Error {
         matches!(self.inner.kind, Kind::TimedOut(_))
     }
 
-    /// Returns whether the token request had no Tokio runtime, or its runtimes shut down
+    /// Returns whether the token request had no Tokio runtime with timers, or its runtimes shut down
     /// repeatedly.
     pub fn is_no_runtime(&self) -> bool {
-        matches!(self.inner.kind, Kind::NoRuntime | Kind::RuntimeLost)
+        matches!(
+            self.inner.kind,
+            Kind::NoRuntime | Kind::NoTimers | Kind::RuntimeLost
+        )
     }
 
     /// Returns whether the call's tokens became unusable before the HTTP client was ready.
@@ -289,9 +299,11 @@ impl Error {
             | Kind::NoRuntime
             | Kind::RuntimeLost
             | Kind::CoolingDown
+            | Kind::SameToken
             | Kind::Expired => true,
             Kind::Configuration(_)
             | Kind::InvalidToken { .. }
+            | Kind::NoTimers
             | Kind::TooManyHeaders
             | Kind::BodyChanged => false,
         }
@@ -386,6 +398,11 @@ impl Error {
         self.refusal()?.hint.as_deref()
     }
 
+    /// Returns the [name](crate::TokenCacheBuilder::name) of the token cache, if it has one.
+    pub fn cache_name(&self) -> Option<&str> {
+        self.inner.context.cache.as_deref()
+    }
+
     /// Returns the host of the token endpoint, if a [`TokenEndpoint`](crate::TokenEndpoint) returned
     /// the error.
     pub fn endpoint_host(&self) -> Option<&str> {
@@ -401,18 +418,13 @@ impl Error {
         self.inner.context.client_id.as_deref()
     }
 
-    /// Returns whether the token service may be asked again within the same token request.
-    ///
-    /// A server that refuses too many requests without saying when to come back gets no further ones
-    /// within a second.
-    pub(crate) fn may_retry_within_request(&self) -> bool {
-        let too_many = self.status() == Some(StatusCode::TOO_MANY_REQUESTS);
-        self.is_transient() && !(too_many && self.retry_after.is_none())
+    /// Returns whether the token endpoint refused too many requests.
+    pub(crate) fn is_too_many_requests(&self) -> bool {
+        self.status() == Some(StatusCode::TOO_MANY_REQUESTS)
     }
 
-    /// Returns whether a rejected token was not renewed because of the cool-down.
-    pub(crate) fn is_cooling_down(&self) -> bool {
-        matches!(self.inner.kind, Kind::CoolingDown)
+    pub(crate) fn kind(&self) -> &Kind {
+        &self.inner.kind
     }
 
     /// Returns the kind as one word, for metrics and traces.
@@ -428,10 +440,12 @@ impl Error {
             Kind::Panicked => "panicked",
             Kind::TimedOut(_) => "timeout",
             Kind::NoRuntime => "no_runtime",
+            Kind::NoTimers => "no_timers",
             Kind::RuntimeLost => "runtime_lost",
             Kind::TooManyHeaders => "too_many_headers",
             Kind::BodyChanged => "body_changed",
             Kind::CoolingDown => "cooling_down",
+            Kind::SameToken => "same_token",
             Kind::Expired => "expired",
         }
     }
@@ -441,7 +455,7 @@ impl Error {
     }
 
     pub(crate) fn with_source(kind: Kind, source: impl Into<BoxError>) -> Self {
-        Self::from_parts(kind, Some(source.into()))
+        Self::from_parts(kind, Some(source.into().into()))
     }
 
     pub(crate) fn configuration(message: impl Into<String>) -> Self {
@@ -452,8 +466,14 @@ impl Error {
         Self::new(Kind::InvalidToken { what, fact })
     }
 
-    pub(crate) fn timed_out(deadline: Duration, last_error: Option<Self>) -> Self {
-        Self::from_parts(Kind::TimedOut(deadline), last_error.map(BoxError::from))
+    /// There was no answer within `limit`. The source is the last error that says more than that.
+    pub(crate) fn timed_out(limit: Duration, last_error: Option<Self>) -> Self {
+        let source = match last_error {
+            Some(last) if last.is_timeout() => last.inner.source.clone(),
+            Some(last) => Some(Arc::from(BoxError::from(last))),
+            None => None,
+        };
+        Self::from_parts(Kind::TimedOut(limit), source)
     }
 
     /// Takes an error of this crate as it is; any other error of a token service is transient.
@@ -481,6 +501,14 @@ impl Error {
         self
     }
 
+    /// Names the token cache.
+    pub(crate) fn in_cache(mut self, name: Option<&Arc<str>>) -> Self {
+        if let Some(name) = name {
+            Arc::make_mut(&mut self.inner).context.cache = Some(Arc::clone(name));
+        }
+        self
+    }
+
     /// Names the token endpoint by its host.
     pub(crate) fn at_endpoint(mut self, host: &str) -> Self {
         Arc::make_mut(&mut self.inner).context.endpoint = Some(host.into());
@@ -493,12 +521,12 @@ impl Error {
         self
     }
 
-    fn from_parts(kind: Kind, source: Option<BoxError>) -> Self {
+    fn from_parts(kind: Kind, source: Option<Arc<dyn StdError + Send + Sync>>) -> Self {
         Self {
             inner: Arc::new(Inner {
                 kind,
                 context: Context::default(),
-                source: source.map(Arc::from),
+                source,
             }),
             retry_after: None,
             waited: None,
@@ -524,6 +552,9 @@ impl fmt::Display for Error {
             )?;
         }
         let context = &self.inner.context;
+        if let Some(cache) = &context.cache {
+            write!(f, "cache {cache:?}: ")?;
+        }
         let endpoint = || context.token_endpoint();
         match &self.inner.kind {
             Kind::Configuration(message) => f.write_str(message),
@@ -564,6 +595,13 @@ impl fmt::Display for Error {
             ),
             Kind::CoolingDown => f.write_str(
                 "access token was rejected, and the cool-down after the last renewal is not over",
+            ),
+            Kind::SameToken => {
+                f.write_str("renewal returned the access token that the API had rejected")
+            }
+            Kind::NoTimers => f.write_str(
+                "Tokio runtime of the token request has no timers; call `enable_time` or \
+                 `enable_all` on the runtime's builder",
             ),
             Kind::Expired => f.write_str(
                 "access token expired or was rejected before the HTTP client was ready to send the \

@@ -2,7 +2,10 @@ use std::{fmt, time::Duration};
 
 use http::Response;
 
-use crate::{Error, error::in_milliseconds};
+use crate::{
+    Error,
+    error::{Kind, in_milliseconds},
+};
 
 /// A response extension that reports how a call got its token and whether its request was replayed.
 ///
@@ -153,6 +156,8 @@ pub enum NotReplayed {
     /// The last renewal is so recent that another one wouldn't help. See
     /// [`TokenCacheBuilder::cool_down`](crate::TokenCacheBuilder::cool_down).
     CoolingDown,
+    /// The renewal returned the token that the API had rejected.
+    SameToken,
     /// The renewal failed, or the cache is still returning the error of an earlier token request.
     ///
     /// If a renewal fails after more than one second, the call fails instead. See
@@ -181,10 +186,10 @@ pub enum NotReplayed {
 impl NotReplayed {
     /// There is no other token to send the request with.
     pub(crate) fn without_token(error: Error) -> Self {
-        if error.is_cooling_down() {
-            Self::CoolingDown
-        } else {
-            Self::RenewalFailed(error)
+        match error.kind() {
+            Kind::CoolingDown => Self::CoolingDown,
+            Kind::SameToken => Self::SameToken,
+            _ => Self::RenewalFailed(error),
         }
     }
 }
@@ -199,6 +204,7 @@ impl fmt::Display for NotReplayed {
                 return f.write_str("a second send with another token was rejected, too");
             }
             Self::CoolingDown => "a renewal was tried a moment ago",
+            Self::SameToken => "the renewal returned the same token",
             Self::BodyNotKept => "nothing was kept of the request's body",
             Self::BodyOverLimit => "more of the request's body was sent than may be kept",
             Self::BodyFailed => "reading the request's body failed",
@@ -292,9 +298,9 @@ mod tests {
 
     #[test]
     fn every_text_is_ascii() {
-        use crate::error::Kind;
         let reasons = [
             NotReplayed::CoolingDown,
+            NotReplayed::SameToken,
             NotReplayed::RenewalFailed(Error::new(Kind::TimedOut(Duration::from_micros(7)))),
             NotReplayed::BodyNotKept,
             NotReplayed::BodyOverLimit,

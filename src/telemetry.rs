@@ -132,12 +132,12 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    pub(crate) fn start(cause: Cause) -> Self {
+    pub(crate) fn start(cause: Cause, cache: Option<&str>) -> Self {
         Self {
             cause,
             attempts: 0,
             is_complete: false,
-            span: Span::token_request(cause),
+            span: Span::token_request(cause, cache),
         }
     }
 
@@ -224,7 +224,7 @@ pub(crate) struct Span(#[cfg(feature = "tracing")] tracing::Span);
 impl Span {
     /// Creates a root span, because a token request may outlive the caller that started it. The span
     /// follows from the caller's.
-    fn token_request(cause: Cause) -> Self {
+    fn token_request(cause: Cause, cache: Option<&str>) -> Self {
         #[cfg(not(feature = "tracing"))]
         return Self();
         #[cfg(feature = "tracing")]
@@ -233,6 +233,7 @@ impl Span {
                 parent: None,
                 "token_request",
                 otel.kind = "internal",
+                cache,
                 cause = cause.label(),
                 server.address = tracing::field::Empty,
                 client_id = tracing::field::Empty,

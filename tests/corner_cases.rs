@@ -162,14 +162,14 @@ async fn failed_refresh_is_retried_after_the_back_off() {
 
 #[tokio::test(start_paused = true)]
 async fn lifetime_counts_from_before_the_request_was_sent() {
-    let issuer = Issuer::new().latency(20 * SECOND);
+    let issuer = Issuer::new().latency(8 * SECOND);
     let cache = TokenCache::builder()
         .jitter(0.0)
         .refresh_window(Duration::ZERO)
         .build(issuer.service());
     cache.token().await.unwrap();
 
-    advance(Duration::from_secs(1790 - 20) - Duration::from_nanos(1)).await;
+    advance(Duration::from_secs(1790 - 8) - Duration::from_nanos(1)).await;
     assert_eq!(cache.token().await.unwrap().expose(), "token-1");
     advance(Duration::from_nanos(1)).await;
     assert_eq!(cache.token().await.unwrap().expose(), "token-2");

@@ -475,7 +475,7 @@ async fn messages_name_the_party_the_fact_and_what_to_do() {
             "cause with a secret",
             "request to token endpoint auth.example failed",
         ),
-        ("timeout", "token service did not answer within 30s"),
+        ("timeout", "token service did not answer within 10s"),
         ("panic", "token service panicked"),
         ("foreign", "token service failed"),
         ("permanent", "token service failed"),

@@ -143,21 +143,69 @@ async fn retry_after_beyond_the_deadline_ends_the_token_request_immediately() {
     assert_eq!(attempts.lock().unwrap().len(), 2);
 }
 
+/// Larger values are mostly Unix times or milliseconds.
 #[tokio::test(start_paused = true)]
-async fn retry_after_is_capped_at_an_hour() {
-    let (cache, attempts) =
-        scripted(|_| Err(Error::transient("slow down", Some(Duration::MAX)).into()));
+async fn implausible_retry_after_falls_back_to_the_back_off() {
+    let max = 300 * SECOND;
+    for (retry_after, is_obeyed) in [
+        (max, true),
+        (max + Duration::from_nanos(1), false),
+        (3600 * SECOND, false),
+        (30_000 * SECOND, false),
+        (1_764_324_000 * SECOND, false),
+        (Duration::MAX, false),
+    ] {
+        let (cache, attempts) =
+            scripted(move |_| Err(Error::transient("slow down", Some(retry_after)).into()));
+
+        let error = cache.token().await.unwrap_err();
+
+        let pause = error.retry_after().unwrap();
+        let expected = if is_obeyed {
+            max..=max.mul_f64(1.5)
+        } else {
+            SECOND.mul_f64(0.8)..=SECOND.mul_f64(1.2)
+        };
+        assert!(expected.contains(&pause), "{retry_after:?}: {pause:?}");
+        let attempts_before = attempts.lock().unwrap().len();
+        // One that is ignored doesn't end the token request either.
+        assert_eq!(attempts_before, if is_obeyed { 1 } else { 3 });
+        advance(pause).await;
+        cache.token().await.unwrap_err();
+        assert!(attempts.lock().unwrap().len() > attempts_before);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn max_retry_after_sets_what_is_obeyed() {
+    let longest = Duration::MAX;
+    let cache = TokenCache::builder()
+        .max_retry_after(longest)
+        .build(service_fn(move |_: TokenRequest| async move {
+            let error = Error::transient("slow down", Some(longest));
+            Err::<AccessToken, BoxError>(error.into())
+        }));
 
     let error = cache.token().await.unwrap_err();
 
+    let day = 24 * 3600 * SECOND;
     let pause = error.retry_after().unwrap();
-    assert!(
-        pause >= 3600 * SECOND && pause <= 5400 * SECOND,
-        "{pause:?}"
-    );
-    advance(pause).await;
+    assert!(pause >= day && pause <= day.mul_f64(1.5), "{pause:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn reset_ends_the_pause_that_a_server_asked_for() {
+    let (cache, attempts) = scripted(|attempt| match attempt {
+        1 => Err(Error::transient("slow down", Some(200 * SECOND)).into()),
+        _ => token(attempt),
+    });
     cache.token().await.unwrap_err();
-    assert_eq!(attempts.lock().unwrap().len(), 2);
+    cache.token().await.unwrap_err();
+    assert_eq!(attempts.lock().unwrap().len(), 1);
+
+    cache.reset();
+
+    assert_eq!(cache.token().await.unwrap().expose(), "token-2");
 }
 
 #[tokio::test(start_paused = true)]
@@ -187,6 +235,7 @@ async fn timeout_has_the_error_of_the_previous_attempt_as_its_source() {
 
     let error = cache.token().await.unwrap_err();
 
+    // The second attempt and the third one had no answer at all, which says less.
     assert!(error.is_timeout());
     let last = error.source().unwrap();
     assert_eq!(last.to_string(), "token service failed");

@@ -188,7 +188,8 @@ async fn token_service_outages_cost_what_the_table_says() {
             name: "silent for longer than the token lives",
             failure: Failure::Silence,
             when: 1400..3000,
-            token_requests: 15..=40,
+            // Three attempts in each token request.
+            token_requests: 45..=100,
             failed_for: 1100..=1340,
             longest_wait: deadline,
         },
@@ -233,7 +234,7 @@ async fn flapping_token_service_does_not_affect_calls() {
 
 #[tokio::test(start_paused = true)]
 async fn slow_token_service_delays_only_the_first_calls() {
-    let latency = Duration::from_secs(20);
+    let latency = Duration::from_secs(9);
     let issuer = Issuer::new().latency(latency);
     let service = ClientCredentialsLayer::new(issuer.service()).layer(accepting());
 
@@ -242,8 +243,8 @@ async fn slow_token_service_delays_only_the_first_calls() {
     assert_eq!(seen[0].errors, 0);
     assert_eq!(
         seconds(seen[0].waited),
-        20,
-        "the calls of the first 20 seconds"
+        9,
+        "the calls of the first 9 seconds"
     );
     assert!(seen[0].longest_wait <= latency);
     assert_eq!(issuer.requests(), 4);

@@ -1,4 +1,7 @@
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use tower::{BoxError, Service};
 
@@ -46,6 +49,34 @@ pub struct TokenCacheBuilder {
 }
 
 impl TokenCacheBuilder {
+    /// Names the cache in errors, spans and events. Default: no name.
+    ///
+    /// A program with several caches can then tell which one failed. The name isn't sent.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower::{BoxError, service_fn};
+    /// # use tower_client_credentials::{AccessToken, Error, TokenRequest};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// use tower_client_credentials::TokenCache;
+    ///
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Err::<AccessToken, BoxError>(Error::permanent("the tenant is disabled").into())
+    /// # });
+    /// let cache = TokenCache::builder().name("orders").build(token_service);
+    /// let error = cache.token().await.unwrap_err();
+    ///
+    /// assert_eq!(error.cache_name(), Some("orders"));
+    /// assert_eq!(error.to_string(), "cache \"orders\": token service failed");
+    /// # }
+    /// ```
+    pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
+        self.settings.name = Some(name.into());
+        self
+    }
+
     /// Sets the parameters of the token requests. Default: none.
     pub fn parameters(mut self, parameters: TokenParameters) -> Self {
         self.settings.parameters = parameters;
@@ -96,11 +127,23 @@ impl TokenCacheBuilder {
 
     /// Sets how long a token request may take, including its retries. Default: 30 seconds.
     ///
+    /// Both clocks count: if the machine is suspended for longer than the deadline, the token request
+    /// ends within a second after the machine wakes up.
+    ///
     /// If the runtime of a token request stops making progress, callers on other runtimes wait
     /// until one second after the deadline and then start another token request. A caller starts up
     /// to three more token requests if its own are lost.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.settings.limits.deadline = deadline;
+        self
+    }
+
+    /// Sets how long an attempt of a token request may take. Default: 10 seconds.
+    ///
+    /// An attempt without an answer fails as a timeout, and the next attempt follows. The
+    /// [`deadline`](Self::deadline) limits all attempts together.
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.limits.attempt_timeout = timeout;
         self
     }
 
@@ -127,17 +170,38 @@ impl TokenCacheBuilder {
     /// once, and no token request is sent. The first pause lasts `first`. With each further
     /// failure, the pause doubles, up to `longest`. Each pause varies at random by up to 20 %.
     ///
-    /// If the server sends a longer `Retry-After`, the pause is at least that long, up to an hour.
-    /// It is extended by a random time of up to half its length, so that clients that were refused
-    /// at the same time don't return at the same time.
+    /// If the server asks for a longer pause, the pause is at least that long. See
+    /// [`max_retry_after`](Self::max_retry_after). [`TokenCache::reset`] ends the pause.
     pub fn failure_backoff(mut self, first: Duration, longest: Duration) -> Self {
         self.settings.backoff = Backoff { first, longest };
         self
     }
 
-    /// Sets the minimum time between a renewal and the next one. Default: 30 seconds.
+    /// Sets the longest `Retry-After` that is obeyed. Default: 5 minutes.
     ///
-    /// During this time, a rejected token stays in use, and callers get the API's rejection.
+    /// A longer time is implausible: it is often a Unix time, or a number of milliseconds. It is
+    /// ignored, and the pause is that of [`failure_backoff`](Self::failure_backoff). The
+    /// `Retry-After` of a permanent error is ignored as well. Values above one day count as one day.
+    ///
+    /// A `Retry-After` that is obeyed is extended by a random time of up to half its length, so that
+    /// clients that were refused at the same time don't return at the same time.
+    pub fn max_retry_after(mut self, longest: Duration) -> Self {
+        self.settings.limits.max_retry_after = longest;
+        self
+    }
+
+    /// Sets the maximum time between a renewal and the next one. Default: 30 seconds.
+    ///
+    /// How soon a rejected token is renewed depends on whether the API has accepted the token
+    /// before, with a 2xx response:
+    ///
+    /// * If so, the token is renewed at once. Between such renewals, 1 second passes, then
+    ///   2 seconds and so on, up to the cool-down. The pauses start over after 60 seconds without a
+    ///   rejection.
+    /// * Otherwise, the token is renewed if no renewal ended within the cool-down. So an API that
+    ///   rejects every token causes one renewal per cool-down.
+    ///
+    /// Until the renewal, a rejected token stays in use, and callers get the API's rejection.
     pub fn cool_down(mut self, cool_down: Duration) -> Self {
         self.settings.cool_down = cool_down;
         self

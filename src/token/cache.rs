@@ -5,7 +5,7 @@ use std::sync::{
 };
 use std::{
     fmt,
-    panic::catch_unwind,
+    panic::AssertUnwindSafe,
     pin::{Pin, pin},
     sync::{Arc, PoisonError, Weak},
     time::Duration,
@@ -13,7 +13,7 @@ use std::{
 
 #[cfg(not(all(test, interleavings)))]
 use arc_swap::ArcSwapOption;
-use futures_util::future::select;
+use futures_util::{FutureExt, future::select};
 #[cfg(all(test, interleavings))]
 use loom::sync::{
     Mutex, MutexGuard,
@@ -22,7 +22,7 @@ use loom::sync::{
 use tokio::{
     runtime::Handle,
     sync::watch,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tower::{BoxError, Service};
 
@@ -30,8 +30,8 @@ use tower::{BoxError, Service};
 use super::interleavings::ArcSwapOption;
 use super::{
     AccessToken, Rejection, TokenCacheBuilder, TokenRequest,
-    entry::{CachedToken, Entry, FlightResult, Generation, Join, NewFlight},
-    flight::{Attempts, Completer, Flight, IssuedToken, SharedTokenService},
+    entry::{Awaited, CachedToken, Entry, FlightResult, Generation, Join, NewFlight},
+    flight::{Attempts, Completer, IssuedToken, SharedTokenService, Waited},
     schedule::Freshness,
     settings::{RefreshMode, Settings},
 };
@@ -199,14 +199,47 @@ impl TokenCache {
     /// # }
     /// ```
     pub fn reject(&self, token: &AccessToken) -> Rejection {
-        let generation = self.shared.lock().generation_of(token);
-        match generation {
-            Some(generation) => self.reject_generation(generation),
-            None => {
-                telemetry::rejected(Rejection::Replaced.label(), false);
-                Rejection::Replaced
-            }
-        }
+        let now = self.shared.now();
+        let update = self
+            .shared
+            .update_watching_withheld(|entry| entry.reject(token, &now, &self.shared.settings));
+        telemetry::rejected(update.result.label(), update.newly_withheld);
+        update.result
+    }
+
+    /// Forgets everything about the token: the token itself, rejections, the cool-down, and the
+    /// back-off after a failure.
+    ///
+    /// The next caller starts a token request. Call this method when something was corrected and
+    /// callers shouldn't wait for a pause to end, for example after an operator has changed the
+    /// client's permissions.
+    ///
+    /// A token request that is already under way continues and serves the calls that wait for it,
+    /// but its token isn't kept.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::TokenCache;
+    ///
+    /// let cache = TokenCache::new(token_service);
+    /// cache.token().await?;
+    /// cache.reset();
+    ///
+    /// // Sends a token request.
+    /// cache.token().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn reset(&self) {
+        drop(self.shared.update(Entry::reset));
     }
 
     pub(super) fn with_settings<T>(token_service: T, settings: Settings) -> Self
@@ -257,32 +290,21 @@ impl TokenCache {
 
     /// Returns a token to send now for a call that was granted a token a while ago.
     pub(crate) fn still_usable(&self, granted: &Arc<CachedToken>) -> Option<Arc<CachedToken>> {
-        self.current(&self.shared.now()).or_else(|| {
-            let may_serve = self.shared.lock().may_serve_waiter(granted);
-            may_serve.then(|| Arc::clone(granted))
-        })
-    }
-
-    /// Reports that the API rejected the token of this generation.
-    pub(crate) fn reject_generation(&self, generation: Generation) -> Rejection {
         let now = self.shared.now();
-        let update = self.shared.update_watching_withheld(|entry| {
-            entry.reject(generation, &now, &self.shared.settings)
-        });
-        telemetry::rejected(update.result.label(), update.newly_withheld);
-        update.result
+        self.current(&now)
+            .or_else(|| self.shared.grantee_token(granted, &now))
     }
 
     /// Rejects a token whose request isn't sent again, and renews it for the calls that follow.
-    pub(crate) fn reject_and_renew(&self, generation: Generation) {
-        if matches!(self.reject_generation(generation), Rejection::Withheld) {
+    pub(crate) fn reject_and_renew(&self, token: &CachedToken) {
+        if matches!(self.reject(token.token()), Rejection::Withheld) {
             self.renew_in_background();
         }
     }
 
     /// Renews a rejected token for later calls. Nobody waits for the renewal.
     pub(crate) fn renew_in_background(&self) {
-        let Some(runtime) = runtime_with_timers() else {
+        let Ok(runtime) = Handle::try_current() else {
             return;
         };
         if let Join::Start(new_flight) = self.shared.join(None) {
@@ -291,10 +313,11 @@ impl TokenCache {
     }
 
     /// Waits for a token that may be used and is not the `rejected` one.
-    pub(crate) fn acquire(self, rejected: Option<Generation>) -> Acquiring {
+    pub(crate) fn acquire(self, rejected: Option<Arc<CachedToken>>) -> Acquiring {
         Box::pin(async move {
             let mut wait = None;
-            let result = self.wait_for_token(rejected, &mut wait).await;
+            let result = self.wait_for_token(rejected.as_deref(), &mut wait).await;
+            let result = result.map_err(|error| error.in_cache(self.shared.settings.name.as_ref()));
             let waited = wait.map(|wait: Wait| wait.end(result.as_ref().err()));
             Acquired { result, waited }
         })
@@ -303,10 +326,10 @@ impl TokenCache {
     /// Joins flights until one of them leads to a result for this call. Sets `wait` if it waits.
     async fn wait_for_token(
         &self,
-        rejected: Option<Generation>,
+        rejected: Option<&CachedToken>,
         wait: &mut Option<Wait>,
     ) -> FlightResult {
-        let Some(runtime) = runtime_with_timers() else {
+        let Ok(runtime) = Handle::try_current() else {
             return self.fall_back(rejected, Kind::NoRuntime);
         };
         let (mut restarts, mut misses) = (0, 0);
@@ -322,27 +345,33 @@ impl TokenCache {
                 NextStep::Await(joined) => joined,
             };
             wait.get_or_insert_with(Wait::start);
-            match joined.flight.result().await {
-                Some(Ok(token)) => match self.usable(rejected, token) {
-                    Some(token) => return Ok(token),
-                    None if misses == MAX_MISSES => {
+            let is_renewal = joined.awaited.flight.is_renewal();
+            match joined.awaited.result(&runtime).await {
+                Waited::Result(Ok(token)) => {
+                    if let Some(token) = self.usable(rejected, &token) {
+                        return Ok(token);
+                    }
+                    if is_renewal && rejected.is_some_and(|rejected| rejected.is_same(&token)) {
+                        return Err(Error::new(Kind::SameToken));
+                    }
+                    if misses == MAX_MISSES {
                         return self.fall_back(rejected, Kind::Expired);
                     }
-                    None => misses += 1,
-                },
-                Some(Err(error)) => return self.unexpired(rejected).ok_or(error),
+                    misses += 1;
+                }
+                Waited::Result(Err(error)) => return self.despite(error, rejected),
                 // Other callers' runtimes may come and go. Only this call's own count.
-                None if !joined.started_here => {}
-                None if restarts == MAX_RESTARTS => {
+                Waited::Lost if joined.started_here && restarts == MAX_RESTARTS => {
                     return self.fall_back(rejected, Kind::RuntimeLost);
                 }
-                None => restarts += 1,
+                Waited::Lost if joined.started_here => restarts += 1,
+                Waited::Lost | Waited::TimeIsUp => {}
             }
         }
     }
 
     /// Finds the flight that this call waits for, and spawns it if there is none yet.
-    fn join(&self, rejected: Option<Generation>, runtime: &Handle) -> NextStep {
+    fn join(&self, rejected: Option<&CachedToken>, runtime: &Handle) -> NextStep {
         match self.shared.join(rejected) {
             Join::Token(token) => NextStep::Return(Ok(token)),
             Join::Failing(error) => {
@@ -350,15 +379,15 @@ impl TokenCache {
                 NextStep::Return(Err(error))
             }
             Join::CoolingDown => NextStep::Return(Err(Error::new(Kind::CoolingDown))),
-            Join::Wait(flight) => NextStep::Await(Joined {
-                flight,
+            Join::Wait(awaited) => NextStep::Await(Joined {
+                awaited,
                 started_here: false,
             }),
             Join::Start(new_flight) => {
-                let flight = new_flight.flight.clone();
+                let awaited = new_flight.awaited.clone();
                 self.shared.spawn_flight(new_flight, runtime);
                 NextStep::Await(Joined {
-                    flight,
+                    awaited,
                     started_here: true,
                 })
             }
@@ -371,11 +400,24 @@ impl TokenCache {
     /// or been rejected.
     fn usable(
         &self,
-        rejected: Option<Generation>,
-        token: Arc<CachedToken>,
+        rejected: Option<&CachedToken>,
+        token: &Arc<CachedToken>,
     ) -> Option<Arc<CachedToken>> {
-        self.unexpired(rejected)
-            .or_else(|| self.shared.lock().may_serve_waiter(&token).then_some(token))
+        self.unexpired(rejected).or_else(|| {
+            let is_rejected = rejected.is_some_and(|rejected| rejected.is_same(token));
+            let token = self.shared.grantee_token(token, &self.shared.now());
+            token.filter(|_| !is_rejected)
+        })
+    }
+
+    /// The token request failed. Returns a token if there is one that the call may use nevertheless.
+    fn despite(&self, error: Error, rejected: Option<&CachedToken>) -> FlightResult {
+        let last_resort = || {
+            let now = self.shared.now().monotonic;
+            self.shared.lock().last_resort(rejected, now)
+        };
+        let token = self.unexpired(rejected).or_else(last_resort);
+        token.ok_or(error)
     }
 
     /// Returns the current token if it may be used; refreshes it in the background if that is due.
@@ -389,7 +431,7 @@ impl TokenCache {
         Some(cached)
     }
 
-    fn unexpired(&self, rejected: Option<Generation>) -> Option<Arc<CachedToken>> {
+    fn unexpired(&self, rejected: Option<&CachedToken>) -> Option<Arc<CachedToken>> {
         let cached = self.shared.snapshot.load_full()?;
         cached
             .may_serve(rejected, &self.shared.now())
@@ -397,7 +439,7 @@ impl TokenCache {
     }
 
     /// No flight can bring a token: an unexpired token is better than none, even if rejected before.
-    fn fall_back(&self, rejected: Option<Generation>, reason: Kind) -> FlightResult {
+    fn fall_back(&self, rejected: Option<&CachedToken>, reason: Kind) -> FlightResult {
         let now = self.shared.now();
         self.shared.update(|entry| entry.make_available(&now));
         self.unexpired(rejected).ok_or_else(|| Error::new(reason))
@@ -439,7 +481,7 @@ enum NextStep {
 
 /// The flight that a call waits for.
 struct Joined {
-    flight: Flight<FlightResult>,
+    awaited: Awaited,
     /// The flight runs on the runtime that the call is polled on.
     started_here: bool,
 }
@@ -496,7 +538,7 @@ impl Shared {
         self.settings.clock.now()
     }
 
-    fn join(&self, rejected: Option<Generation>) -> Join {
+    fn join(&self, rejected: Option<&CachedToken>) -> Join {
         let now = self.now();
         let update =
             self.update_watching_withheld(|entry| entry.join(rejected, &now, &self.settings));
@@ -504,6 +546,12 @@ impl Shared {
             telemetry::token_withheld();
         }
         update.result
+    }
+
+    /// The token that a call was granted a while ago, if the call may still send it.
+    fn grantee_token(&self, granted: &Arc<CachedToken>, now: &Moment) -> Option<Arc<CachedToken>> {
+        let may_serve = self.lock().may_serve_grantee(granted, now);
+        may_serve.then(|| Arc::clone(granted))
     }
 
     fn lock(&self) -> MutexGuard<'_, Entry> {
@@ -529,7 +577,7 @@ impl Shared {
     #[cold]
     fn refresh_in_background(self: &Arc<Self>) {
         let now = self.now();
-        let Some(runtime) = runtime_with_timers() else {
+        let Ok(runtime) = Handle::try_current() else {
             self.update(|entry| entry.retry_refresh_later(&now));
             return;
         };
@@ -541,15 +589,17 @@ impl Shared {
     /// Spawns the task of a flight. Not under the lock: a runtime that is shutting down drops the
     /// task immediately, which locks the entry.
     fn spawn_flight(self: &Arc<Self>, new_flight: NewFlight, runtime: &Handle) {
+        let flight = &new_flight.awaited.flight;
+        flight.starts_on(runtime.id());
         let mut request = TokenRequest::new(self.settings.parameters.clone());
         request.rejected = new_flight.rejected;
         let attempts = Attempts {
             token_service: self.token_service.clone(),
             request,
             limits: self.settings.limits.clone(),
-            deadline: new_flight.flight.deadline(),
+            deadline: flight.deadline(),
             clock: self.settings.clock.clone(),
-            telemetry: telemetry::Flight::start(new_flight.cause),
+            telemetry: telemetry::Flight::start(new_flight.cause, self.settings.name.as_deref()),
         };
         let task = FlightTask {
             cache: Arc::downgrade(self),
@@ -595,31 +645,35 @@ impl FlightTask {
         let Some(cache) = self.cache.upgrade() else {
             return;
         };
-        let now = cache.now();
-        self.complete(&cache, result, &now, attempts);
+        self.complete(&cache, result, attempts);
 
         if cache.settings.refresh_mode == RefreshMode::KeepWarm {
             drop(cache);
-            self.keep_warm(now).await;
+            self.keep_warm().await;
         }
     }
 
     /// Returns `None` if nobody is left who could use the result.
+    ///
+    /// Panics of the token service are caught where it is called, so a panic here is the clock's.
     async fn run_attempts(&self, attempts: &mut Attempts) -> Option<Result<IssuedToken, Error>> {
         let span = attempts.telemetry.span();
         let completer = self.completer.as_ref()?;
-        completer.run(span.instrument(attempts.run())).await
+        let attempts = AssertUnwindSafe(span.instrument(attempts.run())).catch_unwind();
+        let result = completer.run(attempts).await?;
+        Some(result.unwrap_or_else(|_payload| {
+            Err(Error::configuration(
+                "wall clock of the token cache panicked",
+            ))
+        }))
     }
 
-    fn complete(
-        &mut self,
-        cache: &Shared,
-        result: Result<IssuedToken, Error>,
-        now: &Moment,
-        attempts: Attempts,
-    ) {
+    fn complete(&mut self, cache: &Shared, result: Result<IssuedToken, Error>, attempts: Attempts) {
+        let settings = &cache.settings;
+        let result = result.map_err(|error| error.in_cache(settings.name.as_ref()));
+        let now = Clock::monotonic();
         let completed =
-            cache.update(|entry| entry.complete(self.generation, result, now, &cache.settings));
+            cache.update(|entry| entry.complete(self.generation, result, now, settings));
         drop(completed.to_drop);
         // Without a result, the completer is dropped later, and waiters find the flight lost.
         if let (Some(result), Some(completer)) = (completed.result, self.completer.take()) {
@@ -631,13 +685,13 @@ impl FlightTask {
     }
 
     /// Waits until the token is due for refresh, and starts the flight that carries on from there.
-    async fn keep_warm(&self, completed_at: Moment) {
+    async fn keep_warm(&self) {
         let Some(mut handles) = self.cache.upgrade().map(|cache| cache.handles.subscribe()) else {
             return;
         };
-        let earliest = completed_at.after(SHORTEST_KEEP_WARM_PAUSE).monotonic;
+        let earliest = Clock::monotonic() + SHORTEST_KEEP_WARM_PAUSE;
         loop {
-            let (Some(cache), Some(runtime)) = (self.cache.upgrade(), runtime_with_timers()) else {
+            let (Some(cache), Ok(runtime)) = (self.cache.upgrade(), Handle::try_current()) else {
                 return;
             };
             let now = cache.now();
@@ -673,17 +727,8 @@ impl Drop for FlightTask {
     /// Lets waiters start another flight if the runtime shut down before this one had a result.
     fn drop(&mut self) {
         if let (Some(_lost), Some(cache)) = (&self.completer, self.cache.upgrade()) {
-            let now = cache.now();
-            let to_drop = cache.update(|entry| entry.flight_lost(self.generation, &now));
+            let to_drop = cache.update(|entry| entry.flight_lost(self.generation));
             drop(to_drop);
         }
     }
-}
-
-/// The current runtime, if flights can run on it and callers can wait for them there.
-fn runtime_with_timers() -> Option<Handle> {
-    let runtime = Handle::try_current().ok()?;
-    // Tokio offers no other way to ask: creating a timer panics where timers are disabled.
-    catch_unwind(|| drop(sleep(Duration::ZERO))).ok()?;
-    Some(runtime)
 }

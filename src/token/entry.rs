@@ -3,25 +3,36 @@
 //! Contains every decision of the cache, but no locks and no tasks: each method is one transition,
 //! made under the cache's lock. What must not be dropped under that lock is returned to the caller.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
-use tokio::time::Instant;
+use tokio::{runtime::Handle, time::Instant};
 
 use super::{
     AccessToken,
-    flight::{Completer, Flight, IssuedToken},
+    flight::{Completer, Flight, IssuedToken, Waited},
+    renewals::{Evidence, Renewals},
     schedule::{Freshness, Schedule},
     settings::Settings,
 };
 use crate::{Error, clock::Moment, telemetry::Cause};
 
-/// How long a token is used before a lost refresh is started again.
+/// How long after its start a lost refresh is started again, at the earliest.
 const LOST_REFRESH_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long calls wait for the renewal of a rejected token, instead of using the token.
+const WITHHELD_FOR: Duration = Duration::from_secs(1);
 
 /// What all waiters of a flight get.
 pub(crate) type FlightResult = Result<Arc<CachedToken>, Error>;
 
-/// Counts flights. A token has the number of the flight that returned it.
+/// The number of a flight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Generation(u64);
 
@@ -29,13 +40,22 @@ pub(crate) struct Generation(u64);
 #[derive(Clone)]
 pub(crate) struct CachedToken {
     token: AccessToken,
-    generation: Generation,
-    /// The flight that returned this token first. Those from it to `generation` were refreshes that
-    /// returned the same token again.
-    first_generation: Generation,
     schedule: Schedule,
-    /// The token may only serve the calls that waited for its flight.
-    expired_on_arrival: bool,
+    /// Whether the API has accepted the token since it landed. All copies share this.
+    accepted: Arc<AtomicBool>,
+    exception: Exception,
+}
+
+/// Why a call that was granted a token may use it although the cache doesn't offer it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exception {
+    None,
+    /// The call waited for a token that had expired on arrival.
+    ExpiredOnArrival,
+    /// The call waited for a flight whose token wasn't kept. It may use the token until that expires.
+    NotKept,
+    /// The call could get no other token. It may use this one until its stated end.
+    LastResort,
 }
 
 impl CachedToken {
@@ -43,9 +63,13 @@ impl CachedToken {
         &self.token
     }
 
-    /// Identifies the token when the API rejects it.
-    pub(crate) fn generation(&self) -> Generation {
-        self.generation
+    /// Notes that the API accepted a request with this token.
+    #[inline]
+    pub(crate) fn note_accepted(&self) {
+        // A load first: the flag is shared by all calls, and a store would invalidate their caches.
+        if !self.accepted.load(Ordering::Relaxed) {
+            self.accepted.store(true, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn fresh_until(&self) -> Instant {
@@ -60,15 +84,24 @@ impl CachedToken {
         self.schedule.freshness(now)
     }
 
-    /// Whether the token may go to a call whose previous token had the generation `rejected`.
-    pub(super) fn may_serve(&self, rejected: Option<Generation>, now: &Moment) -> bool {
-        let is_rejected = rejected.is_some_and(|rejected| self.came_with(rejected));
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.token.is_same(&other.token)
+    }
+
+    /// Whether the token may go to a call whose token `rejected` was rejected.
+    pub(super) fn may_serve(&self, rejected: Option<&Self>, now: &Moment) -> bool {
+        let is_rejected = rejected.is_some_and(|rejected| self.is_same(rejected));
         !is_rejected && self.freshness(now) != Freshness::Expired
     }
 
-    /// Whether the flight `generation` returned this token, for the first time or again.
-    fn came_with(&self, generation: Generation) -> bool {
-        (self.first_generation..=self.generation).contains(&generation)
+    /// Whether a call that was granted this token may send it although the cache doesn't offer it.
+    fn is_exception(&self, now: &Moment) -> bool {
+        match self.exception {
+            Exception::None => false,
+            Exception::ExpiredOnArrival => true,
+            Exception::NotKept => self.freshness(now) != Freshness::Expired,
+            Exception::LastResort => !self.schedule.has_ended(now.monotonic),
+        }
     }
 
     /// Returns the token for a call that didn't wait for its flight.
@@ -76,13 +109,14 @@ impl CachedToken {
     /// A token that was expired on arrival gets here only if a clock was set back. Such a call may
     /// use it, but not past its expiry.
     pub(super) fn for_later_calls(self: &Arc<Self>) -> Arc<Self> {
-        if !self.expired_on_arrival {
-            return Arc::clone(self);
+        match self.exception {
+            Exception::None => Arc::clone(self),
+            _ => Arc::new(Self::clone(self).with_exception(Exception::None)),
         }
-        Arc::new(Self {
-            expired_on_arrival: false,
-            ..Self::clone(self)
-        })
+    }
+
+    fn with_exception(self, exception: Exception) -> Self {
+        Self { exception, ..self }
     }
 
     fn refresh_not_before(&self, refresh_at: Instant) -> Arc<Self> {
@@ -91,13 +125,20 @@ impl CachedToken {
             ..self.clone()
         })
     }
+
+    fn evidence(&self) -> Evidence {
+        if self.accepted.load(Ordering::Relaxed) {
+            Evidence::Accepted
+        } else {
+            Evidence::None
+        }
+    }
 }
 
 impl fmt::Debug for CachedToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CachedToken")
             .field("token", &self.token)
-            .field("generation", &self.generation)
             .field("schedule", &self.schedule)
             .finish_non_exhaustive()
     }
@@ -108,7 +149,7 @@ pub(super) enum Join {
     /// Use this token.
     Token(Arc<CachedToken>),
     /// Wait for the flight that is under way.
-    Wait(Flight<FlightResult>),
+    Wait(Awaited),
     /// Start this flight and wait for it.
     Start(NewFlight),
     /// Fail with the error of the last flight, which ended moments ago.
@@ -117,9 +158,23 @@ pub(super) enum Join {
     CoolingDown,
 }
 
+/// The flight that a call waits for.
+#[derive(Clone)]
+pub(super) struct Awaited {
+    pub(super) flight: Flight<FlightResult>,
+    /// When the call stops waiting, because a token that was withheld from it is used again.
+    until: Option<Instant>,
+}
+
+impl Awaited {
+    pub(super) async fn result(self, runtime: &Handle) -> Waited<FlightResult> {
+        self.flight.result(runtime.id(), self.until).await
+    }
+}
+
 /// A flight that is registered as active and still has to be spawned.
 pub(super) struct NewFlight {
-    pub(super) flight: Flight<FlightResult>,
+    pub(super) awaited: Awaited,
     pub(super) completer: Completer<FlightResult>,
     pub(super) generation: Generation,
     pub(super) cause: Cause,
@@ -144,6 +199,7 @@ pub(super) struct Completed {
 pub(super) struct DropAfterUnlock {
     _flight: Option<Flight<FlightResult>>,
     _failure: Option<Failure>,
+    _error: Option<Error>,
 }
 
 /// What happens to a token that the API rejected.
@@ -164,11 +220,13 @@ pub(super) struct DropAfterUnlock {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Rejection {
-    /// The cache no longer returns this token. The next caller waits for its renewal.
+    /// The token will be replaced: a token request is under way, or the next caller starts one. Until
+    /// then, callers wait for at most one second.
     Withheld,
-    /// The cache already holds a newer token.
+    /// The cache already holds another token.
     Replaced,
-    /// The token stays in use, because the cool-down after the last renewal hasn't ended.
+    /// The token stays in use, because the last renewal is too recent. See
+    /// [`TokenCacheBuilder::cool_down`](crate::TokenCacheBuilder::cool_down).
     CoolingDown,
     /// The token stays in use, because the last token request failed and its back-off hasn't ended.
     Failing(Error),
@@ -190,35 +248,31 @@ impl Rejection {
 #[derive(Default)]
 pub(super) struct Entry {
     cached: Option<Arc<CachedToken>>,
-    availability: Availability,
+    standing: Standing,
     flight: Option<ActiveFlight>,
     last_flight: Generation,
-    /// When the last renewal ended, for the cool-down.
-    renewed_at: Option<Instant>,
+    renewals: Renewals,
     failure: Option<Failure>,
 }
 
-/// Whether the cached token may be used until it expires.
+/// What rejections mean for the cached token. Until it expires, it is used unless it is withheld.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
-enum Availability {
+enum Standing {
+    /// The API hasn't rejected the token.
     #[default]
-    Available,
-    /// The API rejected the token, and its renewal hasn't ended.
-    Withheld,
+    Unrejected,
+    /// The API rejected the token. Calls wait for its renewal until `until`, which is set as soon as
+    /// there is a flight to wait for.
+    Withheld { until: Option<Instant> },
+    /// The API rejected the token, but it is used: its renewal takes long, failed, or may not start.
+    InUseAgain,
 }
 
 /// A flight without a result.
 struct ActiveFlight {
     generation: Generation,
     flight: Flight<FlightResult>,
-    purpose: Purpose,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    Refresh,
-    /// The token request names the token that the API rejected.
-    Renewal,
+    started_at: Instant,
 }
 
 /// The failure of the last flight, which all callers get until `until`.
@@ -231,9 +285,8 @@ struct Failure {
 impl Entry {
     /// The token that calls may use until it expires.
     pub(super) fn current(&self) -> Option<&Arc<CachedToken>> {
-        self.cached
-            .as_ref()
-            .filter(|_| self.availability == Availability::Available)
+        let is_withheld = matches!(self.standing, Standing::Withheld { .. });
+        self.cached.as_ref().filter(|_| !is_withheld)
     }
 
     /// The token that came last, whatever has become of it.
@@ -244,10 +297,11 @@ impl Entry {
     /// Decides what a call does that found no token, or only the one that the API `rejected`.
     pub(super) fn join(
         &mut self,
-        rejected: Option<Generation>,
+        rejected: Option<&CachedToken>,
         now: &Moment,
         settings: &Settings,
     ) -> Join {
+        self.release(now.monotonic);
         // Checked again under the lock: a flight may have completed in the meantime.
         if let Some(cached) = self
             .current()
@@ -255,26 +309,32 @@ impl Entry {
         {
             return Join::Token(cached.for_later_calls());
         }
-        // A usable token is current, so it is the rejected one, which is in use again because its
-        // renewal failed. Treat the rejection as a new one.
-        if let Some(generation) = rejected.filter(|_| self.has_usable(now)) {
-            match self.reject(generation, now, settings) {
+        // The usable token is the rejected one, which is in use again.
+        if let Some(usable) = self.usable(now) {
+            match self.withhold(usable.evidence(), now.monotonic, settings) {
                 Rejection::CoolingDown => return Join::CoolingDown,
                 Rejection::Failing(error) => return Join::Failing(error),
                 Rejection::Withheld | Rejection::Replaced => {}
             }
         }
-        if let Some(flight) = self.active_flight(now) {
-            return Join::Wait(flight.clone());
+        if let Some(flight) = self.active_flight(now.monotonic) {
+            let flight = flight.clone();
+            let until = self.withheld_until(rejected, now);
+            return Join::Wait(Awaited { flight, until });
         }
-        if let Some(error) = self.recent_failure(now) {
-            return Join::Failing(error);
+        if let Some(error) = self.recent_failure(now.monotonic) {
+            return match self.last_resort(rejected, now.monotonic) {
+                Some(token) => Join::Token(token),
+                None => Join::Failing(error),
+            };
         }
         let cause = match self.cached {
             None => Cause::First,
             Some(_) => Cause::Expired,
         };
-        Join::Start(self.start_flight(cause, now, settings))
+        let mut new_flight = self.start_flight(cause, now, settings);
+        new_flight.awaited.until = self.withheld_until(rejected, now);
+        Join::Start(new_flight)
     }
 
     /// Starts the refresh of a token that a call found due, unless another call already has.
@@ -310,33 +370,50 @@ impl Entry {
         (self.last_flight == last).then(|| self.start_flight(Cause::KeepWarm, now, settings))
     }
 
-    /// The API rejected the token of this generation.
+    /// The API rejected this token.
     pub(super) fn reject(
         &mut self,
-        generation: Generation,
+        token: &AccessToken,
         now: &Moment,
         settings: &Settings,
     ) -> Rejection {
-        if !self.is_cached_generation(generation) {
+        let Some(cached) = self.cached.as_ref().filter(|c| c.token.is_same(token)) else {
             return Rejection::Replaced;
-        }
-        if self.availability == Availability::Withheld {
-            return Rejection::Withheld;
-        }
-        if self.is_cooling_down(now, settings) {
-            return Rejection::CoolingDown;
-        }
-        if let Some(error) = self.recent_failure(now) {
-            return Rejection::Failing(error);
-        }
-        self.availability = Availability::Withheld;
-        Rejection::Withheld
+        };
+        let evidence = cached.evidence();
+        self.renewals.note_rejection(now.monotonic);
+        self.withhold(evidence, now.monotonic, settings)
     }
 
-    /// The generation of the cached token, if `token` is the same.
-    pub(super) fn generation_of(&self, token: &AccessToken) -> Option<Generation> {
-        let cached = self.cached.as_ref()?;
-        cached.token.is_same(token).then_some(cached.generation)
+    /// Withholds the cached token, which was rejected, unless another token is on its way already, or
+    /// none can be had now.
+    fn withhold(&mut self, evidence: Evidence, now: Instant, settings: &Settings) -> Rejection {
+        self.release(now);
+        let may_renew = self.renewals.may_renew(evidence, now, settings.cool_down);
+        match (self.standing, self.active_flight(now)) {
+            (Standing::Withheld { .. }, _) => Rejection::Withheld,
+            // Whatever the flight was started for, it may bring another token.
+            (Standing::Unrejected, Some(_)) if may_renew => {
+                let until = Some(now + WITHHELD_FOR);
+                self.standing = Standing::Withheld { until };
+                Rejection::Withheld
+            }
+            (_, Some(_)) => {
+                self.standing = Standing::InUseAgain;
+                Rejection::Withheld
+            }
+            (_, None) => {
+                self.standing = Standing::InUseAgain;
+                if let Some(error) = self.recent_failure(now) {
+                    return Rejection::Failing(error);
+                }
+                if !may_renew {
+                    return Rejection::CoolingDown;
+                }
+                self.standing = Standing::Withheld { until: None };
+                Rejection::Withheld
+            }
+        }
     }
 
     /// A flight ended with a token or an error.
@@ -344,90 +421,162 @@ impl Entry {
         &mut self,
         generation: Generation,
         result: Result<IssuedToken, Error>,
-        now: &Moment,
+        now: Instant,
         settings: &Settings,
     ) -> Completed {
         let Some(active) = self.remove_flight(generation) else {
-            return self.complete_replaced(generation, result, now, settings);
+            return self.complete_replaced(result, settings);
         };
-        if result.is_err() && now.monotonic >= active.flight.overdue_at() {
+        match result {
+            Ok(issued) => self.complete_with_token(active, issued, now, settings),
             // Nobody drove the flight's runtime, so the error says nothing about the token service.
-            return Completed {
+            Err(error) if now >= active.flight.overdue_at() => Completed {
                 result: None,
-                to_drop: self.lose(active, now),
-            };
-        }
-        if active.purpose == Purpose::Renewal {
-            self.renewed_at = Some(now.monotonic);
-        }
-        let last_failure = self.failure.take();
-        let result = match result {
-            Ok(issued) => Ok(self.store(&active, issued, now, settings)),
-            Err(error) => {
-                self.availability = Availability::Available;
-                Err(self.record_failure(error, last_failure.as_ref(), now, settings))
-            }
-        };
-        Completed {
-            result: Some(result),
-            to_drop: DropAfterUnlock {
-                _flight: Some(active.flight),
-                _failure: last_failure,
+                to_drop: DropAfterUnlock {
+                    _error: Some(error),
+                    ..self.lose(active)
+                },
             },
+            Err(error) => self.complete_with_error(active, error, now, settings),
         }
     }
 
     /// A flight was dropped before it had a result. Whoever needs a token starts another.
-    pub(super) fn flight_lost(&mut self, generation: Generation, now: &Moment) -> DropAfterUnlock {
+    pub(super) fn flight_lost(&mut self, generation: Generation) -> DropAfterUnlock {
         match self.remove_flight(generation) {
-            Some(active) => self.lose(active, now),
+            Some(active) => self.lose(active),
             None => DropAfterUnlock::default(),
         }
     }
 
     /// Postpones a refresh that can't start here and now. An active flight is not postponed.
     pub(super) fn retry_refresh_later(&mut self, now: &Moment) {
-        if self.active_flight(now).is_none() {
-            self.postpone_refresh(now.after(LOST_REFRESH_PAUSE).monotonic);
+        if self.active_flight(now.monotonic).is_none() {
+            self.postpone_refresh(now.monotonic + LOST_REFRESH_PAUSE);
         }
     }
 
     /// Lets calls use a rejected token again because nobody can renew it.
     pub(super) fn make_available(&mut self, now: &Moment) {
-        if self.active_flight(now).is_none() {
-            self.availability = Availability::Available;
+        if self.active_flight(now.monotonic).is_none() {
+            self.use_again();
         }
     }
 
-    /// Whether a token that has expired may still serve a call that waited for its flight.
-    pub(super) fn may_serve_waiter(&self, token: &CachedToken) -> bool {
-        // Compared by text: a later flight may have returned the same token, which was then rejected.
-        let is_withheld =
-            self.availability == Availability::Withheld && self.is_cached(&token.token);
-        token.expired_on_arrival && !is_withheld
+    /// Forgets the token, the failure and the renewals. An active flight serves its waiters only.
+    pub(super) fn reset(&mut self) -> DropAfterUnlock {
+        let last_flight = self.last_flight;
+        let forgotten = std::mem::replace(
+            self,
+            Self {
+                last_flight,
+                ..Self::default()
+            },
+        );
+        DropAfterUnlock {
+            _flight: forgotten.flight.map(|active| active.flight),
+            _failure: forgotten.failure,
+            _error: None,
+        }
+    }
+
+    /// Whether a call that was granted `token` a while ago may still send it.
+    ///
+    /// Called if no token is current. `token` need not be the cached one: its flight may have been
+    /// replaced, or the entry reset.
+    pub(super) fn may_serve_grantee(&self, token: &CachedToken, now: &Moment) -> bool {
+        let is_cached = self.cached.as_ref().is_some_and(|c| c.is_same(token));
+        let may_serve = match token.exception {
+            Exception::None => false,
+            // If the token is cached, the cached copy is the newer one.
+            Exception::NotKept => !is_cached,
+            Exception::ExpiredOnArrival => !is_cached || self.standing == Standing::Unrejected,
+            // Otherwise, a newer token came in the meantime, and the next one may be better.
+            Exception::LastResort => is_cached && self.standing == Standing::Unrejected,
+        };
+        may_serve && token.is_exception(now)
+    }
+
+    /// The token for a call that gets no other because the token request failed.
+    ///
+    /// The API may still accept a token that it hasn't rejected: the margin before its stated end is
+    /// for clocks that differ, and a wall clock may be wrong.
+    pub(super) fn last_resort(
+        &self,
+        rejected: Option<&CachedToken>,
+        now: Instant,
+    ) -> Option<Arc<CachedToken>> {
+        let cached = self.cached.as_ref()?;
+        let is_unrejected =
+            self.standing == Standing::Unrejected && !rejected.is_some_and(|r| cached.is_same(r));
+        let may_serve = is_unrejected && !cached.schedule.has_ended(now);
+        may_serve
+            .then(|| Arc::new(CachedToken::clone(cached).with_exception(Exception::LastResort)))
+    }
+
+    fn complete_with_token(
+        &mut self,
+        active: ActiveFlight,
+        issued: IssuedToken,
+        now: Instant,
+        settings: &Settings,
+    ) -> Completed {
+        let _failure = self.failure.take();
+        let token = self.store(&active, issued, now, settings);
+        Completed {
+            result: Some(Ok(token)),
+            to_drop: DropAfterUnlock {
+                _flight: Some(active.flight),
+                _failure,
+                _error: None,
+            },
+        }
+    }
+
+    fn complete_with_error(
+        &mut self,
+        active: ActiveFlight,
+        error: Error,
+        now: Instant,
+        settings: &Settings,
+    ) -> Completed {
+        let last_failure = self.failure.take();
+        self.use_again();
+        let error = self.record_failure(error, last_failure.as_ref(), now, settings);
+        Completed {
+            result: Some(Err(error)),
+            to_drop: DropAfterUnlock {
+                _flight: Some(active.flight),
+                _failure: last_failure,
+                _error: None,
+            },
+        }
     }
 
     /// Another flight has taken this one's place, and its token must not replace the other's.
     fn complete_replaced(
         &self,
-        generation: Generation,
         result: Result<IssuedToken, Error>,
-        now: &Moment,
         settings: &Settings,
     ) -> Completed {
-        let result =
-            result.map(|issued| Arc::new(self.cached_token(generation, issued, now, settings)));
+        let result = result.map(|issued| {
+            let token = self.cached_token(issued, settings);
+            Arc::new(match token.exception {
+                Exception::None => token.with_exception(Exception::NotKept),
+                _ => token,
+            })
+        });
         Completed {
             result: Some(result),
             to_drop: DropAfterUnlock::default(),
         }
     }
 
-    fn lose(&mut self, active: ActiveFlight, now: &Moment) -> DropAfterUnlock {
-        self.retry_refresh_later(now);
+    fn lose(&mut self, active: ActiveFlight) -> DropAfterUnlock {
+        self.postpone_refresh(active.started_at + LOST_REFRESH_PAUSE);
         DropAfterUnlock {
             _flight: Some(active.flight),
-            _failure: None,
+            ..DropAfterUnlock::default()
         }
     }
 
@@ -436,67 +585,94 @@ impl Entry {
         &mut self,
         active: &ActiveFlight,
         issued: IssuedToken,
-        now: &Moment,
+        now: Instant,
         settings: &Settings,
     ) -> Arc<CachedToken> {
-        let is_refresh = active.purpose == Purpose::Refresh;
-        let same = self.cached.as_ref();
-        let same = same.filter(|cached| is_refresh && cached.token.is_same(&issued.token));
-        let first_generation = same.map(|cached| cached.first_generation);
-
-        let mut token = self.cached_token(active.generation, issued, now, settings);
-        match first_generation {
-            // A rejection under an earlier generation concerns this token. If there was one while
-            // the refresh was under way, the renewal is still due.
-            Some(first_generation) => token.first_generation = first_generation,
-            None => self.availability = Availability::Available,
+        let mut token = self.cached_token(issued, settings);
+        let last = self.cached.take();
+        let is_renewal = active.flight.is_renewal();
+        if let Some(last) = last.as_ref().filter(|_| is_renewal) {
+            self.renewals.note_renewal(last.evidence(), now);
+        }
+        match last {
+            // A refresh doesn't settle a rejection of the token that it returned again.
+            Some(last) if last.is_same(&token) && !is_renewal => {
+                token.accepted = last.accepted.clone();
+            }
+            Some(_) | None => self.standing = Standing::Unrejected,
         }
         let token = Arc::new(token);
         self.cached = Some(Arc::clone(&token));
         token
     }
 
-    fn active_flight(&self, now: &Moment) -> Option<&Flight<FlightResult>> {
+    /// Lets calls use a rejected token after they have waited for long enough.
+    fn release(&mut self, now: Instant) {
+        let Standing::Withheld { until } = self.standing else {
+            return;
+        };
+        if until.is_some_and(|until| now >= until) {
+            self.standing = Standing::InUseAgain;
+        }
+    }
+
+    /// Lets calls use a rejected token although it was not renewed.
+    fn use_again(&mut self) {
+        if let Standing::Withheld { .. } = self.standing {
+            self.standing = Standing::InUseAgain;
+        }
+    }
+
+    /// When a call stops waiting because it may use the withheld token; `None` if it never may.
+    fn withheld_until(&self, rejected: Option<&CachedToken>, now: &Moment) -> Option<Instant> {
+        let Standing::Withheld { until } = self.standing else {
+            return None;
+        };
+        let may_serve = |cached: &Arc<CachedToken>| cached.may_serve(rejected, now);
+        until.filter(|_| self.cached.as_ref().is_some_and(may_serve))
+    }
+
+    fn active_flight(&self, now: Instant) -> Option<&Flight<FlightResult>> {
         let flight = &self.flight.as_ref()?.flight;
-        (now.monotonic < flight.overdue_at()).then_some(flight)
+        (now < flight.overdue_at()).then_some(flight)
     }
 
-    fn has_usable(&self, now: &Moment) -> bool {
-        self.current()
-            .is_some_and(|cached| cached.may_serve(None, now))
+    fn usable(&self, now: &Moment) -> Option<&Arc<CachedToken>> {
+        self.current().filter(|cached| cached.may_serve(None, now))
     }
 
-    fn recent_failure(&self, now: &Moment) -> Option<Error> {
+    fn recent_failure(&self, now: Instant) -> Option<Error> {
         let failure = self.failure.as_ref()?;
-        let left = failure.until.checked_duration_since(now.monotonic)?;
+        let left = failure.until.checked_duration_since(now)?;
         (!left.is_zero()).then(|| failure.error.clone().with_retry_after(Some(left)))
-    }
-
-    fn is_cooling_down(&self, now: &Moment, settings: &Settings) -> bool {
-        self.renewed_at.is_some_and(|renewed_at| {
-            now.monotonic.saturating_duration_since(renewed_at) < settings.cool_down
-        })
     }
 
     /// Registers a flight, which renews the cached token if that is withheld.
     fn start_flight(&mut self, cause: Cause, now: &Moment, settings: &Settings) -> NewFlight {
         let generation = Generation(self.last_flight.0 + 1);
         self.last_flight = generation;
-        let (flight, completer) = Flight::prepare(now, settings.limits.deadline);
+        let rejected = self.token_to_renew();
+        let cause = match rejected {
+            None => cause,
+            Some(_) => Cause::Rejected,
+        };
+        let (flight, completer) =
+            Flight::prepare(now, settings.limits.deadline, rejected.is_some());
         // Calls need not check for a refresh while this flight may bring a token.
         self.postpone_refresh(flight.overdue_at());
-        let rejected = self.withheld_token();
-        let (purpose, cause) = match rejected {
-            None => (Purpose::Refresh, cause),
-            Some(_) => (Purpose::Renewal, Cause::Rejected),
-        };
+        if let Standing::Withheld { until } = &mut self.standing {
+            until.get_or_insert(now.monotonic + WITHHELD_FOR);
+        }
         let replaced = self.flight.replace(ActiveFlight {
             generation,
             flight: flight.clone(),
-            purpose,
+            started_at: now.monotonic,
         });
         NewFlight {
-            flight,
+            awaited: Awaited {
+                flight,
+                until: None,
+            },
             completer,
             generation,
             cause,
@@ -505,10 +681,10 @@ impl Entry {
         }
     }
 
-    fn withheld_token(&self) -> Option<AccessToken> {
-        match self.availability {
-            Availability::Available => None,
-            Availability::Withheld => self.cached.as_ref().map(|cached| cached.token.clone()),
+    fn token_to_renew(&self) -> Option<AccessToken> {
+        match self.standing {
+            Standing::Withheld { .. } => self.cached.as_ref().map(|cached| cached.token.clone()),
+            Standing::Unrejected | Standing::InUseAgain => None,
         }
     }
 
@@ -517,40 +693,32 @@ impl Entry {
             .take_if(|active| active.generation == generation)
     }
 
-    fn is_cached_generation(&self, generation: Generation) -> bool {
-        let cached = self.cached.as_ref();
-        cached.is_some_and(|cached| cached.came_with(generation))
-    }
-
-    fn is_cached(&self, token: &AccessToken) -> bool {
-        let cached = self.cached.as_ref();
-        cached.is_some_and(|cached| cached.token.is_same(token))
-    }
-
-    fn cached_token(
-        &self,
-        generation: Generation,
-        issued: IssuedToken,
-        now: &Moment,
-        settings: &Settings,
-    ) -> CachedToken {
+    fn cached_token(&self, issued: IssuedToken, settings: &Settings) -> CachedToken {
         let IssuedToken {
             token,
             requested_at,
+            received_at,
         } = issued;
         let mut schedule =
             settings
                 .timing
                 .schedule(requested_at, token.lifetime(), fastrand::f64());
-        if self.is_cached(&token) {
-            schedule = schedule.for_unchanged_token(now);
+        if self
+            .cached
+            .as_ref()
+            .is_some_and(|c| c.token.is_same(&token))
+        {
+            schedule = schedule.for_unchanged_token(&received_at);
         }
+        let exception = match schedule.freshness(&received_at) {
+            Freshness::Expired => Exception::ExpiredOnArrival,
+            Freshness::Fresh | Freshness::DueForRefresh => Exception::None,
+        };
         CachedToken {
             token,
-            generation,
-            first_generation: generation,
             schedule,
-            expired_on_arrival: schedule.freshness(now) == Freshness::Expired,
+            accepted: Arc::default(),
+            exception,
         }
     }
 
@@ -559,15 +727,14 @@ impl Entry {
         &mut self,
         error: Error,
         last: Option<&Failure>,
-        now: &Moment,
+        now: Instant,
         settings: &Settings,
     ) -> Error {
         let in_a_row = last.map_or(1, |last| last.in_a_row.saturating_add(1));
-        let pause = settings
-            .backoff
-            .pause(in_a_row, error.retry_after(), fastrand::f64());
+        let asked_for = settings.limits.plausible_retry_after(&error);
+        let pause = settings.backoff.pause(in_a_row, asked_for, fastrand::f64());
         let error = error.with_retry_after(Some(pause));
-        let until = now.after(pause).monotonic;
+        let until = now + pause;
         self.postpone_refresh(until);
         self.failure = Some(Failure {
             error: error.clone(),
@@ -611,18 +778,15 @@ mod tests {
         now: &Moment,
         settings: &Settings,
     ) {
-        let _ = entry.complete(
-            new_flight.generation,
-            issued(token, 1800 * SECOND, now),
-            now,
-            settings,
-        );
+        let issued = issued(token, 1800 * SECOND, now);
+        let _ = entry.complete(new_flight.generation, issued, now.monotonic, settings);
     }
 
     fn issued(token: &str, lifetime: Duration, now: &Moment) -> Result<IssuedToken, Error> {
         Ok(IssuedToken {
             token: AccessToken::new(token)?.with_lifetime(lifetime),
             requested_at: *now,
+            received_at: *now,
         })
     }
 
@@ -667,7 +831,7 @@ mod tests {
         let due = start.after(1490 * SECOND);
         let new_flight = entry.refresh(&due, &settings).expect("the refresh is due");
 
-        drop(entry.flight_lost(new_flight.generation, &due));
+        drop(entry.flight_lost(new_flight.generation));
 
         let almost = due.after(SECOND - NANOSECOND);
         assert!(entry.refresh(&almost, &settings).is_none());
@@ -684,7 +848,7 @@ mod tests {
             .refresh(&overdue, &settings)
             .expect("the first is overdue");
 
-        drop(entry.flight_lost(first.generation, &overdue));
+        drop(entry.flight_lost(first.generation));
         complete(&mut entry, &first, "token-2", &overdue, &settings);
         assert_eq!(entry.current().unwrap().token().expose(), "token-1");
 
@@ -692,76 +856,112 @@ mod tests {
         assert_eq!(entry.current().unwrap().token().expose(), "token-3");
     }
 
+    fn current(entry: &Entry) -> Arc<CachedToken> {
+        Arc::clone(entry.current().expect("a token is in use"))
+    }
+
+    fn fail(entry: &mut Entry, new_flight: &NewFlight, now: &Moment, settings: &Settings) {
+        let error = Err(Error::permanent("no"));
+        let _ = entry.complete(new_flight.generation, error, now.monotonic, settings);
+    }
+
+    /// Rejects the current token and starts its renewal.
+    fn renew(
+        entry: &mut Entry,
+        now: &Moment,
+        settings: &Settings,
+    ) -> (Arc<CachedToken>, NewFlight) {
+        let rejected = current(entry);
+        let rejection = entry.reject(rejected.token(), now, settings);
+        assert!(matches!(rejection, Rejection::Withheld), "{rejection:?}");
+        let Join::Start(renewal) = entry.join(Some(&rejected), now, settings) else {
+            panic!("the renewal is due");
+        };
+        (rejected, renewal)
+    }
+
     #[test]
     fn refresh_that_returns_the_rejected_token_leaves_its_renewal_due() {
         let (mut entry, start, settings) = entry();
         let due = start.after(1490 * SECOND);
         let refresh = entry.refresh(&due, &settings).expect("the refresh is due");
-        let rejected = entry.current().unwrap().generation;
-        entry.reject(rejected, &due, &settings);
+        let rejected = current(&entry);
+        entry.reject(rejected.token(), &due, &settings);
 
         complete(&mut entry, &refresh, "token-1", &due, &settings);
 
         assert!(entry.current().is_none());
-        let Join::Start(renewal) = entry.join(Some(rejected), &due, &settings) else {
+        let Join::Start(renewal) = entry.join(Some(&rejected), &due, &settings) else {
             panic!("the renewal is due");
         };
         assert_eq!(renewal.rejected.as_ref().unwrap().expose(), "token-1");
     }
 
-    /// Calls that waited for the renewal try the token again.
     #[test]
-    fn token_returned_by_its_own_renewal_counts_as_new() {
+    fn token_returned_by_its_own_renewal_is_not_given_to_the_rejected_call() {
         let (mut entry, start, settings) = entry();
-        let rejected = entry.current().unwrap().generation;
-        entry.reject(rejected, &start, &settings);
-        let Join::Start(renewal) = entry.join(Some(rejected), &start, &settings) else {
-            panic!("the renewal is due");
-        };
+        let (rejected, renewal) = renew(&mut entry, &start, &settings);
 
         complete(&mut entry, &renewal, "token-1", &start, &settings);
 
-        let join = entry.join(Some(rejected), &start, &settings);
-        assert!(matches!(join, Join::Token(_)));
-        let rejection = entry.reject(rejected, &start, &settings);
-        assert!(matches!(rejection, Rejection::Replaced), "{rejection:?}");
+        let join = entry.join(Some(&rejected), &start, &settings);
+        assert!(matches!(join, Join::CoolingDown));
+        let other = entry.join(None, &start, &settings);
+        assert!(matches!(other, Join::Token(_)), "other calls may use it");
     }
 
-    /// Otherwise, the token would be sent again as if it were a newer one.
     #[test]
-    fn rejection_under_an_earlier_generation_withholds_a_token_that_was_returned_again() {
+    fn rejection_of_a_token_that_a_refresh_returned_again_withholds_it() {
         let (mut entry, start, settings) = entry();
         let due = start.after(1490 * SECOND);
-        let sent_with = entry.current().unwrap().generation;
+        let sent = current(&entry);
         let refresh = entry.refresh(&due, &settings).expect("the refresh is due");
         complete(&mut entry, &refresh, "token-1", &due, &settings);
 
-        let rejection = entry.reject(sent_with, &due, &settings);
+        let rejection = entry.reject(sent.token(), &due, &settings);
 
         assert!(matches!(rejection, Rejection::Withheld), "{rejection:?}");
         assert!(entry.current().is_none());
     }
 
+    #[test]
+    fn acceptance_outlives_a_refresh_that_returned_the_same_token() {
+        let (mut entry, start, settings) = entry();
+        let (_, renewal) = renew(&mut entry, &start, &settings);
+        complete(&mut entry, &renewal, "token-2", &start, &settings);
+        current(&entry).note_accepted();
+        let due = start.after(1490 * SECOND);
+        let refresh = entry.refresh(&due, &settings).expect("the refresh is due");
+        complete(&mut entry, &refresh, "token-2", &due, &settings);
+
+        assert_eq!(current(&entry).evidence(), Evidence::Accepted);
+    }
+
+    #[test]
+    fn renewal_that_returns_the_same_token_ends_the_evidence_of_its_acceptance() {
+        let (mut entry, start, settings) = entry();
+        current(&entry).note_accepted();
+        let (_, renewal) = renew(&mut entry, &start, &settings);
+
+        complete(&mut entry, &renewal, "token-1", &start, &settings);
+
+        assert_eq!(current(&entry).evidence(), Evidence::None);
+    }
+
     /// A call whose renewal was lost is polled after the renewal of another call has failed.
     #[test]
-    fn rejected_token_that_is_in_use_again_is_renewed_once_per_cool_down() {
+    fn rejected_token_that_is_in_use_again_is_renewed_after_the_back_off() {
         let (mut entry, start, settings) = entry();
-        let rejected = entry.current().unwrap().generation;
-        entry.reject(rejected, &start, &settings);
-        let Join::Start(renewal) = entry.join(Some(rejected), &start, &settings) else {
-            panic!("the renewal is due");
-        };
-        let failure = Err(Error::permanent("no"));
-        let _ = entry.complete(renewal.generation, failure, &start, &settings);
+        let (rejected, renewal) = renew(&mut entry, &start, &settings);
+        fail(&mut entry, &renewal, &start, &settings);
 
-        let almost = start.after(settings.cool_down - NANOSECOND);
-        let join = entry.join(Some(rejected), &almost, &settings);
-        assert!(matches!(join, Join::CoolingDown));
+        let join = entry.join(Some(&rejected), &start.after(SECOND / 2), &settings);
+        assert!(matches!(join, Join::Failing(_)), "the back-off lasts 0.8 s");
         assert!(entry.current().is_some(), "the token stays in use");
 
-        let later = start.after(settings.cool_down);
-        let Join::Start(renewal) = entry.join(Some(rejected), &later, &settings) else {
-            panic!("the cool-down is over");
+        let later = start.after(2 * SECOND);
+        let Join::Start(renewal) = entry.join(Some(&rejected), &later, &settings) else {
+            panic!("the back-off is over");
         };
         assert_eq!(renewal.rejected.as_ref().unwrap().expose(), "token-1");
         assert!(entry.current().is_none());
@@ -770,23 +970,140 @@ mod tests {
     #[test]
     fn expired_token_is_replaced_despite_the_cool_down() {
         let (mut entry, start, settings) = entry();
-        let rejected = entry.current().unwrap().generation;
         let end = start.after(1790 * SECOND);
-        entry.reject(rejected, &end, &settings);
-        let Join::Start(renewal) = entry.join(Some(rejected), &end, &settings) else {
-            panic!("the renewal is due");
-        };
-        let failure = Err(Error::permanent("no"));
-        let _ = entry.complete(renewal.generation, failure, &end, &settings);
+        let (rejected, renewal) = renew(&mut entry, &end, &settings);
+        fail(&mut entry, &renewal, &end, &settings);
 
-        let join = entry.join(Some(rejected), &end.after(2 * SECOND), &settings);
+        let join = entry.join(Some(&rejected), &end.after(2 * SECOND), &settings);
 
         assert!(matches!(join, Join::Start(_)));
     }
 
+    #[test]
+    fn rejected_token_is_withheld_for_a_second_after_its_renewal_has_started() {
+        let (mut entry, start, settings) = entry();
+        let (rejected, _renewal) = renew(&mut entry, &start, &settings);
+
+        let almost = start.after(SECOND - NANOSECOND);
+        let Join::Wait(awaited) = entry.join(None, &almost, &settings) else {
+            panic!("the token is withheld");
+        };
+        assert_eq!(awaited.until, Some(start.after(SECOND).monotonic));
+        let Join::Wait(awaited) = entry.join(Some(&rejected), &almost, &settings) else {
+            panic!("the renewal is under way");
+        };
+        assert_eq!(awaited.until, None, "the rejected call waits for its end");
+
+        let released = start.after(SECOND);
+        let join = entry.join(None, &released, &settings);
+        assert!(matches!(join, Join::Token(_)));
+        assert!(entry.current().is_some());
+        let join = entry.join(Some(&rejected), &released, &settings);
+        assert!(matches!(join, Join::Wait(_)));
+        let again = entry.reject(rejected.token(), &released, &settings);
+        assert!(matches!(again, Rejection::Withheld), "it is still renewed");
+        assert!(entry.current().is_some(), "it is not withheld twice");
+    }
+
+    /// The second counts from the rejection if there is something to wait for already.
+    #[test]
+    fn token_rejected_during_a_refresh_is_withheld_for_a_second() {
+        let (mut entry, start, settings) = entry();
+        let due = start.after(1490 * SECOND);
+        let _refresh = entry.refresh(&due, &settings).expect("the refresh is due");
+        let later = due.after(5 * SECOND);
+        entry.reject(current(&entry).token(), &later, &settings);
+
+        let almost = later.after(SECOND - NANOSECOND);
+        assert!(matches!(
+            entry.join(None, &almost, &settings),
+            Join::Wait(_)
+        ));
+        let released = later.after(SECOND);
+        assert!(matches!(
+            entry.join(None, &released, &settings),
+            Join::Token(_)
+        ));
+    }
+
+    #[test]
+    fn lost_renewal_does_not_extend_the_second() {
+        let (mut entry, start, settings) = entry();
+        let (_, renewal) = renew(&mut entry, &start, &settings);
+        let later = start.after(SECOND / 2);
+        drop(entry.flight_lost(renewal.generation));
+
+        let Join::Start(next) = entry.join(None, &later, &settings) else {
+            panic!("the renewal is still due");
+        };
+
+        assert_eq!(next.awaited.until, Some(start.after(SECOND).monotonic));
+    }
+
+    #[test]
+    fn last_resort_is_an_unrejected_token_until_its_stated_end() {
+        let (mut entry, start, settings) = entry();
+        let expired = start.after(1790 * SECOND);
+        let Join::Start(flight) = entry.join(None, &expired, &settings) else {
+            panic!("the token has expired");
+        };
+        assert!(entry.last_resort(None, expired.monotonic).is_some());
+        fail(&mut entry, &flight, &expired, &settings);
+
+        let during_back_off = expired.after(SECOND / 2);
+        let Join::Token(token) = entry.join(None, &during_back_off, &settings) else {
+            panic!("the API may still accept the token");
+        };
+
+        let stated_end = start.after(1800 * SECOND);
+        let almost = start.after(1800 * SECOND - NANOSECOND);
+        assert!(entry.may_serve_grantee(&token, &almost));
+        assert!(!entry.may_serve_grantee(&token, &stated_end));
+        assert!(entry.last_resort(None, almost.monotonic).is_some());
+        assert!(entry.last_resort(None, stated_end.monotonic).is_none());
+        entry.reject(token.token(), &almost, &settings);
+        assert!(entry.last_resort(None, almost.monotonic).is_none());
+        assert!(!entry.may_serve_grantee(&token, &almost));
+    }
+
+    #[test]
+    fn token_request_from_before_a_reset_serves_its_waiters_and_is_not_kept() {
+        let (mut entry, start, settings) = entry();
+        let (_, renewal) = renew(&mut entry, &start, &settings);
+
+        drop(entry.reset());
+        let issued = issued("token-2", 1800 * SECOND, &start);
+        let completed = entry.complete(renewal.generation, issued, start.monotonic, &settings);
+
+        let token = completed.result.unwrap().unwrap();
+        assert!(entry.may_serve_grantee(&token, &start));
+        assert!(entry.current().is_none() && entry.last_token().is_none());
+        assert!(matches!(
+            entry.join(None, &start, &settings),
+            Join::Start(_)
+        ));
+    }
+
+    #[test]
+    fn reset_ends_the_back_off_and_the_cool_down() {
+        let (mut entry, start, settings) = entry();
+        let (_, renewal) = renew(&mut entry, &start, &settings);
+        complete(&mut entry, &renewal, "token-2", &start, &settings);
+        let refresh = entry.keep_warm_refresh(renewal.generation, &start, &settings);
+        fail(&mut entry, &refresh.unwrap(), &start, &settings);
+
+        drop(entry.reset());
+
+        let Join::Start(new_flight) = entry.join(None, &start, &settings) else {
+            panic!("the back-off has ended");
+        };
+        complete(&mut entry, &new_flight, "token-3", &start, &settings);
+        renew(&mut entry, &start, &settings);
+    }
+
     /// A server may return the same token until it expires.
     #[test]
-    fn token_expired_on_arrival_is_rejected_under_each_of_its_generations() {
+    fn token_expired_on_arrival_is_rejected_whichever_flight_returned_it() {
         let (mut entry, settings) = (Entry::default(), Settings::default());
         let now = Clock::default().now();
         let mut tokens = Vec::new();
@@ -795,13 +1112,29 @@ mod tests {
                 panic!("a token with a lifetime of zero serves one flight");
             };
             let issued = issued("the-same", Duration::ZERO, &now);
-            let completed = entry.complete(new_flight.generation, issued, &now, &settings);
+            let completed = entry.complete(new_flight.generation, issued, now.monotonic, &settings);
             tokens.push(completed.result.unwrap().unwrap());
         }
-        assert!(tokens.iter().all(|token| entry.may_serve_waiter(token)));
+        assert!(
+            tokens
+                .iter()
+                .all(|token| entry.may_serve_grantee(token, &now))
+        );
 
-        entry.reject(tokens[1].generation, &now, &settings);
+        entry.reject(tokens[1].token(), &now, &settings);
 
-        assert!(!tokens.iter().any(|token| entry.may_serve_waiter(token)));
+        assert!(
+            !tokens
+                .iter()
+                .any(|token| entry.may_serve_grantee(token, &now))
+        );
+        let released = now.after(2 * SECOND);
+        let _renewal = entry.join(None, &now, &settings);
+        entry.reject(tokens[1].token(), &released, &settings);
+        assert!(
+            !tokens
+                .iter()
+                .any(|token| entry.may_serve_grantee(token, &released))
+        );
     }
 }

@@ -4,9 +4,11 @@
 //! ends early only when nobody is left who could use its result.
 
 use std::{
-    panic::AssertUnwindSafe,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, OnceLock},
+    task::Poll,
     time::Duration,
 };
 
@@ -15,15 +17,16 @@ use futures_util::{
     future::{Either, select},
 };
 use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout_at},
+    runtime,
+    sync::{Mutex, watch},
+    time::{Instant, sleep},
 };
 use tower::{BoxError, Service, ServiceExt, util::BoxCloneService};
 
 use super::{AccessToken, TokenRequest, schedule};
 use crate::{
     Error,
-    clock::{Clock, Moment},
+    clock::{Clock, Deadline, Moment, Timer},
     error::Kind,
     telemetry,
 };
@@ -37,7 +40,11 @@ const OVERDUE_AFTER: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub(super) struct Flight<T> {
     result: watch::Receiver<Option<T>>,
-    deadline: Instant,
+    deadline: Moment,
+    /// The token request names the token that the API rejected.
+    is_renewal: bool,
+    /// Where its task runs. Set before the task is spawned.
+    runtime: Arc<OnceLock<runtime::Id>>,
 }
 
 /// A flight, as seen by the task that runs it.
@@ -46,34 +53,75 @@ pub(super) struct Completer<T> {
     result: watch::Sender<Option<T>>,
 }
 
+/// How a wait for a flight ended.
+pub(super) enum Waited<T> {
+    Result(T),
+    /// The flight is lost: its runtime was shut down.
+    Lost,
+    /// The flight has no result yet, but the waiter has something else to do.
+    TimeIsUp,
+}
+
 impl<T: Clone> Flight<T> {
     /// Prepares a flight that has to end within `deadline` from `now`.
-    pub(super) fn prepare(now: &Moment, deadline: Duration) -> (Self, Completer<T>) {
+    pub(super) fn prepare(
+        now: &Moment,
+        deadline: Duration,
+        is_renewal: bool,
+    ) -> (Self, Completer<T>) {
         let (sender, receiver) = watch::channel(None);
         let flight = Self {
             result: receiver,
-            deadline: now.after(deadline).monotonic,
+            deadline: now.after(deadline),
+            is_renewal,
+            runtime: Arc::default(),
         };
         (flight, Completer { result: sender })
     }
 
-    pub(super) fn deadline(&self) -> Instant {
+    pub(super) fn deadline(&self) -> Moment {
         self.deadline
+    }
+
+    pub(super) fn is_renewal(&self) -> bool {
+        self.is_renewal
+    }
+
+    /// Says that the task of the flight is spawned on this runtime.
+    pub(super) fn starts_on(&self, runtime: runtime::Id) {
+        let _ = self.runtime.set(runtime);
     }
 
     /// When the flight counts as lost if it has no result.
     pub(super) fn overdue_at(&self) -> Instant {
-        self.deadline + OVERDUE_AFTER
+        self.deadline.monotonic + OVERDUE_AFTER
     }
 
-    /// Waits for the result. Returns `None` if the flight is lost, so that there will be none.
-    pub(super) async fn result(mut self) -> Option<T> {
-        match timeout_at(self.overdue_at(), self.result.wait_for(Option::is_some)).await {
-            Ok(Ok(result)) => result.clone(),
-            // The task is gone: its runtime was shut down.
-            Ok(Err(_)) => None,
-            Err(_overdue) => None,
+    /// Waits for the result on `runtime`, until `until` at the latest.
+    pub(super) async fn result(
+        mut self,
+        runtime: runtime::Id,
+        until: Option<Instant>,
+    ) -> Waited<T> {
+        let mut timer = self.time_limit(runtime, until).map(Timer::until);
+        let time_limit = poll_fn(|cx| match &mut timer {
+            Some(timer) => timer.poll(cx),
+            None => Poll::Pending,
+        });
+        match select(pin!(self.result.wait_for(Option::is_some)), time_limit).await {
+            Either::Left((Ok(result), _)) => result.clone().map_or(Waited::Lost, Waited::Result),
+            Either::Left((Err(_), _)) => Waited::Lost,
+            Either::Right(_) => Waited::TimeIsUp,
         }
+    }
+
+    /// When a waiter on `runtime` stops waiting.
+    ///
+    /// A flight on the waiter's own runtime ends itself while that runtime can poll the waiter.
+    fn time_limit(&self, runtime: runtime::Id, until: Option<Instant>) -> Option<Instant> {
+        let is_local = self.runtime.get() == Some(&runtime);
+        let overdue_at = (!is_local).then(|| self.overdue_at());
+        until.into_iter().chain(overdue_at).min()
     }
 }
 
@@ -101,14 +149,37 @@ pub(super) struct IssuedToken {
     pub(super) token: AccessToken,
     /// When the successful attempt started: the token's lifetime counts from then.
     pub(super) requested_at: Moment,
+    pub(super) received_at: Moment,
 }
 
 /// What one flight may cost. The builder documents each option.
 #[derive(Clone, Debug)]
 pub(super) struct Limits {
     pub(super) deadline: Duration,
+    pub(super) attempt_timeout: Duration,
     pub(super) max_attempts: u32,
     pub(super) retry_backoff: Duration,
+    pub(super) max_retry_after: Duration,
+}
+
+impl Limits {
+    /// How long the server asks to wait, if it makes sense to obey.
+    ///
+    /// Longer times are mostly Unix times or milliseconds. A permanent error doesn't go away by
+    /// waiting, but by a correction, which should take effect soon.
+    pub(super) fn plausible_retry_after(&self, error: &Error) -> Option<Duration> {
+        let asked_for = error.retry_after().filter(|_| error.is_transient());
+        asked_for.filter(|asked_for| *asked_for <= self.max_retry_after)
+    }
+
+    /// Whether an error may be followed by another attempt of the same token request.
+    ///
+    /// A server that refuses too many requests without saying when to come back gets no further ones
+    /// within a second.
+    fn may_retry(&self, error: &Error) -> bool {
+        let is_left_open = self.plausible_retry_after(error).is_none();
+        error.is_transient() && !(error.is_too_many_requests() && is_left_open)
+    }
 }
 
 /// The attempts of one flight.
@@ -116,7 +187,7 @@ pub(super) struct Attempts {
     pub(super) token_service: SharedTokenService,
     pub(super) request: TokenRequest,
     pub(super) limits: Limits,
-    pub(super) deadline: Instant,
+    pub(super) deadline: Moment,
     pub(super) clock: Clock,
     pub(super) telemetry: telemetry::Flight,
 }
@@ -134,6 +205,7 @@ impl Attempts {
                     return Ok(IssuedToken {
                         token,
                         requested_at,
+                        received_at: self.clock.now(),
                     });
                 }
                 Err(error) => error,
@@ -143,7 +215,7 @@ impl Attempts {
                 return Err(error);
             };
             sleep(pause).await;
-            if self.clock.now().monotonic >= self.deadline {
+            if self.clock.now().has_reached(&self.deadline) {
                 // The process stood still during the pause: a reply would come too late.
                 return Err(self.timed_out(Some(error)));
             }
@@ -156,23 +228,41 @@ impl Attempts {
         started_at: Moment,
         last_error: Option<Error>,
     ) -> Result<AccessToken, Error> {
-        let answer = self.token_service.call(&self.request, self.deadline).await;
-        let answer = answer.unwrap_or_else(|| Err(self.timed_out(last_error)));
+        let result = self.answer(started_at, last_error).await;
         self.telemetry
-            .attempted(started_at.monotonic, answer.as_ref().err());
-        answer
+            .attempted(started_at.monotonic, result.as_ref().err());
+        result
+    }
+
+    /// Calls the token service once, until either clock ends the attempt or the flight.
+    async fn answer(
+        &self,
+        started_at: Moment,
+        last_error: Option<Error>,
+    ) -> Result<AccessToken, Error> {
+        let attempt_ends_at = started_at.after(self.limits.attempt_timeout);
+        let ends_at = self.deadline.earliest(attempt_ends_at);
+        let deadline = || Deadline::new(&self.clock, ends_at);
+        let deadline = catch_unwind(AssertUnwindSafe(deadline));
+        let deadline = deadline.map_err(|_| Error::new(Kind::NoTimers))?;
+        match self.token_service.call(&self.request, deadline).await {
+            Some(answer) => answer,
+            None if self.clock.now().has_reached(&self.deadline) => Err(self.timed_out(last_error)),
+            None => Err(Error::timed_out(self.limits.attempt_timeout, last_error)),
+        }
     }
 
     /// How long to wait before the next attempt; `None` if there is no time or use for one.
     fn pause_before_retry(&self, failed_attempts: u32, error: &Error) -> Option<Duration> {
-        if !error.may_retry_within_request() || failed_attempts >= self.limits.max_attempts {
+        if !self.limits.may_retry(error) || failed_attempts >= self.limits.max_attempts {
             return None;
         }
         let draw = fastrand::f64();
         let backoff = schedule::retry_pause(self.limits.retry_backoff, failed_attempts, draw);
-        let pause = backoff.max(schedule::retry_after_pause(error.retry_after(), draw));
-        let ends_at = self.clock.now().after(pause).monotonic;
-        (ends_at < self.deadline).then_some(pause)
+        let asked_for = self.limits.plausible_retry_after(error);
+        let pause = backoff.max(schedule::retry_after_pause(asked_for, draw));
+        let next = self.clock.now().after(pause);
+        (!next.has_reached(&self.deadline)).then_some(pause)
     }
 
     fn timed_out(&self, last_error: Option<Error>) -> Error {
@@ -182,7 +272,8 @@ impl Attempts {
 
 /// The token service of a cache. Its type is erased, because it is used on cold paths only.
 ///
-/// The lock makes up for a service that isn't `Sync`. It is held only to clone the service.
+/// The lock makes up for a service that isn't `Sync`. Only flights wait for it, and no thread does, so
+/// that the service may use the cache while it is cloned.
 #[derive(Clone)]
 pub(super) struct SharedTokenService(Arc<Mutex<BoxTokenService>>);
 
@@ -199,32 +290,30 @@ impl SharedTokenService {
         Self(Arc::new(Mutex::new(BoxCloneService::new(token_service))))
     }
 
-    /// Calls the service once; returns `None` if it doesn't answer by `deadline`.
+    /// Calls the service once; returns `None` if it doesn't answer in time.
     ///
     /// A panic of the service is an error like any other.
     async fn call(
         &self,
         request: &TokenRequest,
-        deadline: Instant,
+        deadline: Deadline,
     ) -> Option<Result<AccessToken, Error>> {
         // Nothing of a service that panicked is used again: each call gets its own clone. The
         // service's future is dropped inside as well, because its `drop` may panic, too.
         let call = async {
-            let answer = self.clone_service().oneshot(request.clone());
-            timeout_at(deadline, answer).await.ok()
+            let answer = async {
+                let service = self.0.lock().await.clone();
+                service.oneshot(request.clone()).await
+            };
+            match select(pin!(answer), deadline).await {
+                Either::Left((answer, _)) => Some(answer),
+                Either::Right(_) => None,
+            }
         };
         match AssertUnwindSafe(call).catch_unwind().await {
             Ok(answer) => answer,
             // The payload is not shown: it may contain anything, including a secret.
             Err(_payload) => Some(Err(Error::new(Kind::Panicked))),
         }
-    }
-
-    fn clone_service(&self) -> BoxTokenService {
-        // Cloning doesn't change the service, so a panic while cloning leaves it as it was.
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
     }
 }

@@ -19,7 +19,7 @@ use tower::{BoxError, service_fn};
 
 use super::{
     AccessToken, Rejection, TokenCache, TokenRequest,
-    entry::{Generation, Join, NewFlight},
+    entry::{Join, NewFlight},
     flight::IssuedToken,
     last_seen::LastSeen,
     settings::Settings,
@@ -69,7 +69,7 @@ impl<T> ArcSwapOption<T> {
 }
 
 /// A cache that holds "token-1", and a refresh that is about to complete.
-fn refreshing() -> (TokenCache, Generation, NewFlight) {
+fn refreshing() -> (TokenCache, NewFlight) {
     let never_called =
         service_fn(|_: TokenRequest| async { Err::<AccessToken, BoxError>("".into()) });
     let settings = Settings {
@@ -87,7 +87,7 @@ fn refreshing() -> (TokenCache, Generation, NewFlight) {
     complete(&cache, new_flight, "token-1");
     let refresh =
         cache.transition(|entry, now, settings| entry.keep_warm_refresh(first, now, settings));
-    (cache, first, refresh.expect("there is no later flight"))
+    (cache, refresh.expect("there is no later flight"))
 }
 
 fn complete(cache: &TokenCache, new_flight: NewFlight, text: &'static str) {
@@ -95,8 +95,9 @@ fn complete(cache: &TokenCache, new_flight: NewFlight, text: &'static str) {
         let issued = AccessToken::new(text).map(|token| IssuedToken {
             token,
             requested_at: *now,
+            received_at: *now,
         });
-        entry.complete(new_flight.generation, issued, now, settings)
+        entry.complete(new_flight.generation, issued, now.monotonic, settings)
     });
     drop((completed, new_flight));
 }
@@ -112,11 +113,19 @@ impl<'a> Caller<'a> {
         caller
     }
 
-    /// The generation of the token that a call would send now.
-    fn token(&mut self) -> Option<Generation> {
+    /// The text of the token that a call would send now.
+    fn token(&mut self) -> Option<String> {
         let Self(cache, last_seen) = self;
-        Some(last_seen.token(cache)?.generation())
+        Some(last_seen.token(cache)?.token().expose().to_owned())
     }
+}
+
+fn token(text: &str) -> AccessToken {
+    AccessToken::new(text).expect("the text can be sent")
+}
+
+fn text(text: &str) -> Option<String> {
+    Some(text.to_owned())
 }
 
 fn in_every_interleaving(check: impl Fn() + Sync + Send + 'static) {
@@ -128,39 +137,37 @@ fn in_every_interleaving(check: impl Fn() + Sync + Send + 'static) {
 #[test]
 fn token_that_arrives_while_the_last_one_is_rejected_is_used() {
     in_every_interleaving(|| {
-        let (cache, first, refresh) = refreshing();
-        let second = refresh.generation;
+        let (cache, refresh) = refreshing();
         let mut caller = Caller::of(&cache);
         let completing = {
             let cache = cache.clone();
             thread::spawn(move || complete(&cache, refresh, "token-2"))
         };
 
-        let rejection = cache.reject_generation(first);
+        let rejection = cache.reject(&token("token-1"));
 
         if matches!(rejection, Rejection::Withheld) {
-            assert_ne!(caller.token(), Some(first), "a withheld token is used");
+            assert_ne!(caller.token(), text("token-1"), "a withheld token is used");
         }
         completing.join().expect("nothing panics");
-        assert_eq!(caller.token(), Some(second));
+        assert_eq!(caller.token(), text("token-2"));
     });
 }
 
 #[test]
 fn token_that_is_rejected_while_its_refresh_is_lost_stays_withheld() {
     in_every_interleaving(|| {
-        let (cache, first, refresh) = refreshing();
+        let (cache, refresh) = refreshing();
         let mut caller = Caller::of(&cache);
         let losing = {
             let cache = cache.clone();
             thread::spawn(move || {
-                let lost =
-                    cache.transition(|entry, now, _| entry.flight_lost(refresh.generation, now));
+                let lost = cache.transition(|entry, _, _| entry.flight_lost(refresh.generation));
                 drop((lost, refresh));
             })
         };
 
-        let rejection = cache.reject_generation(first);
+        let rejection = cache.reject(&token("token-1"));
 
         assert!(matches!(rejection, Rejection::Withheld));
         assert_eq!(caller.token(), None);
@@ -172,8 +179,7 @@ fn token_that_is_rejected_while_its_refresh_is_lost_stays_withheld() {
 #[test]
 fn call_does_not_get_an_older_token_than_the_call_before() {
     in_every_interleaving(|| {
-        let (cache, first, refresh) = refreshing();
-        let second = refresh.generation;
+        let (cache, refresh) = refreshing();
         let mut caller = Caller::of(&cache);
         let completing = {
             let cache = cache.clone();
@@ -183,26 +189,25 @@ fn call_does_not_get_an_older_token_than_the_call_before() {
         let before = caller.token();
         let after = caller.token();
 
-        assert!(before >= Some(first) && after >= before);
+        assert!(before >= text("token-1") && after >= before);
         completing.join().expect("nothing panics");
-        assert_eq!(caller.token(), Some(second));
+        assert_eq!(caller.token(), text("token-2"));
     });
 }
 
 #[test]
 fn token_that_arrives_during_the_first_look_of_a_service_is_used() {
     in_every_interleaving(|| {
-        let (cache, first, refresh) = refreshing();
-        let second = refresh.generation;
+        let (cache, refresh) = refreshing();
         let completing = {
             let cache = cache.clone();
             thread::spawn(move || complete(&cache, refresh, "token-2"))
         };
         let mut caller = Caller(&cache, LastSeen::nothing());
 
-        assert!(caller.token() >= Some(first));
+        assert!(caller.token() >= text("token-1"));
 
         completing.join().expect("nothing panics");
-        assert_eq!(caller.token(), Some(second));
+        assert_eq!(caller.token(), text("token-2"));
     });
 }

@@ -12,6 +12,7 @@ mod flight;
 mod interleavings;
 mod last_seen;
 mod parameters;
+mod renewals;
 mod request;
 mod schedule;
 mod settings;

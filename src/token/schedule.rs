@@ -13,9 +13,6 @@ const LONGEST_LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// The shortest time before the next refresh after one that returned the same token.
 const SHORTEST_RECHECK: Duration = Duration::from_secs(1);
 
-/// The longest `Retry-After` obeyed, so that one odd reply cannot stop a client for days.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
-
 /// The options for schedules. The builder documents each of them.
 #[derive(Clone, Debug)]
 pub(super) struct Timing {
@@ -50,9 +47,13 @@ impl Timing {
                 .after(expires_after - window + jitter)
                 .monotonic,
             expires_at: requested_at.after(expires_after),
+            ends_at: requested_at.after(lifetime).monotonic,
         }
     }
 }
+
+/// The longest pause, so that moments can be calculated.
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What to do with a token at a given moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub(super) enum Freshness {
 pub(super) struct Schedule {
     refresh_at: Instant,
     expires_at: Moment,
+    /// The end that the server stated, or that is assumed, without a margin.
+    ends_at: Instant,
 }
 
 impl Schedule {
@@ -89,6 +92,11 @@ impl Schedule {
 
     pub(super) fn expires_at(&self) -> &Moment {
         &self.expires_at
+    }
+
+    /// Whether the API may still accept the token, by the monotonic clock alone.
+    pub(super) fn has_ended(&self, now: Instant) -> bool {
+        now >= self.ends_at
     }
 
     /// When a fresh token stops being fresh, by the monotonic clock.
@@ -122,12 +130,12 @@ pub(super) fn retry_pause(first: Duration, failed_attempts: u32, draw: f64) -> D
     doubled(first, failed_attempts).mul_f64(draw)
 }
 
-/// The pause that a server asks for with `Retry-After`: at least as long as it says, up to an hour.
+/// The pause that a server asks for with `Retry-After`: at least as long as it says, up to a day.
 ///
 /// Up to half as long again is added at random, so that clients that were refused together don't
 /// return together.
 pub(super) fn retry_after_pause(retry_after: Option<Duration>, draw: f64) -> Duration {
-    let asked_for = retry_after.unwrap_or_default().min(LONGEST_RETRY_AFTER);
+    let asked_for = retry_after.unwrap_or_default().min(DAY);
     asked_for.mul_f64(1.0 + draw / 2.0)
 }
 
@@ -156,7 +164,6 @@ impl Backoff {
 
 /// `first` after the first failure, then twice as long each time, up to a day.
 fn doubled(first: Duration, failures: u32) -> Duration {
-    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     // Durations are multiplied by a `u32`.
     first
         .saturating_mul(1 << failures.saturating_sub(1).min(31))
@@ -341,6 +348,6 @@ mod tests {
         assert_eq!(backoff.pause(1, Some(90 * SECOND), 0.0), 90 * SECOND);
         assert_eq!(backoff.pause(1, Some(90 * SECOND), 1.0), 135 * SECOND);
         assert_eq!(backoff.pause(9, Some(SECOND), 0.5), 60 * SECOND);
-        assert_eq!(backoff.pause(1, Some(Duration::MAX), 0.0), 3600 * SECOND);
+        assert_eq!(backoff.pause(1, Some(Duration::MAX), 0.0), DAY);
     }
 }

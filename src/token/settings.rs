@@ -1,6 +1,6 @@
 //! The options of a cache with their defaults. The builder documents each of them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     TokenParameters,
@@ -11,6 +11,8 @@ use crate::clock::Clock;
 
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
+    /// What errors, events and spans call the cache.
+    pub(super) name: Option<Arc<str>>,
     pub(super) parameters: TokenParameters,
     pub(super) timing: Timing,
     pub(super) limits: Limits,
@@ -30,6 +32,7 @@ pub(super) enum RefreshMode {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            name: None,
             parameters: TokenParameters::default(),
             timing: Timing {
                 refresh_window: Duration::from_secs(5 * 60),
@@ -39,8 +42,10 @@ impl Default for Settings {
             },
             limits: Limits {
                 deadline: Duration::from_secs(30),
+                attempt_timeout: Duration::from_secs(10),
                 max_attempts: 3,
                 retry_backoff: Duration::from_millis(200),
+                max_retry_after: Duration::from_secs(5 * 60),
             },
             backoff: Backoff {
                 first: Duration::from_secs(1),

@@ -61,6 +61,12 @@ impl Moment {
         }
     }
 
+    /// How long ago `earlier` was, by the clock that says more.
+    pub(crate) fn longest_since(self, earlier: &Self) -> Duration {
+        let monotonic = self.monotonic.saturating_sub(earlier.monotonic);
+        monotonic.max(self.wall.saturating_sub(earlier.wall))
+    }
+
     /// Whether either clock has reached `other`.
     pub(crate) fn has_reached(&self, other: &Self) -> bool {
         self.monotonic >= other.monotonic || self.wall >= other.wall

@@ -9,6 +9,7 @@ mod bodies;
 mod clocks;
 mod observer;
 mod promises;
+mod rejections;
 mod runtimes;
 #[path = "../support/mod.rs"]
 mod support;
@@ -311,4 +312,64 @@ fn call_that_missed_a_failed_renewal_makes_no_further_request() {
         TokenReply(Same(3000)),
     ]);
     history(&steps);
+}
+
+/// The call is granted a token that lives for 3 s. Before the call is polled, a refresh returns the
+/// same token again, which now lives for 9 ms.
+#[test]
+fn granted_token_is_not_sent_after_the_server_has_shortened_its_life() {
+    history(&[
+        Call,
+        Call,
+        TokenReply(New(0)),
+        PollWoken,
+        Call,
+        ApiAnswer(0, Rejected),
+        PollWoken,
+        TokenReply(Same(3000)),
+        Call,
+        TokenReply(Same(9)),
+        Wait(9),
+        Call,
+    ]);
+}
+
+/// The call is granted a token that is replaced twice before the service is ready.
+#[test]
+fn granted_token_is_not_sent_after_its_successor_has_expired() {
+    history_with_zero_lifetime(&[
+        Call,
+        TokenReply(New(LASTING)),
+        Unready,
+        PollWoken,
+        Reject,
+        GetTokenOn(First),
+        TokenReply(Same(1000)),
+        Call,
+        Wait(899),
+        Poll(7),
+        Call,
+        TokenReply(New(3000)),
+        Wait(2740),
+        Call,
+    ]);
+}
+
+/// A refresh in a cool-down returns the rejected token, and its renewal is still due.
+#[test]
+fn rejection_during_a_refresh_in_the_cool_down_is_answered_like_the_next_one() {
+    history(&[
+        Call,
+        TokenReply(New(LASTING)),
+        PollWoken,
+        ApiAnswer(0, Rejected),
+        PollWoken,
+        TokenReply(Same(60_000)),
+        Wait(25_012),
+        Wait(23_000),
+        Call,
+        Reject,
+        Reject,
+        Call,
+    ]);
 }

@@ -3,7 +3,10 @@
 //! The observer derives from these what the promises allow next. It knows the promises and not the
 //! code, and asks the cache nothing. `promises.rs` has one function for each promise.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use tokio::sync::oneshot;
 
@@ -11,6 +14,8 @@ use crate::{
     action::{Answer, Reply, milliseconds},
     bodies::{FrameSource, Policy},
     clocks::{Clocks, Moment},
+    promises::ROUNDING,
+    rejections::{BackOff, Fate, Rejections},
     runtimes::{CurrentRuntime, RuntimeId},
     world::CallResult,
 };
@@ -21,6 +26,9 @@ pub(crate) const REFRESH_WINDOW: Duration = Duration::from_secs(300);
 /// As a share of the refresh window.
 pub(crate) const MOST_JITTER: f64 = 0.5;
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How soon a token request notices that the wall clock has ended it.
+pub(crate) const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// A token request without a result counts as lost this long after its deadline.
 const OVERDUE_AFTER: Duration = Duration::from_secs(1);
 /// How long after a lost refresh the next one starts.
@@ -35,7 +43,8 @@ pub(crate) const TIMER_RESOLUTION: Duration = Duration::from_millis(2);
 pub(crate) const MOST_WAITS: usize = 4;
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(200);
 pub(crate) const LONGEST_BACKOFF: Duration = Duration::from_secs(60);
-pub(crate) const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// A longer `Retry-After` is ignored.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// The number of a call within its history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,23 +66,24 @@ pub(crate) struct Observer {
     pub(crate) newest: Option<ObtainedToken>,
     /// When each token expires, according to its last issue.
     pub(crate) expiries: HashMap<String, Moment>,
-    /// The rejected token that no call may use, because its renewal runs.
-    pub(crate) withheld: Option<String>,
-    /// A rejected token that may be withheld: whether its renewal has begun is not visible.
-    pub(crate) may_be_withheld: Option<String>,
-    /// The same, from before a token request that did not renew it. Its renewal may still be due.
-    pub(crate) may_still_be_withheld: Option<String>,
-    pub(crate) renewed_at: Option<Duration>,
+    pub(crate) rejections: Rejections,
+    /// The tokens that their renewal returned again.
+    pub(crate) renewed_in_vain: HashSet<String>,
+    /// Counts the tokens that landed: new ones, and those that a renewal returned again.
+    landing: usize,
     /// The failure that calls share, until a token is obtained.
     pub(crate) failure: Option<Failure>,
     pub(crate) last_failure_at: Option<Duration>,
     /// When a token request was last lost with its runtime, or overdue.
     pub(crate) last_lost_at: Option<Duration>,
+    /// The numbers of token requests that settled no rejection: they were lost, or refreshes that
+    /// returned the newest token again.
+    unsettling_requests: HashSet<usize>,
     pub(crate) calls: Vec<ObservedCall>,
     pub(crate) sends: Vec<PendingSend>,
     /// Whether this step used a token that was due for refresh.
     pub(crate) is_refresh_due: bool,
-    /// Whether this step rejected the token of a call that is not replayed.
+    /// Whether this step rejected a token that has to be renewed.
     pub(crate) is_renewal_due: bool,
     /// Whether the process stands still in this step.
     pub(crate) stands_still: bool,
@@ -89,6 +99,8 @@ pub(crate) struct TokenRequest {
     pub(crate) started_at: Moment,
     pub(crate) attempts: u32,
     pub(crate) attempt_started_at: Moment,
+    /// When a step first ended after a clock had ended the attempt.
+    pub(crate) over_since: Option<Duration>,
     /// The rejected token that each attempt names.
     pub(crate) rejected: Option<String>,
     /// The runtime that its task runs on.
@@ -111,6 +123,8 @@ pub(crate) struct ObtainedToken {
     pub(crate) text: String,
     pub(crate) obtained_at: Moment,
     pub(crate) expires_at: Moment,
+    /// The stated end, by the monotonic clock.
+    pub(crate) ends_at: Duration,
     /// Without jitter.
     pub(crate) refresh_at: Duration,
     pub(crate) refresh_window: Duration,
@@ -145,8 +159,14 @@ pub(crate) struct ObservedCall {
     pub(crate) last_answer: Option<Answer>,
     /// `requests_ended` when the last answer arrived.
     pub(crate) requests_ended_when_answered: usize,
-    /// Whether it has been pending after a rejection.
-    pub(crate) waits_for_a_renewal: bool,
+    /// Which landing of its token it was sent with.
+    pub(crate) landing: usize,
+    /// When it has to stop waiting for a renewal of another call's token.
+    pub(crate) waits_until: Option<Duration>,
+    /// The number of the token request that it waits for.
+    pub(crate) waits_for: usize,
+    /// Whether a token request failed while it waited, or before and calls shared the error.
+    pub(crate) may_use_last_resort: bool,
     /// When it was first pending after its first rejection.
     pub(crate) holds_rejection_since: Option<Duration>,
     /// Whether it was polled when it might not hold the rejection any longer.
@@ -182,13 +202,13 @@ impl Observer {
             tokens_obtained: 0,
             newest: None,
             expiries: HashMap::new(),
-            withheld: None,
-            may_be_withheld: None,
-            may_still_be_withheld: None,
-            renewed_at: None,
+            rejections: Rejections::default(),
+            renewed_in_vain: HashSet::new(),
+            landing: 0,
             failure: None,
             last_failure_at: None,
             last_lost_at: None,
+            unsettling_requests: HashSet::new(),
             calls: Vec::new(),
             sends: Vec::new(),
             is_refresh_due: false,
@@ -228,12 +248,14 @@ impl Observer {
         let now = self.now();
         self.one_token_request_per_key();
         self.attempts_in_progress += 1;
+        self.fail_paused_request_after_its_deadline();
         match self.request.take() {
             Some(request) => {
                 self.next_attempt_is_due(&request, &rejected, now);
                 self.request = Some(TokenRequest {
                     attempts: request.attempts + 1,
                     attempt_started_at: now,
+                    over_since: None,
                     phase: Phase::Attempting(Some(answer)),
                     ..request
                 });
@@ -241,14 +263,14 @@ impl Observer {
             None => {
                 self.requests_started += 1;
                 self.back_off_is_respected(now);
-                self.cool_down_is_respected(rejected.as_deref(), now);
+                self.renewal_is_allowed(rejected.as_deref(), now);
                 self.token_request_has_a_reason(rejected.as_deref(), now);
                 self.token_requests_are_bounded();
-                self.withheld = rejected.clone().or(self.withheld.take());
                 self.request = Some(TokenRequest {
                     started_at: now,
                     attempts: 1,
                     attempt_started_at: now,
+                    over_since: None,
                     rejected,
                     runtime: self.current_runtime.id(),
                     phase: Phase::Attempting(Some(answer)),
@@ -284,8 +306,16 @@ impl Observer {
     pub(crate) fn attempt_dropped(&mut self) {
         self.attempts_in_progress -= 1;
         if self.has_handles {
-            self.token_request_is_dropped_only_at_its_deadline();
-            self.request_failed(Duration::ZERO);
+            self.attempt_is_dropped_only_when_its_time_is_over();
+            if self
+                .request
+                .as_ref()
+                .is_some_and(|request| request.age(self.now()) >= DEADLINE)
+            {
+                self.request_failed(Duration::ZERO);
+            } else {
+                self.attempt_failed(Duration::ZERO);
+            }
         } else {
             self.request = None;
         }
@@ -312,7 +342,12 @@ impl Observer {
             .as_ref()
             .is_some_and(|newest| newest.text == token);
         self.is_refresh_due |= is_newest && self.newest_is_due_for_refresh();
+        self.replay_has_another_token(call, &token);
+        let is_current = is_newest && self.newest_is_unexpired();
+        let landing = if is_current { self.landing } else { 0 };
         let seen = &mut self.calls[call.0];
+        seen.landing = landing;
+        seen.waits_until = None;
         seen.sends += 1;
         seen.is_sending = true;
         seen.last_token = Some(token);
@@ -327,6 +362,63 @@ impl Observer {
         seen.is_sending = false;
         seen.last_answer = Some(answer);
         seen.requests_ended_when_answered = self.requests_ended;
+        let is_newest_landing = seen.landing == self.landing;
+        if !self.last_token_is_newest(call) {
+            return;
+        }
+        match answer {
+            Answer::Accepted => {
+                self.rejections.is_accepted |= is_newest_landing;
+                self.rejections.may_be_accepted = true;
+            }
+            Answer::Rejected | Answer::RejectedEarly => {
+                let fate = self.newest_rejected();
+                self.is_renewal_due |= fate == Fate::Renewed;
+            }
+            Answer::Failed => {}
+        }
+    }
+
+    /// The API rejected the newest token. Returns what that must lead to.
+    fn newest_rejected(&mut self) -> Fate {
+        let now = self.now().monotonic;
+        let back_off = self.back_off();
+        self.rejections
+            .rejected(now, back_off, self.request.is_some())
+    }
+
+    fn back_off(&self) -> BackOff {
+        let now = self.now().monotonic;
+        match &self.failure {
+            // The token request started after the back-off had ended.
+            _ if self.request.is_some() => BackOff::Over,
+            Some(failure) if now + ROUNDING < failure.at_least_until => BackOff::NotOver,
+            Some(failure) if now <= failure.at_most_until + ROUNDING => BackOff::PerhapsOver,
+            Some(_) | None => BackOff::Over,
+        }
+    }
+
+    /// A call is about to be polled. If the token request that it waits for didn't settle its rejection,
+    /// it starts over: a rejected token that is in use again is rejected once more.
+    pub(crate) fn about_to_be_polled(&mut self, call: CallId) {
+        let now = self.now().monotonic;
+        let seen = &self.calls[call.0];
+        let waits_for_a_renewal =
+            !seen.is_sending && seen.last_answer.is_some_and(Answer::is_rejection);
+        let starts_over = waits_for_a_renewal
+            && self.unsettling_requests.contains(&seen.waits_for)
+            && self.last_token_is_newest(call)
+            && self.newest_is_unexpired();
+        if starts_over && !self.rejections.may_be_withheld(now) {
+            let back_off = self.back_off();
+            self.rejections
+                .decide(now, back_off, self.request.is_some());
+        }
+    }
+
+    fn last_token_is_newest(&self, call: CallId) -> bool {
+        let newest = self.newest.as_ref().map(|newest| &newest.text);
+        newest.is_some() && newest == self.calls[call.0].last_token.as_ref()
     }
 
     /// The future of the API was dropped before it answered.
@@ -352,12 +444,15 @@ impl Observer {
 
     /// A call sends a token, or returns it.
     pub(crate) fn token_used(&mut self, call: CallId, token: &str) {
+        if self.failed_recently(call) {
+            self.calls[call.0].may_use_last_resort = true;
+        }
         self.no_expired_token_is_used(call, token);
         self.no_withheld_token_is_used(call, token);
     }
 
     /// A call was polled and is still pending.
-    pub(crate) fn still_pending(&mut self, call: CallId, is_ready: bool) {
+    pub(crate) fn still_pending(&mut self, call: CallId, is_ready: bool, was_woken: bool) {
         let now = self.now();
         let seen = &mut self.calls[call.0];
         let is_ready = is_ready || seen.is_token_only;
@@ -366,97 +461,120 @@ impl Observer {
             seen.began_at = Some(now.monotonic);
             seen.requests_ended_before = self.requests_ended;
         }
+        // Otherwise, it goes on waiting for what it waited for.
+        let waits_anew = begins || was_woken;
+        if waits_anew {
+            seen.waits_until = None;
+        }
         if seen.is_sending {
             return;
         }
-        if seen.last_answer.is_some_and(Answer::is_rejection) {
-            if seen.sends == 1 {
-                let since = *seen.holds_rejection_since.get_or_insert(now.monotonic);
-                let held = now.monotonic - since;
-                seen.may_have_dropped_rejection |= held >= HOLD;
-                // The timer is late in a process that stood still.
-                let is_over = held >= HOLD + TIMER_RESOLUTION && !self.stands_still;
-                seen.has_dropped_rejection |= is_over;
-            }
-            self.pending_after_a_rejection(call, is_ready);
+        if seen.last_answer.is_some_and(Answer::is_rejection) && seen.sends == 1 {
+            let since = *seen.holds_rejection_since.get_or_insert(now.monotonic);
+            let held = now.monotonic - since;
+            seen.may_have_dropped_rejection |= held >= HOLD;
+            // The timer is late in a process that stood still.
+            let is_over = held >= HOLD + TIMER_RESOLUTION && !self.stands_still;
+            seen.has_dropped_rejection |= is_over;
         }
+        if self.failed_recently(call) {
+            self.calls[call.0].may_use_last_resort = true;
+        }
+        if !waits_anew {
+            return;
+        }
+        // A token request that the call has started is visible once its task has run.
+        let is_to_start = usize::from(self.request.is_none());
+        self.calls[call.0].waits_for = self.requests_started + is_to_start;
         if !is_ready {
             return;
         }
+        let may_use_newest = self.newest_is_unexpired() && !self.is_rejected_newest(call);
+        let withheld_until = self.rejections.withheld_until();
+        self.calls[call.0].waits_until = withheld_until.filter(|_| may_use_newest);
         if begins {
             self.no_call_waits_while_a_token_is_usable(call);
         }
     }
 
-    /// A call whose request was rejected is pending. It waits for the renewal of its token if that
-    /// is the newest one, unless something else explains why it is pending:
-    ///
-    /// * It has the renewed token, and its service is not ready.
-    /// * A token request has ended since the rejection. The token may serve again, and the call may
-    ///   have been polled so late that it starts over.
-    /// * It began to wait because the token had expired, and a clock was set back since.
-    fn pending_after_a_rejection(&mut self, call: CallId, is_ready: bool) {
-        let rejected = self.calls[call.0].last_token.clone();
-        if self.newest.as_ref().map(|newest| &newest.text) != rejected.as_ref() {
-            return;
-        }
-        let seen = &mut self.calls[call.0];
-        let has_waited = std::mem::replace(&mut seen.waits_for_a_renewal, true)
-            || seen.requests_ended_when_answered < self.requests_ended;
-        if is_ready && !has_waited && self.newest_is_unexpired_and(|_| true) {
-            self.withheld = rejected;
-        } else {
-            self.may_be_withheld = rejected;
-        }
+    /// Whether the API rejected the newest token when this call sent it.
+    pub(crate) fn is_rejected_newest(&self, call: CallId) -> bool {
+        let is_rejected = self.calls[call.0]
+            .last_answer
+            .is_some_and(Answer::is_rejection);
+        is_rejected && self.last_token_is_newest(call)
     }
 
-    /// A call has ended. A rejection of its second token during a refresh turns the refresh into
-    /// the renewal, except within the cool-down; which of the two happened is not visible.
     pub(crate) fn call_ended(&mut self, call: CallId, result: &CallResult) {
         self.caller_sees_what_happened(call, result);
         if let CallResult::Status(status, reason) = result {
             self.caller_sees_what_the_api_said(call, *status, reason.as_ref());
         }
         self.calls[call.0].is_not_replayable = result.is_not_replayable();
-        self.is_renewal_due |= self.renewal_is_due(call);
         self.calls[call.0].is_over = true;
-        let last_token = &self.calls[call.0].last_token;
-        let is_newest = self.newest.as_ref().map(|newest| &newest.text) == last_token.as_ref();
-        if is_newest && matches!(result, CallResult::Status(401, _)) {
-            self.may_be_withheld = last_token.clone();
-        }
     }
 
     /// A step is over. If the process stood still past the deadline of a token request that paused
     /// between two attempts, the request fails without another attempt.
     pub(crate) fn step_is_over(&mut self) {
         let now = self.now().monotonic;
-        let is_over = self.request.as_ref().is_some_and(|request| {
-            matches!(request.phase, Phase::Pausing { .. })
-                && now >= request.started_at.monotonic + DEADLINE
-        });
-        if is_over {
-            self.request_failed(Duration::ZERO);
+        let request = self.request.as_ref();
+        if request.is_some_and(|request| now >= request.pause_ends_at()) {
+            self.fail_paused_request_after_its_deadline();
         }
         self.token_due_for_refresh_is_refreshed();
         self.rejected_token_is_renewed_for_the_next_call();
         self.stands_still = false;
-        // Without a token request, no renewal runs.
-        if self.request.is_none() {
-            self.may_be_withheld = None;
+        self.rejections.resolve();
+        let now = self.now();
+        if let Some(request) = &mut self.request {
+            let is_over = request.attempt_is_over(now);
+            request.over_since = is_over.then(|| *request.over_since.get_or_insert(now.monotonic));
         }
     }
 
-    /// `TokenCache::reject` withheld the newest token.
-    pub(crate) fn rejected_through_the_cache(&mut self) {
-        self.withheld = self.newest.as_ref().map(|newest| newest.text.clone());
+    /// A token request fails if a clock reached its deadline during a pause between two attempts.
+    fn fail_paused_request_after_its_deadline(&mut self) {
+        let now = self.now();
+        let request = self.request.as_ref();
+        if let Some(request) = request.filter(|request| request.may_have_failed(now)) {
+            self.request_failed_since(request.pause_starts_at(), Duration::ZERO);
+        }
     }
 
-    fn newest_is_unexpired_and(&self, is_wanted: impl FnOnce(Option<String>) -> bool) -> bool {
+    /// `TokenCache::reject` was called with the newest token, and withheld it or not.
+    pub(crate) fn rejected_through_the_cache(&mut self, is_withheld: bool) {
+        let fate = self.newest_rejected();
+        self.rejections.resolve_as(is_withheld);
+        self.rejection_through_the_cache_is_answered(fate, is_withheld);
+    }
+
+    /// How long a token request whose deadline has passed still pauses, at most.
+    pub(crate) fn last_pause(&self) -> Option<Duration> {
         let now = self.now();
-        self.newest.as_ref().is_some_and(|newest| {
-            !now.has_reached(&newest.expires_at) && is_wanted(Some(newest.text.clone()))
-        })
+        let request = self.request.as_ref()?;
+        let is_last = request.is_pausing() && request.age(now) >= DEADLINE;
+        is_last.then(|| request.pause_ends_at() + TIMER_RESOLUTION - now.monotonic)
+    }
+
+    /// How long the process stands still so that it is visible whether another attempt follows the one
+    /// in progress: not until shortly before the deadline.
+    pub(crate) fn unambiguous(&self, time: Duration) -> Duration {
+        let later = self.now().after(time);
+        let is_ambiguous = self.request.as_ref().is_some_and(|request| {
+            request.attempt_is_over(later) && request.may_end_or_retry(Duration::ZERO, later)
+        });
+        if is_ambiguous {
+            time + FIRST_PAUSE * (1 << MOST_ATTEMPTS)
+        } else {
+            time
+        }
+    }
+
+    pub(crate) fn newest_is_unexpired(&self) -> bool {
+        let now = self.now();
+        let newest = self.newest.as_ref();
+        newest.is_some_and(|newest| !now.has_reached(&newest.expires_at))
     }
 
     /// Whether a use of the newest token must start a refresh, whatever the jitter. A token that
@@ -476,29 +594,20 @@ impl Observer {
             })
     }
 
-    /// Whether the newest token was rejected in a call that is not replayed, and may be renewed
-    /// now.
-    fn renewal_is_due(&self, call: CallId) -> bool {
-        let seen = &self.calls[call.0];
-        let newest = self.newest.as_ref().map(|newest| &newest.text);
-        let is_newest = newest == seen.last_token.as_ref()
-            && seen.tokens_obtained_before == self.tokens_obtained;
-        let is_possible = self.failure.is_none() && !self.is_cooling_down(self.now().monotonic);
-        seen.is_not_replayable && is_newest && is_possible
-    }
-
-    pub(crate) fn is_cooling_down(&self, now: Duration) -> bool {
-        self.renewed_at
-            .is_some_and(|renewed_at| now < renewed_at + COOL_DOWN)
-    }
-
     /// Whether there is a token that any call may use.
-    pub(crate) fn has_usable_token(&self) -> bool {
-        self.newest_is_unexpired_and(|text| {
-            text != self.withheld
-                && text != self.may_be_withheld
-                && text != self.may_still_be_withheld
-        })
+    pub(crate) fn has_usable_token(&mut self) -> bool {
+        let now = self.now().monotonic;
+        self.newest_is_unexpired() && !self.rejections.may_be_withheld(now)
+    }
+
+    /// Whether the newest token is better than none for this call, by the monotonic clock alone.
+    pub(crate) fn has_last_resort(&self, call: CallId) -> bool {
+        let now = self.now().monotonic;
+        let has_not_ended = self
+            .newest
+            .as_ref()
+            .is_some_and(|newest| now < newest.ends_at);
+        has_not_ended && !self.rejections.is_rejected && !self.is_rejected_newest(call)
     }
 
     fn token_obtained(&mut self, text: String, lifetime: Duration) -> String {
@@ -518,6 +627,7 @@ impl Observer {
             text: text.clone(),
             obtained_at: now,
             expires_at: request.attempt_started_at.after(expires_after),
+            ends_at: request.attempt_started_at.after(lifetime).monotonic,
             refresh_at: request.attempt_started_at.after(refresh_after).monotonic,
             refresh_window,
             is_unchanged,
@@ -533,22 +643,30 @@ impl Observer {
         self.tokens_obtained += 1;
         self.newest = Some(obtained);
         self.failure = None;
-        // A refresh that started before the rejection may bring the rejected token again. Its
-        // renewal is still due then.
-        if !is_unchanged || request.rejected.is_some() {
-            self.renewal_is_over(&request);
-        } else {
-            self.renewal_may_still_be_due();
+        let is_renewal = request.rejected.is_some();
+        if is_renewal || !is_unchanged {
+            self.landing += 1;
+        }
+        if is_renewal && is_unchanged {
+            self.renewed_in_vain.insert(text.clone());
+        }
+        self.rejections
+            .token_obtained(now.monotonic, is_renewal, is_unchanged);
+        if is_unchanged && !is_renewal {
+            self.unsettling_requests.insert(self.requests_started);
         }
         text
     }
 
     fn attempt_failed(&mut self, retry_after: Duration) -> Option<String> {
-        let now = self.now().monotonic;
+        let moment = self.now();
+        let now = moment.monotonic;
+        let retry_after = plausible(retry_after);
         let request = self.request.as_mut()?;
         let pause = FIRST_PAUSE * (1 << (request.attempts - 1));
-        let deadline = request.started_at.monotonic + DEADLINE;
-        if request.attempts < MOST_ATTEMPTS && now + retry_after < deadline {
+        let ends_in_time = request.age(moment) + retry_after < DEADLINE;
+        if request.attempts < MOST_ATTEMPTS && ends_in_time {
+            request.over_since = None;
             request.phase = Phase::Pausing {
                 at_least_until: now + retry_after,
                 at_most_until: now + pause.max(retry_after.mul_f64(1.5)),
@@ -560,11 +678,17 @@ impl Observer {
     }
 
     fn request_failed(&mut self, retry_after: Duration) {
+        self.request_failed_since(self.now().monotonic, retry_after);
+    }
+
+    /// The token request failed now, or after `earliest` and before now.
+    fn request_failed_since(&mut self, earliest: Duration, retry_after: Duration) {
         let Some(request) = self.request.take() else {
             return;
         };
         let now = self.now().monotonic;
-        if now >= request.started_at.monotonic + DEADLINE + OVERDUE_AFTER {
+        let ended_at = if self.stands_still { now } else { earliest };
+        if ended_at >= request.started_at.monotonic + DEADLINE + OVERDUE_AFTER {
             self.token_request_is_bounded_in_time(&request, now);
             self.request = Some(request);
             self.request_lost();
@@ -573,17 +697,17 @@ impl Observer {
         self.requests_ended += 1;
         let in_a_row = self.failure.as_ref().map_or(0, |last| last.in_a_row) + 1;
         let doubled = Duration::from_secs(1 << (in_a_row - 1).min(10)).min(LONGEST_BACKOFF);
-        let asked_for = retry_after.min(LONGEST_RETRY_AFTER);
+        let asked_for = plausible(retry_after);
         self.last_failure_at = Some(now);
         self.failure = Some(Failure {
             in_a_row,
-            at_least_until: now + doubled.mul_f64(0.8).max(asked_for),
+            at_least_until: earliest + doubled.mul_f64(0.8).max(asked_for),
             at_most_until: now + doubled.mul_f64(1.2).max(asked_for.mul_f64(1.5)),
         });
         if let Some(newest) = &mut self.newest {
             newest.is_to_be_replaced = true;
         }
-        self.renewal_is_over(&request);
+        self.rejections.token_request_failed();
     }
 
     /// The token request ends without a result. That is not a failure of the token service.
@@ -591,36 +715,65 @@ impl Observer {
         self.request = None;
         self.requests_ended += 1;
         self.last_lost_at = Some(self.now().monotonic);
+        self.unsettling_requests.insert(self.requests_started);
         if let Some(newest) = &mut self.newest {
             newest.is_to_be_replaced = true;
         }
-        self.renewal_may_still_be_due();
     }
+}
 
-    /// A token request that was lost, or that was not a renewal, does not settle a rejection.
-    fn renewal_may_still_be_due(&mut self) {
-        let rejected = self.may_be_withheld.take();
-        self.may_still_be_withheld = rejected.or(self.may_still_be_withheld.take());
-    }
-
-    /// The token request has settled every rejection, whatever its result. A token that is not
-    /// replaced serves again.
-    fn renewal_is_over(&mut self, request: &TokenRequest) {
-        if request.rejected.is_some() {
-            self.renewed_at = Some(self.now().monotonic);
-        }
-        self.withheld = None;
-        self.may_be_withheld = None;
-        self.may_still_be_withheld = None;
+/// A `Retry-After`, if it is obeyed.
+fn plausible(retry_after: Duration) -> Duration {
+    if retry_after <= MAX_RETRY_AFTER {
+        retry_after
+    } else {
+        Duration::ZERO
     }
 }
 
 impl TokenRequest {
+    /// How long ago it started, by the clock that says more.
+    pub(crate) fn age(&self, now: Moment) -> Duration {
+        now.longest_since(&self.started_at)
+    }
+
+    /// Whether either clock has ended the attempt in progress.
+    pub(crate) fn attempt_is_over(&self, now: Moment) -> bool {
+        let is_attempting = matches!(self.phase, Phase::Attempting(_));
+        let age = now.longest_since(&self.attempt_started_at);
+        is_attempting && (age >= ATTEMPT_TIMEOUT || self.age(now) >= DEADLINE)
+    }
+
+    fn is_pausing(&self) -> bool {
+        matches!(self.phase, Phase::Pausing { .. })
+    }
+
+    /// The earliest end of a pause between two attempts.
+    fn pause_starts_at(&self) -> Duration {
+        match self.phase {
+            Phase::Pausing { at_least_until, .. } => at_least_until,
+            Phase::Attempting(_) => Duration::MAX,
+        }
+    }
+
+    /// Whether it may have failed after a pause, because a clock has reached its deadline.
+    pub(crate) fn may_have_failed(&self, now: Moment) -> bool {
+        self.is_pausing() && self.age(now) >= DEADLINE && now.monotonic >= self.pause_starts_at()
+    }
+
+    fn pause_ends_at(&self) -> Duration {
+        match self.phase {
+            Phase::Pausing { at_most_until, .. } => at_most_until,
+            Phase::Attempting(_) => Duration::MAX,
+        }
+    }
+
     /// Whether a failed attempt may or may not be the last one. The pause before the next attempt
     /// is random, so whether it ends before the deadline is not visible.
     pub(crate) fn may_end_or_retry(&self, retry_after: Duration, now: Moment) -> bool {
-        let deadline = self.started_at.monotonic + DEADLINE;
+        let retry_after = plausible(retry_after);
+        let age = self.age(now);
         let longest_pause = (FIRST_PAUSE * (1 << MOST_ATTEMPTS)).max(retry_after.mul_f64(1.5));
-        now.monotonic + retry_after < deadline && now.monotonic + longest_pause >= deadline
+        age + retry_after < DEADLINE && age + longest_pause >= DEADLINE
     }
 }

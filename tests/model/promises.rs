@@ -9,14 +9,15 @@ use crate::{
     bodies::{Policy, TEXT},
     clocks::Moment,
     observer::{
-        COOL_DOWN, CallId, DEADLINE, MOST_ATTEMPTS, MOST_WAITS, ObservedCall, Observer, Phase,
+        CHECK_INTERVAL, CallId, DEADLINE, MOST_ATTEMPTS, MOST_WAITS, ObservedCall, Observer, Phase,
         TIMER_RESOLUTION, TokenRequest,
     },
+    rejections::Fate,
     world::CallResult,
 };
 
 /// The rounding error of durations that were multiplied by a floating-point number.
-const ROUNDING: Duration = Duration::from_micros(1);
+pub(crate) const ROUNDING: Duration = Duration::from_micros(1);
 
 /// Checked when something happens.
 impl Observer {
@@ -67,15 +68,51 @@ impl Observer {
             .may_use_expired
             .iter()
             .any(|expired| expired == token);
-        self.expect(!has_expired || may_use_it, || {
+        let is_newest = self
+            .newest
+            .as_ref()
+            .is_some_and(|newest| newest.text == token);
+        let is_last_resort =
+            self.calls[call.0].may_use_last_resort && is_newest && self.has_last_resort(call);
+        self.expect(!has_expired || may_use_it || is_last_resort, || {
             format!("an expired token is not sent: {call:?} uses {token}")
         });
     }
 
+    pub(crate) fn replay_has_another_token(&mut self, call: CallId, token: &str) {
+        let seen = &self.calls[call.0];
+        let is_another = seen.sends == 0 || seen.last_token.as_deref() != Some(token);
+        self.expect(is_another, || {
+            format!("no replay with the rejected token: {call:?} sends {token} again")
+        });
+    }
+
     pub(crate) fn no_withheld_token_is_used(&mut self, call: CallId, token: &str) {
-        let is_withheld = self.withheld.as_deref() == Some(token);
+        let now = self.now().monotonic;
+        let is_newest = self
+            .newest
+            .as_ref()
+            .is_some_and(|newest| newest.text == token);
+        let is_withheld = is_newest && self.rejections.is_withheld(now);
         self.expect(!is_withheld, || {
             format!("a rejected token is withheld: {call:?} uses {token}")
+        });
+    }
+
+    /// A call that waits for the renewal of a token that it may use waits for a second.
+    pub(crate) fn rejected_token_is_withheld_briefly(
+        &mut self,
+        call: CallId,
+        is_woken: bool,
+        is_ready: bool,
+    ) {
+        let now = self.now().monotonic;
+        let waits_until = self.calls[call.0].waits_until;
+        let is_late = waits_until.is_some_and(|until| now > until + TIMER_RESOLUTION);
+        let may_use_newest = self.newest_is_unexpired() && !self.is_rejected_newest(call);
+        let may_go_on = may_use_newest && (is_ready || self.calls[call.0].is_token_only);
+        self.expect(!is_late || is_woken || !may_go_on, || {
+            format!("a rejected token is withheld briefly: {call:?} waits on")
         });
     }
 
@@ -103,7 +140,7 @@ impl Observer {
         self.expect(now.monotonic + ROUNDING >= at_least_until, || {
             format!("Retry-After is obeyed: attempt at {now:?}, not before {at_least_until:?}")
         });
-        let age = now.monotonic - request.started_at.monotonic;
+        let age = request.age(now);
         self.expect(age < DEADLINE, || {
             format!("a token request is bounded in time: attempt after {age:?}")
         });
@@ -112,11 +149,11 @@ impl Observer {
         });
     }
 
-    pub(crate) fn token_request_is_dropped_only_at_its_deadline(&mut self) {
-        let now = self.now().monotonic;
+    pub(crate) fn attempt_is_dropped_only_when_its_time_is_over(&mut self) {
+        let now = self.now();
         let Some(request) = &self.request else { return };
-        let age = now - request.started_at.monotonic;
-        self.expect(age >= DEADLINE, || {
+        let (is_over, age) = (request.attempt_is_over(now), request.age(now));
+        self.expect(is_over, || {
             format!("no caller owns a token request: dropped after {age:?}")
         });
     }
@@ -142,13 +179,34 @@ impl Observer {
         });
     }
 
-    pub(crate) fn cool_down_is_respected(&mut self, rejected: Option<&str>, now: Moment) {
-        let (Some(rejected), Some(renewed_at)) = (rejected, self.renewed_at) else {
-            return;
+    /// A token that the API has accepted is renewed after a short pause, any other after the cool-down.
+    pub(crate) fn renewal_is_allowed(&mut self, rejected: Option<&str>, now: Moment) {
+        let now = now.monotonic;
+        let is_renewal = rejected.is_some();
+        let is_newest = self.newest.as_ref().map(|newest| newest.text.as_str()) == rejected;
+        let may_renew = self.rejections.may_be_renewed(now);
+        let is_as_expected = self.rejections.token_request_started(now, is_renewal);
+        self.expect(!is_renewal || (is_newest && may_renew), || {
+            format!("no storm: {rejected:?} is renewed at {now:?}")
+        });
+        self.expect(is_as_expected, || {
+            format!("a token request names the rejected token: {rejected:?}")
+        });
+    }
+
+    /// `TokenCache::reject` says what happens to the token.
+    pub(crate) fn rejection_through_the_cache_is_answered(
+        &mut self,
+        fate: Fate,
+        is_withheld: bool,
+    ) {
+        let is_right = match fate {
+            Fate::Renewed => is_withheld,
+            Fate::InUse => !is_withheld,
+            Fate::Unknown => true,
         };
-        let pause = now.monotonic - renewed_at;
-        self.expect(pause >= COOL_DOWN, || {
-            format!("no storm: {rejected} is renewed {pause:?} after the last renewal")
+        self.expect(is_right, || {
+            format!("a rejection is answered: {fate:?}, withheld: {is_withheld}")
         });
     }
 
@@ -249,7 +307,9 @@ impl Observer {
         let Some(request) = &self.request else { return };
         let age = now - request.started_at.monotonic;
         let is_late = match request.phase {
-            Phase::Attempting(_) => age > DEADLINE + TIMER_RESOLUTION,
+            Phase::Attempting(_) => request
+                .over_since
+                .is_some_and(|since| now > since + CHECK_INTERVAL + TIMER_RESOLUTION),
             Phase::Pausing { at_most_until, .. } => now > at_most_until + TIMER_RESOLUTION,
         };
         self.expect(!is_late, || {
@@ -261,6 +321,8 @@ impl Observer {
 /// Checked when a call ends.
 impl Observer {
     pub(crate) fn caller_sees_what_happened(&mut self, call: CallId, result: &CallResult) {
+        let (has_usable_token, has_last_resort) =
+            (self.has_usable_token(), self.has_last_resort(call));
         let seen = &self.calls[call.0];
         let is_right = match result {
             CallResult::Status(200, _) => seen.last_answer == Some(Answer::Accepted),
@@ -268,19 +330,23 @@ impl Observer {
             CallResult::Token(token) => self.expiries.contains_key(token),
             CallResult::ApiError => seen.last_answer == Some(Answer::Failed),
             CallResult::TokenError(status) => {
-                let now = self.now().monotonic;
-                let has_failed = self.failed_recently(call) || self.is_cooling_down(now);
+                let has_failed = self.failed_recently(call)
+                    || self.may_be_cooling_down()
+                    || self.is_renewed_in_vain(call);
                 let says_what_was_answered = *status == (seen.sends > 0).then_some(401);
-                self.has_no_answer(seen) && has_failed && says_what_was_answered
+                self.has_no_answer(seen)
+                    && has_failed
+                    && says_what_was_answered
+                    && (!has_last_resort || self.is_renewed_in_vain(call))
             }
             CallResult::RequestsLost => {
                 let waits = self.requests_ended - seen.requests_ended_before;
-                self.has_no_answer(seen) && waits >= MOST_WAITS && !self.has_usable_token()
+                self.has_no_answer(seen) && waits >= MOST_WAITS && !has_usable_token
             }
             CallResult::Expired => {
                 let waits = self.requests_ended - seen.requests_ended_before;
                 let was_renewed_in_vain = seen.may_have_dropped_rejection && waits >= MOST_WAITS;
-                (self.has_lost_its_token(seen) || was_renewed_in_vain) && !self.has_usable_token()
+                (self.has_lost_its_token(seen) || was_renewed_in_vain) && !has_usable_token
             }
         };
         let sends = seen.sends;
@@ -296,7 +362,6 @@ impl Observer {
         status: u16,
         reason: Option<&NotReplayed>,
     ) {
-        let now = self.now().monotonic;
         let seen = &self.calls[call.0];
         let (sends, policy) = (seen.sends, seen.policy);
         let may_replay = sends == 1 && !matches!(policy, Policy::NoReplay | Policy::OptedOut);
@@ -309,7 +374,8 @@ impl Observer {
             Some(NotReplayed::BodyOverLimit) => {
                 may_replay && policy == Policy::Overflowing && seen.frames.is_read_to_the_end()
             }
-            Some(NotReplayed::CoolingDown) => may_replay && self.is_cooling_down(now),
+            Some(NotReplayed::CoolingDown) => may_replay && self.may_be_cooling_down(),
+            Some(NotReplayed::SameToken) => may_replay && self.is_renewed_in_vain(call),
             Some(NotReplayed::RenewalFailed(error)) => {
                 let is_of_a_request = error.is_token_service() || error.is_timeout();
                 let has_failed = is_of_a_request && self.failed_recently(call);
@@ -325,6 +391,17 @@ impl Observer {
                  got {status} because of {reason:?}"
             )
         });
+    }
+
+    fn may_be_cooling_down(&self) -> bool {
+        let now = self.now().monotonic;
+        !self.rejections.has_to_be_renewed(now)
+    }
+
+    /// Whether the last renewal returned the token that this call was sent with.
+    fn is_renewed_in_vain(&self, call: CallId) -> bool {
+        let last_token = self.calls[call.0].last_token.as_ref();
+        last_token.is_some_and(|token| self.renewed_in_vain.contains(token))
     }
 
     /// Whether a replay got no token although no token request failed: each was lost, or brought a
@@ -355,7 +432,7 @@ impl Observer {
     }
 
     /// Whether a token request failed while the call waited, or calls still share its error.
-    fn failed_recently(&self, call: CallId) -> bool {
+    pub(crate) fn failed_recently(&self, call: CallId) -> bool {
         let now = self.now().monotonic;
         let began_at = self.calls[call.0].began_at.unwrap_or(now);
         self.last_failure_at.is_some_and(|at| at >= began_at)

@@ -292,14 +292,27 @@ impl World {
             Action::Reject => self.reject(),
             Action::Wait(time) => self.runtimes.wait(milliseconds(time)),
             Action::StandStill(time) => {
-                self.observer.lock().stands_still = true;
-                self.runtimes.stand_still(milliseconds(time));
+                let time = {
+                    let mut observer = self.observer.lock();
+                    observer.stands_still = true;
+                    observer.unambiguous(milliseconds(time))
+                };
+                self.runtimes.stand_still(time);
             }
             Action::SetWallClock(_) if self.setup == Setup::ReusedServices => {}
-            Action::SetWallClock(seconds) => self.clocks.move_wall(seconds),
+            Action::SetWallClock(seconds) => self.set_wall_clock(seconds),
             Action::ShutDownSecond => self.shut_down_second_runtime(),
             Action::Unready => self.gate.close(),
             Action::Ready => self.gate.open(),
+        }
+    }
+
+    /// If that ends a token request between two attempts, it ends when the pause does, which is random.
+    fn set_wall_clock(&mut self, seconds: i64) {
+        self.clocks.move_wall(seconds);
+        let pause = self.observer.lock().last_pause();
+        if let Some(pause) = pause {
+            self.runtimes.wait(pause);
         }
     }
 
@@ -358,6 +371,8 @@ impl World {
         for index in (0..self.calls.len()).rev() {
             if self.calls[index].task.is_woken() {
                 self.poll(index);
+                // A token request that the call has started is visible to the observer.
+                self.runtimes.settle();
             }
         }
         self.uploads
@@ -367,7 +382,9 @@ impl World {
     fn poll(&mut self, index: usize) {
         let call = &mut self.calls[index];
         let id = call.id;
+        let was_woken = call.task.is_woken();
         self.observer.lock().polls += 1;
+        self.observer.lock().about_to_be_polled(id);
         let polled = {
             let handle = self.runtimes.handle(call.runtime);
             let _context = handle.enter();
@@ -381,7 +398,7 @@ impl World {
         }
         let mut observer = self.observer.lock();
         match polled {
-            Poll::Pending => observer.still_pending(id, self.gate.is_open()),
+            Poll::Pending => observer.still_pending(id, self.gate.is_open(), was_woken),
             Poll::Ready(result) => {
                 if let CallResult::Token(token) = &result {
                     observer.token_used(id, token);
@@ -460,9 +477,8 @@ impl World {
         };
         let Some(newest) = newest else { return };
         let token = AccessToken::new(newest).unwrap();
-        if matches!(self.cache.reject(&token), Rejection::Withheld) {
-            self.observer.lock().rejected_through_the_cache();
-        }
+        let is_withheld = matches!(self.cache.reject(&token), Rejection::Withheld);
+        self.observer.lock().rejected_through_the_cache(is_withheld);
     }
 
     fn check(&mut self) -> Result<(), String> {
@@ -474,6 +490,7 @@ impl World {
             let is_woken = call.task.is_woken();
             observer.no_call_is_pending_without_a_reason(call.id, is_woken, is_ready);
             observer.no_upload_misses_a_frame(call.id, is_woken);
+            observer.rejected_token_is_withheld_briefly(call.id, is_woken, is_ready);
         }
         for upload in &self.uploads {
             let is_woken = upload.task.is_woken();
