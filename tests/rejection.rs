@@ -3,11 +3,12 @@
 mod support;
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
+    ops::RangeInclusive,
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
     time::Duration,
@@ -15,14 +16,16 @@ use std::{
 
 use futures_util::{FutureExt, future::join_all};
 use http::{Request, Response, StatusCode, Version, header::WWW_AUTHENTICATE};
-use support::{Api, Failure, Issuer, call, rejection, request, settle, stack};
+use support::{Api, Failure, Issuer, LONG, call, rejection, request, settle, stack};
 use tokio::time::{Instant, advance};
-use tower::{BoxError, Layer, ServiceExt, service_fn};
+use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    ClientCredentialsLayer, Error, NotReplayed, Rejection, TokenCache, TokenOutcome,
-    replay::NoReplay,
+    AccessToken, ClientCredentialsLayer, Error, NotReplayed, Rejection, TokenCache, TokenOutcome,
+    TokenRequest, replay::NoReplay,
 };
 
+const SECOND: Duration = Duration::from_secs(1);
+const NANOSECOND: Duration = Duration::from_nanos(1);
 const COOL_DOWN: Duration = Duration::from_secs(30);
 
 fn accepting_only(token: &'static str) -> Api {
@@ -362,6 +365,512 @@ async fn no_task_is_left_behind_by_a_held_rejection() {
     settle().await;
 
     assert_eq!(tasks(), 0);
+}
+
+/// The number of a token from an [`Issuer`].
+fn number(token: &str) -> usize {
+    let (_, number) = token.rsplit_once('-').unwrap();
+    number.parse().unwrap()
+}
+
+/// An API that accepts the tokens from the given number on, which a test can raise.
+fn revoking() -> (Api, Arc<AtomicUsize>) {
+    let oldest = Arc::new(AtomicUsize::new(1));
+    let accepted = Arc::clone(&oldest);
+    let api = Api::accepting(move |token| number(token) >= accepted.load(Ordering::SeqCst));
+    (api, oldest)
+}
+
+#[tokio::test(start_paused = true)]
+async fn accepted_token_is_renewed_at_once_although_its_predecessor_was_renewed_seconds_ago() {
+    let issuer = Issuer::new();
+    let (api, oldest) = revoking();
+    let service = stack(&issuer, api.service());
+    call(&service).await.unwrap();
+
+    for revoked in 1..=2 {
+        oldest.store(revoked + 1, Ordering::SeqCst);
+        let start = Instant::now();
+        let response = call(&service).await.unwrap();
+
+        assert_eq!(response.status(), StatusCode::OK, "revocation {revoked}");
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert_eq!(issuer.requests(), 1 + revoked);
+        advance(2 * SECOND).await;
+        assert_eq!(call(&service).await.unwrap().status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_between_renewals_of_accepted_tokens_double_up_to_the_cool_down() {
+    let issuer = Issuer::new();
+    let (api, oldest) = revoking();
+    let service = stack(&issuer, api.service());
+    call(&service).await.unwrap();
+
+    for pause in [0, 1, 2, 4, 8, 16, 30, 30] {
+        let before = issuer.requests();
+        oldest.store(before + 1, Ordering::SeqCst);
+        if pause > 0 {
+            advance(pause * SECOND - NANOSECOND).await;
+            let response = call(&service).await.unwrap();
+            assert!(matches!(reason(&response), NotReplayed::CoolingDown));
+            assert_eq!(issuer.requests(), before, "before {pause} s");
+            advance(NANOSECOND).await;
+        }
+
+        let response = call(&service).await.unwrap();
+
+        assert_eq!(response.status(), StatusCode::OK, "after {pause} s");
+        assert_eq!(issuer.requests(), before + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pauses_between_renewals_start_over_after_a_minute_without_a_rejection() {
+    for (name, quiet, starts_over) in [
+        ("almost a minute", 60 * SECOND - NANOSECOND, false),
+        ("a minute", 60 * SECOND, true),
+    ] {
+        let issuer = Issuer::new();
+        let (api, oldest) = revoking();
+        let service = stack(&issuer, api.service());
+        call(&service).await.unwrap();
+        // The next pause is 2 s after three renewals that start over, and 8 s after five.
+        for pause in [0 * SECOND, SECOND, 2 * SECOND, quiet] {
+            advance(pause).await;
+            oldest.fetch_add(1, Ordering::SeqCst);
+            assert_eq!(call(&service).await.unwrap().status(), StatusCode::OK);
+        }
+
+        advance(SECOND).await;
+        oldest.fetch_add(1, Ordering::SeqCst);
+        let response = call(&service).await.unwrap();
+
+        assert_eq!(response.status() == StatusCode::OK, starts_over, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_that_was_never_accepted_is_renewed_once_per_cool_down() {
+    let issuer = Issuer::new();
+    let service = stack(&issuer, Api::accepting_none().service());
+    let start = Instant::now();
+    let mut renewed_after = Vec::new();
+
+    while start.elapsed() < Duration::from_secs(100) {
+        let before = issuer.requests();
+        call(&service).await.unwrap();
+        // The first call gets the first token, too.
+        if issuer.requests() > before {
+            renewed_after.push(start.elapsed().as_secs());
+        }
+        advance(SECOND).await;
+    }
+
+    assert_eq!(renewed_after, [0, 30, 60, 90]);
+    assert_eq!(issuer.requests(), 1 + 4);
+}
+
+/// LinkedIn refuses tokens for some seconds after issuing them.
+#[tokio::test(start_paused = true)]
+async fn api_that_refuses_young_tokens_is_healed_when_the_token_is_old_enough() {
+    const YOUTH: Duration = Duration::from_secs(10);
+    let issuer = Issuer::new();
+    let mut born = Vec::new();
+    let api = Api::accepting(move |token| {
+        born.resize_with(born.len().max(number(token)), Instant::now);
+        born[number(token) - 1].elapsed() >= YOUTH
+    });
+    let service = stack(&issuer, api.service());
+
+    for age in 0..10 {
+        let response = call(&service).await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED, "{age} s");
+        advance(SECOND).await;
+    }
+
+    let response = call(&service).await.unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(issuer.requests(), 2);
+}
+
+/// How a token is sent whose acceptance counts.
+#[derive(Clone, Copy, Debug)]
+enum Sent {
+    /// By a service that has been used before.
+    Reused,
+    /// By a clone of the service.
+    Cloned,
+    /// By a call that waited for it.
+    Waited,
+    /// By the second send of a call whose first token was rejected.
+    Replayed,
+    /// With a request that must not be sent again.
+    NoReplay,
+}
+
+const EVERY_SEND: [Sent; 5] = [
+    Sent::Reused,
+    Sent::Cloned,
+    Sent::Waited,
+    Sent::Replayed,
+    Sent::NoReplay,
+];
+
+fn answer(status: u16) -> Response<String> {
+    Response::builder()
+        .status(status)
+        .body(String::new())
+        .unwrap()
+}
+
+/// Sends a renewed token once, and lets the API reject it two seconds later. Returns whether it is
+/// renewed, too, which it is if the `first_answer` proves that the API accepted it.
+async fn is_renewed_again(
+    sent: Sent,
+    first_answer: Response<String>,
+    rejected_when: Option<fn(&http::response::Parts) -> bool>,
+) -> bool {
+    let issuer = Issuer::new();
+    let answers: Arc<Mutex<VecDeque<_>>> = Arc::default();
+    let scripted = Arc::clone(&answers);
+    let api = service_fn(move |_: Request<String>| {
+        let answer = scripted.lock().unwrap().pop_front();
+        async { Ok::<_, BoxError>(answer.expect("a scripted answer")) }
+    });
+    let script = |next: &[&Response<String>]| {
+        let next = next.iter().map(|&answer| answer.clone());
+        answers.lock().unwrap().extend(next);
+    };
+    let mut layer = ClientCredentialsLayer::new(issuer.service());
+    if let Some(rejected_when) = rejected_when {
+        layer = layer.rejected_when(rejected_when);
+    }
+    let mut service = layer.layer(api);
+    let once = || {
+        let mut once = request();
+        once.extensions_mut().insert(NoReplay);
+        once
+    };
+    service.cache().token().await.unwrap();
+
+    // The first renewal. A bad gateway says nothing about the token.
+    match sent {
+        Sent::Waited => {
+            script(&[&rejection(), &first_answer]);
+            service.clone().oneshot(once()).await.unwrap();
+        }
+        Sent::Replayed => script(&[&rejection(), &first_answer]),
+        Sent::Reused | Sent::Cloned | Sent::NoReplay => {
+            script(&[&rejection(), &answer(502), &first_answer]);
+            service.call(request()).await.unwrap();
+        }
+    }
+    let start = Instant::now();
+    match sent {
+        Sent::Reused => service.call(request()).await.unwrap(),
+        Sent::NoReplay => service.call(once()).await.unwrap(),
+        Sent::Cloned | Sent::Waited | Sent::Replayed => call(&service).await.unwrap(),
+    };
+    assert_eq!(issuer.requests(), 2, "{sent:?}");
+    assert!(answers.lock().unwrap().is_empty(), "{sent:?}");
+    assert_eq!(start.elapsed(), Duration::ZERO);
+
+    advance(2 * SECOND).await;
+    script(&[&rejection(), &answer(200)]);
+    call(&service).await.unwrap();
+    issuer.requests() == 3
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_a_success_proves_that_a_token_was_accepted() {
+    for (name, status, proves) in [
+        ("200", 200, true),
+        ("204", 204, true),
+        ("299", 299, true),
+        ("301, a redirect", 301, false),
+        ("304, from a cache", 304, false),
+        ("404, from a gateway", 404, false),
+        ("407, from a proxy", 407, false),
+        ("429, from a gateway", 429, false),
+        ("500", 500, false),
+        ("502, from a gateway", 502, false),
+    ] {
+        for sent in EVERY_SEND {
+            let is_renewed = is_renewed_again(sent, answer(status), None).await;
+            assert_eq!(is_renewed, proves, "{name}, {sent:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn success_that_rejected_when_calls_a_rejection_proves_nothing() {
+    fn rejects(response: &http::response::Parts) -> bool {
+        response.status == StatusCode::UNAUTHORIZED || response.headers.contains_key("expired")
+    }
+    let mut expired = answer(200);
+    let yes = http::HeaderValue::from_static("yes");
+    expired.headers_mut().insert("expired", yes);
+
+    for (name, first_answer, proves) in [
+        ("a rejection with 200", expired, false),
+        ("200", answer(200), true),
+        ("404", answer(404), false),
+    ] {
+        for sent in EVERY_SEND {
+            let is_renewed = is_renewed_again(sent, first_answer.clone(), Some(rejects)).await;
+            assert_eq!(is_renewed, proves, "{name}, {sent:?}");
+        }
+    }
+}
+
+/// An API that rejects every token on one path, and accepts every token on the others.
+fn with_a_bad_path()
+-> impl Service<Request<String>, Response = Response<String>, Error = BoxError, Future: Send + 'static>
++ Clone
++ Send {
+    service_fn(|request: Request<String>| {
+        let is_rejected = request.uri().path() == "/no";
+        async move {
+            Ok(if is_rejected {
+                rejection()
+            } else {
+                answer(200)
+            })
+        }
+    })
+}
+
+fn bad_request() -> Request<String> {
+    let uri = "https://api.linkedin.com/no";
+    Request::get(uri).body(String::new()).unwrap()
+}
+
+/// Makes healthy calls for `seconds`, and returns for how long they waited in total.
+async fn healthy_calls_wait<S>(service: &S, seconds: u64) -> Duration
+where
+    S: Service<Request<String>, Response = Response<String>, Error = BoxError> + Clone,
+{
+    let mut waited = Duration::ZERO;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(seconds) {
+        let before = Instant::now();
+        assert_eq!(call(service).await.unwrap().status(), StatusCode::OK);
+        waited += before.elapsed();
+        settle().await;
+        advance(Duration::from_millis(50)).await;
+    }
+    waited
+}
+
+/// What a second of waiting may come to with timers that have a resolution of a millisecond.
+const ABOUT_A_SECOND: RangeInclusive<Duration> = SECOND..=Duration::from_millis(1002);
+
+#[tokio::test(start_paused = true)]
+async fn a_rejected_token_is_withheld_for_a_second_in_total_if_the_token_endpoint_hangs() {
+    for while_refreshing in [false, true] {
+        let issuer = Issuer::new();
+        let cache = TokenCache::builder().jitter(0.0).build(issuer.service());
+        let service = ClientCredentialsLayer::with_cache(cache).layer(with_a_bad_path());
+        call(&service).await.unwrap();
+        issuer.fail(Failure::Silence);
+        if while_refreshing {
+            advance(Duration::from_secs(1490)).await;
+            call(&service).await.unwrap();
+            settle().await;
+            advance(3 * SECOND).await;
+            assert_eq!(issuer.requests(), 2, "the refresh hangs");
+        }
+        let bad_calls = tokio::spawn({
+            let service = service.clone();
+            async move {
+                loop {
+                    tokio::spawn(service.clone().oneshot(bad_request()));
+                    tokio::time::sleep(Duration::from_millis(300)).await;
+                }
+            }
+        });
+        settle().await;
+
+        let waited = healthy_calls_wait(&service, 25).await;
+
+        assert!(
+            ABOUT_A_SECOND.contains(&waited),
+            "{waited:?}, while refreshing: {while_refreshing}"
+        );
+        bad_calls.abort();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_call_that_waits_for_a_renewal_that_hangs_goes_on_after_a_second() {
+    let issuer = Issuer::new();
+    let service = stack(&issuer, with_a_bad_path());
+    call(&service).await.unwrap();
+    issuer.fail(Failure::Silence);
+    let mut bad = tokio_test::task::spawn(service.clone().oneshot(bad_request()));
+    assert!(bad.poll().is_pending());
+
+    let start = Instant::now();
+    let responses = join_all((0..100).map(|_| call(&service))).await;
+
+    let waited = start.elapsed();
+    assert!(ABOUT_A_SECOND.contains(&waited), "{waited:?}");
+    for response in responses {
+        assert_eq!(response.unwrap().status(), StatusCode::OK);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_waits_for_a_second_after_a_rejection_that_the_caller_reported() {
+    for later in [0 * SECOND, 5 * SECOND] {
+        let issuer = Issuer::new();
+        let cache = issuer.cache();
+        let token = cache.token().await.unwrap();
+        issuer.fail(Failure::Silence);
+        assert!(matches!(cache.reject(&token), Rejection::Withheld));
+        advance(later).await;
+
+        let start = Instant::now();
+        let again = cache.token().await.unwrap();
+
+        assert_eq!(again.expose(), "token-1");
+        let waited = start.elapsed();
+        assert!(ABOUT_A_SECOND.contains(&waited), "{waited:?}");
+        assert!(cache.token().now_or_never().is_some());
+    }
+}
+
+/// A path that always rejects, beside one that accepts, on one cache. The token endpoint is slow.
+#[tokio::test(start_paused = true)]
+async fn healthy_calls_beside_an_api_that_refuses_every_token_wait_for_a_second_per_renewal() {
+    let issuer = Issuer::new().latency(5 * SECOND);
+    let service = stack(&issuer, with_a_bad_path());
+    call(&service).await.unwrap();
+    let bad_calls = tokio::spawn({
+        let service = service.clone();
+        async move {
+            loop {
+                tokio::spawn(service.clone().oneshot(bad_request()));
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+        }
+    });
+    settle().await;
+
+    let waited = healthy_calls_wait(&service, 300).await;
+
+    let renewals = issuer.requests() - 1;
+    assert!((10..=20).contains(&renewals), "{renewals}");
+    assert!(
+        waited <= u32::try_from(renewals).unwrap() * Duration::from_millis(1060),
+        "{waited:?} for {renewals} renewals"
+    );
+    bad_calls.abort();
+}
+
+/// A token service that always returns the same token.
+fn unchanging(
+    latency: Duration,
+) -> (
+    impl Service<TokenRequest, Response = AccessToken, Error = BoxError, Future: Send + 'static>
+    + Clone
+    + Send,
+    Arc<AtomicUsize>,
+) {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&requests);
+    let tokens = service_fn(move |_: TokenRequest| {
+        let is_first = counted.fetch_add(1, Ordering::SeqCst) == 0;
+        async move {
+            if !is_first {
+                tokio::time::sleep(latency).await;
+            }
+            Ok(AccessToken::new("the-same")?.with_lifetime(LONG))
+        }
+    });
+    (tokens, requests)
+}
+
+#[tokio::test(start_paused = true)]
+async fn request_is_sent_once_if_the_renewal_returns_the_rejected_token() {
+    for (latency, is_held) in [
+        (Duration::from_millis(1), true),
+        (Duration::from_millis(999), true),
+        (Duration::from_millis(1001), false),
+    ] {
+        let (tokens, requests) = unchanging(latency);
+        let api = Api::accepting_none();
+        let service = ClientCredentialsLayer::new(tokens).layer(api.service());
+        service.cache().token().await.unwrap();
+
+        let results = join_all((0..100).map(|_| call(&service))).await;
+
+        assert_eq!(api.received().len(), 100, "each is sent once: {latency:?}");
+        assert_eq!(requests.load(Ordering::SeqCst), 2, "{latency:?}");
+        for result in results {
+            if is_held {
+                let response = result.unwrap();
+                assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+                assert_eq!(response.body(), rejection().body());
+                assert!(
+                    matches!(reason(&response), NotReplayed::SameToken),
+                    "{:?}",
+                    reason(&response)
+                );
+                continue;
+            }
+            let error = result.unwrap_err();
+            let error = error.downcast_ref::<Error>().unwrap();
+            assert_eq!(error.rejected_status(), Some(StatusCode::UNAUTHORIZED));
+            assert_eq!(
+                error.to_string(),
+                "API answered 401, and no other token could be had: renewal returned the access \
+                 token that the API had rejected"
+            );
+        }
+        // Other calls use the token, and the next rejection waits for the cool-down.
+        let token = service.cache().token().now_or_never().unwrap().unwrap();
+        assert_eq!(token.expose(), "the-same");
+        let response = call(&service).await.unwrap();
+        assert!(matches!(reason(&response), NotReplayed::CoolingDown));
+        assert_eq!(requests.load(Ordering::SeqCst), 2, "{latency:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_during_the_back_off_of_a_renewal_are_told_its_failure() {
+    let issuer = Issuer::new();
+    let api = Api::accepting_none();
+    let service = stack(&issuer, api.service());
+    call(&service).await.unwrap();
+    assert_eq!(issuer.requests(), 2, "a cool-down has begun");
+    advance(COOL_DOWN).await;
+    issuer.fail(Failure::Permanent);
+
+    for calls in 1..=5 {
+        let response = call(&service).await.unwrap();
+
+        let NotReplayed::RenewalFailed(error) = reason(&response) else {
+            panic!("call {calls}: {:?}", reason(&response));
+        };
+        assert!(error.is_token_service(), "call {calls}: {error}");
+        assert!(error.retry_after().is_some(), "call {calls}");
+        assert_eq!(issuer.requests(), 3);
+        advance(Duration::from_millis(100)).await;
+    }
+    let token = service.cache().token().await.unwrap();
+    assert!(matches!(
+        service.cache().reject(&token),
+        Rejection::Failing(_)
+    ));
+
+    // After the back-off, the token is renewed again although the cool-down is not over.
+    advance(SECOND).await;
+    let response = call(&service).await.unwrap();
+    assert!(matches!(reason(&response), NotReplayed::RenewalFailed(_)));
+    assert_eq!(issuer.requests(), 4);
 }
 
 #[tokio::test(start_paused = true)]
