@@ -801,7 +801,7 @@ async fn request_is_sent_once_if_the_renewal_returns_the_rejected_token() {
         (Duration::from_millis(1001), false),
     ] {
         let (tokens, requests) = unchanging(latency);
-        let api = Api::accepting_none();
+        let api = Api::accepting_none().latency(Duration::from_millis(10));
         let service = ClientCredentialsLayer::new(tokens).layer(api.service());
         service.cache().token().await.unwrap();
 
