@@ -3,15 +3,27 @@
 mod support;
 
 use std::{
-    sync::{Arc, Mutex},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime},
 };
 
-use support::{Api, Issuer, call, settle};
-use tokio::time::advance;
-use tower::Layer;
-use tower_client_credentials::{ClientCredentialsLayer, TokenCache};
+use futures_util::{FutureExt, future::join_all};
+use support::{Api, Failure, Issuer, call, request, settle};
+use tokio::{
+    runtime::Runtime,
+    time::{Instant, advance, sleep},
+};
+use tower::{Layer, Service, ServiceExt};
+use tower_client_credentials::{
+    AccessToken, ClientCredentialsLayer, Error, TokenCache, TokenCacheBuilder,
+};
 
+const SECOND: Duration = Duration::from_secs(1);
+const NANOSECOND: Duration = Duration::from_nanos(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// A wall clock that a test sets.
@@ -25,12 +37,15 @@ impl Wall {
         )))
     }
 
-    fn cache(&self, issuer: &Issuer) -> TokenCache {
+    fn builder(&self) -> TokenCacheBuilder {
         let wall = self.clone();
         TokenCache::builder()
             .jitter(0.0)
             .wall_clock(move || *wall.0.lock().unwrap())
-            .build(issuer.service())
+    }
+
+    fn cache(&self, issuer: &Issuer) -> TokenCache {
+        self.builder().build(issuer.service())
     }
 
     fn forward(&self, by: Duration) {
@@ -93,4 +108,273 @@ async fn wall_clock_that_jumps_causes_at_most_one_early_token_request() {
         }
         assert_eq!(issuer.requests(), requests, "after a jump {jump}");
     }
+}
+
+/// How soon a task notices that the wall clock was set, with timers of a millisecond.
+const NOTICED_WITHIN: Duration = Duration::from_millis(1001);
+
+/// A machine is suspended for an hour in the middle of a token request.
+#[tokio::test(start_paused = true)]
+async fn token_request_ends_within_a_second_after_the_wall_clock_passes_its_deadline() {
+    for (name, forward, ends_soon) in [
+        ("almost the deadline", 29 * SECOND, false),
+        ("the deadline", 30 * SECOND, true),
+        ("an hour", HOUR, true),
+    ] {
+        let (issuer, wall) = (Issuer::new(), Wall::new());
+        issuer.fail(Failure::Silence);
+        let limit = Duration::MAX;
+        let cache = wall
+            .builder()
+            .attempt_timeout(limit)
+            .build(issuer.service());
+        let mut waiters: Vec<_> = (0..3)
+            .map(|_| tokio_test::task::spawn(cache.token()))
+            .collect();
+        assert!(waiters.iter_mut().all(|waiter| waiter.poll().is_pending()));
+        sleep(3 * SECOND).await;
+
+        wall.forward(forward);
+        let start = Instant::now();
+        let errors = join_all(waiters).await;
+
+        let took = start.elapsed();
+        let limit = if ends_soon {
+            NOTICED_WITHIN
+        } else {
+            27 * SECOND
+        };
+        assert!(took <= limit, "{name}: {took:?}");
+        assert_eq!(took <= NOTICED_WITHIN, ends_soon, "{name}: {took:?}");
+        for error in errors {
+            let error = error.unwrap_err();
+            assert!(error.is_timeout(), "{name}: {error}");
+            assert_eq!(error.to_string(), "token service did not answer within 30s");
+        }
+        assert_eq!(issuer.requests(), 1, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempt_ends_within_a_second_after_the_wall_clock_passes_its_limit() {
+    for (name, forward, ends_soon) in [
+        ("almost the limit", 9 * SECOND, false),
+        ("the limit", 10 * SECOND, true),
+        ("more than the limit", 25 * SECOND, true),
+    ] {
+        let (issuer, wall) = (Issuer::new(), Wall::new());
+        issuer.fail(Failure::Silence);
+        let builder = wall.builder().retry_backoff(Duration::ZERO);
+        let cache = builder.build(issuer.service());
+        let mut waiter = tokio_test::task::spawn(cache.token());
+        assert!(waiter.poll().is_pending());
+        sleep(3 * SECOND).await;
+        issuer.fail(None);
+
+        wall.forward(forward);
+        let start = Instant::now();
+        let token = waiter.await.unwrap();
+
+        assert_eq!(token.expose(), "token-2", "{name}");
+        let took = start.elapsed();
+        assert_eq!(took <= NOTICED_WITHIN, ends_soon, "{name}: {took:?}");
+        assert!(took <= 7 * SECOND + Duration::from_millis(2), "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn wall_clock_that_is_set_back_extends_no_token_request() {
+    let (issuer, wall) = (Issuer::new(), Wall::new());
+    issuer.fail(Failure::Silence);
+    let cache = wall.cache(&issuer);
+    let start = Instant::now();
+    let mut waiter = tokio_test::task::spawn(cache.token());
+    assert!(waiter.poll().is_pending());
+    sleep(3 * SECOND).await;
+
+    wall.back(HOUR);
+    let error = waiter.await.unwrap_err();
+
+    assert!(error.is_timeout(), "{error}");
+    assert_eq!(start.elapsed(), 30 * SECOND);
+    assert_eq!(issuer.requests(), 3, "each attempt has its own limit");
+}
+
+/// The wall clock is wrong, and no other token can be had. The API still accepts the token.
+#[tokio::test(start_paused = true)]
+async fn token_serves_until_its_end_if_only_the_wall_clock_says_that_it_expired() {
+    for failure in [Failure::Transient, Failure::Permanent] {
+        let (issuer, wall, api) = (Issuer::new(), Wall::new(), Api::accepting_all());
+        let service = ClientCredentialsLayer::with_cache(wall.cache(&issuer)).layer(api.service());
+        call(&service).await.unwrap();
+        let end = Instant::now() + 1800 * SECOND;
+        issuer.fail(failure);
+
+        wall.forward(HOUR);
+        while end - Instant::now() > 20 * SECOND {
+            call(&service).await.unwrap();
+            assert_eq!(service.cache().token().await.unwrap().expose(), "token-1");
+            advance(10 * SECOND).await;
+        }
+        // Fails without a pause, before the token ends.
+        issuer.fail(Failure::Permanent);
+        advance(end - Instant::now() - NANOSECOND).await;
+        call(&service).await.unwrap();
+        advance(NANOSECOND).await;
+        let error = call(&service).await.unwrap_err();
+
+        assert!(error.downcast::<Error>().unwrap().is_token_service());
+        assert!(service.cache().token().await.is_err());
+        assert!(api.tokens().iter().all(|token| token == "token-1"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_that_only_the_wall_clock_ended_is_replaced_once_that_is_possible() {
+    let (issuer, wall) = (Issuer::new(), Wall::new());
+    let cache = wall.cache(&issuer);
+    cache.token().await.unwrap();
+    issuer.fail(Failure::Permanent);
+    wall.forward(HOUR);
+    assert_eq!(cache.token().await.unwrap().expose(), "token-1");
+
+    issuer.fail(None);
+    advance(2 * SECOND).await;
+
+    assert_eq!(cache.token().await.unwrap().expose(), "token-3");
+}
+
+/// A wall clock that panics while a test says so, and in the tasks of token requests only if it says
+/// that, too.
+#[derive(Clone, Default)]
+struct Panicking {
+    in_calls: Arc<AtomicBool>,
+    in_tasks: Arc<AtomicBool>,
+}
+
+impl Panicking {
+    fn cache(&self, issuer: &Issuer) -> TokenCache {
+        let clock = self.clone();
+        TokenCache::builder()
+            .wall_clock(move || {
+                let is_task = tokio::task::try_id().is_some();
+                let panics = if is_task {
+                    &clock.in_tasks
+                } else {
+                    &clock.in_calls
+                };
+                assert!(!panics.load(Ordering::SeqCst), "the clock is broken");
+                SystemTime::UNIX_EPOCH + 1_000_000 * HOUR
+            })
+            .build(issuer.service())
+    }
+}
+
+/// Returns the message of the panic in `call`.
+fn panic_of<T>(call: impl FnOnce() -> T) -> String {
+    let payload = catch_unwind(AssertUnwindSafe(call)).map(drop).unwrap_err();
+    let text = payload.downcast_ref::<&str>().copied();
+    text.unwrap_or_default().to_owned()
+}
+
+#[tokio::test(start_paused = true)]
+async fn panic_of_the_wall_clock_in_a_call_reaches_the_caller() {
+    let (issuer, clock, api) = (Issuer::new(), Panicking::default(), Api::accepting_all());
+    let cache = clock.cache(&issuer);
+    let mut service = ClientCredentialsLayer::with_cache(cache.clone()).layer(api.service());
+    let mut waiting = tokio_test::task::spawn(service.clone().oneshot(request()));
+    assert!(waiting.poll().is_pending());
+    settle().await;
+
+    clock.in_calls.store(true, Ordering::SeqCst);
+    let broken = "the clock is broken";
+    assert_eq!(panic_of(|| waiting.poll()), broken, "a call that waits");
+    drop(waiting);
+    assert_eq!(panic_of(|| service.call(request())), broken, "a call");
+    assert_eq!(panic_of(|| cache.token().now_or_never()), broken);
+    let stranger = AccessToken::new("stranger").unwrap();
+    assert_eq!(panic_of(|| cache.reject(&stranger)), broken);
+    cache.reset();
+
+    clock.in_calls.store(false, Ordering::SeqCst);
+    call(&service).await.unwrap();
+    service.call(request()).await.unwrap();
+    assert_eq!(api.tokens(), ["token-2"; 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn panic_of_the_wall_clock_in_a_token_request_is_its_error() {
+    for while_waiting in [false, true] {
+        let (issuer, clock) = (Issuer::new(), Panicking::default());
+        let cache = clock.cache(&issuer.clone().latency(5 * SECOND));
+        if !while_waiting {
+            clock.in_tasks.store(true, Ordering::SeqCst);
+        }
+        let mut waiters: Vec<_> = (0..3)
+            .map(|_| tokio_test::task::spawn(cache.token()))
+            .collect();
+        assert!(waiters.iter_mut().all(|waiter| waiter.poll().is_pending()));
+        settle().await;
+        clock.in_tasks.store(true, Ordering::SeqCst);
+
+        for error in join_all(waiters).await {
+            let error = error.unwrap_err();
+            assert!(error.is_configuration(), "{error}");
+            assert_eq!(error.to_string(), "wall clock of the token cache panicked");
+        }
+
+        // The back-off applies, and then there is another token request.
+        let requests = issuer.requests();
+        assert_eq!(requests, usize::from(while_waiting));
+        clock.in_tasks.store(false, Ordering::SeqCst);
+        let error = cache.token().await.unwrap_err();
+        assert!(error.is_configuration(), "{error}");
+        assert_eq!(issuer.requests(), requests);
+        advance(error.retry_after().unwrap()).await;
+        cache.token().await.unwrap();
+        assert_eq!(issuer.requests(), requests + 1);
+    }
+}
+
+/// A second panic while the first one unwinds would abort the process of all tests.
+#[test]
+fn wall_clock_that_panics_while_a_token_request_is_dropped_aborts_nothing() {
+    for keep_warm in [false, true] {
+        for unwinding in [false, true] {
+            let (issuer, clock) = (Issuer::new(), Panicking::default());
+            issuer.fail((!keep_warm).then_some(Failure::Silence));
+            let cache = clock.cache(&issuer);
+            let runtime = paused_runtime();
+            let _guard = (!unwinding).then(|| runtime.enter());
+            let mut caller = tokio_test::task::spawn(cache.token());
+            runtime.block_on(async {
+                assert!(caller.poll().is_pending());
+                settle().await;
+            });
+            clock.in_calls.store(true, Ordering::SeqCst);
+            clock.in_tasks.store(true, Ordering::SeqCst);
+
+            if unwinding {
+                let message = panic_of(move || {
+                    let _dropped_while_unwinding = (caller, runtime);
+                    panic!("on purpose");
+                });
+                assert_eq!(message, "on purpose");
+            } else {
+                drop(_guard);
+                drop(runtime);
+                drop(caller);
+            }
+
+            clock.in_calls.store(false, Ordering::SeqCst);
+            clock.in_tasks.store(false, Ordering::SeqCst);
+            issuer.fail(None);
+            paused_runtime().block_on(cache.token()).unwrap();
+        }
+    }
+}
+
+fn paused_runtime() -> Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_time().start_paused(true).build().unwrap()
 }

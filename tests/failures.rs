@@ -6,18 +6,25 @@ use std::{
     error::Error as _,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
+use bytes::Bytes;
 use futures_util::future::join_all;
+use http::{Request, Response};
+use http_body_util::Full;
 use support::{Api, Failure, Issuer, call, settle, stack};
 use tokio::time::{Instant, advance};
-use tower::{BoxError, service_fn};
-use tower_client_credentials::{AccessToken, Error, TokenCache, TokenRequest};
+use tower::{BoxError, Service, service_fn};
+use tower_client_credentials::{
+    AccessToken, ClientAuth, Error, TokenCache, TokenEndpoint, TokenRequest,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
+const NANOSECOND: Duration = Duration::from_nanos(1);
 
 /// A cache whose token service answers by the number of the attempt, and the times of the attempts.
 fn scripted(
@@ -240,6 +247,283 @@ async fn timeout_has_the_error_of_the_previous_attempt_as_its_source() {
     let last = error.source().unwrap();
     assert_eq!(last.to_string(), "token service failed");
     assert_eq!(last.source().unwrap().to_string(), "connection refused");
+}
+
+/// A token service whose first `silent` attempts get no answer. Counts its attempts.
+fn silent_at_first(
+    silent: usize,
+) -> (
+    impl Service<TokenRequest, Response = AccessToken, Error = BoxError, Future: Send + 'static>
+    + Clone
+    + Send,
+    Arc<AtomicUsize>,
+) {
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&attempts);
+    let tokens = service_fn(move |_: TokenRequest| {
+        let attempt = counted.fetch_add(1, Ordering::SeqCst) + 1;
+        async move {
+            if attempt <= silent {
+                std::future::pending::<()>().await;
+            }
+            token(attempt)
+        }
+    });
+    (tokens, attempts)
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempt_without_an_answer_is_followed_by_another_one() {
+    // Pauses of up to 200 and 400 ms, which timers extend by a millisecond.
+    for (name, silent, timeout, shortest, longest) in [
+        ("one silent attempt", 1, None, 10_000, 10_201),
+        ("two silent attempts", 2, None, 20_000, 20_602),
+        ("a limit of two seconds", 1, Some(2 * SECOND), 2_000, 2_201),
+        (
+            "two attempts with a limit",
+            2,
+            Some(2 * SECOND),
+            4_000,
+            4_602,
+        ),
+    ] {
+        let (tokens, attempts) = silent_at_first(silent);
+        let mut builder = TokenCache::builder();
+        if let Some(timeout) = timeout {
+            builder = builder.attempt_timeout(timeout);
+        }
+        let cache = builder.build(tokens);
+        let start = Instant::now();
+
+        let answers = join_all((0..10).map(|_| cache.token())).await;
+
+        let took = start.elapsed();
+        let expected = Duration::from_millis(shortest)..=Duration::from_millis(longest);
+        assert!(expected.contains(&took), "{name}: {took:?}");
+        assert_eq!(attempts.load(Ordering::SeqCst), silent + 1, "{name}");
+        for answer in answers {
+            let token = answer.unwrap();
+            assert_eq!(token.expose(), format!("token-{}", silent + 1), "{name}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_of_an_attempt_without_an_answer_says_how_long_it_took() {
+    let minute = 60 * SECOND;
+    for (name, deadline, attempt_timeout, max_attempts, text) in [
+        ("the only attempt", 30 * SECOND, 2 * SECOND, 1, "2s"),
+        ("the last attempt", 30 * SECOND, 2 * SECOND, 3, "2s"),
+        ("the deadline", 5 * SECOND, 2 * SECOND, 10, "5s"),
+        ("a longer limit", 5 * SECOND, minute, 3, "5s"),
+        ("no limit", 5 * SECOND, Duration::MAX, 3, "5s"),
+        (
+            "no time at all",
+            5 * SECOND,
+            Duration::ZERO,
+            1,
+            "less than 1ms",
+        ),
+    ] {
+        let (tokens, _) = silent_at_first(usize::MAX);
+        let cache = TokenCache::builder()
+            .deadline(deadline)
+            .attempt_timeout(attempt_timeout)
+            .max_attempts(max_attempts)
+            .build(tokens);
+        let start = Instant::now();
+
+        let error = cache.token().await.unwrap_err();
+
+        assert!(error.is_timeout() && error.is_transient(), "{name}");
+        assert_eq!(
+            error.to_string(),
+            format!("token service did not answer within {text}"),
+            "{name}"
+        );
+        assert!(error.source().is_none(), "{name}");
+        let took = start.elapsed();
+        assert!(took <= deadline.min(10 * SECOND), "{name}: {took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_after_an_attempt_without_an_answer_is_that_of_the_last_attempt() {
+    let attempts = Arc::new(AtomicUsize::new(0));
+    let cache = TokenCache::builder()
+        .max_attempts(2)
+        .build(service_fn(move |_: TokenRequest| {
+            let attempt = attempts.fetch_add(1, Ordering::SeqCst) + 1;
+            async move {
+                if attempt == 1 {
+                    std::future::pending::<()>().await;
+                }
+                Err::<AccessToken, BoxError>("connection refused".into())
+            }
+        }));
+
+    let error = cache.token().await.unwrap_err();
+
+    assert!(error.is_token_service(), "{error}");
+    assert_eq!(error.source().unwrap().to_string(), "connection refused");
+}
+
+/// A token endpoint that answers with `status` and `Retry-After` for a while. The times of its
+/// requests are noted.
+fn endpoint(
+    status: u16,
+    retry_after: &'static str,
+    failures: usize,
+    body: &'static str,
+) -> (TokenCache, Arc<Mutex<Vec<Instant>>>) {
+    let requests: Arc<Mutex<Vec<Instant>>> = Arc::default();
+    let noted = Arc::clone(&requests);
+    let http = service_fn(move |_: Request<Full<Bytes>>| {
+        let mut noted = noted.lock().unwrap();
+        noted.push(Instant::now());
+        let response = if noted.len() <= failures {
+            let failure = Response::builder().status(status);
+            failure.header("retry-after", retry_after).body(body)
+        } else {
+            let token = r#"{"access_token":"token-1","token_type":"Bearer","expires_in":1800}"#;
+            Response::builder().body(token)
+        };
+        let response = response.unwrap().map(|body| Full::new(Bytes::from(body)));
+        async { Ok::<_, BoxError>(response) }
+    });
+    let auth = ClientAuth::client_secret_basic("my-client", "s3cret");
+    let tokens = TokenEndpoint::new(http, "https://auth.example/token", auth).unwrap();
+    (TokenCache::new(tokens), requests)
+}
+
+/// Some servers send a Unix time, or milliseconds.
+#[tokio::test(start_paused = true)]
+async fn implausible_retry_after_of_a_token_endpoint_delays_nothing() {
+    for retry_after in ["1764324000", "30000", "3600", "301", "18446744073709551615"] {
+        // Over at once: the next attempt of the same token request gets the token.
+        let (cache, requests) = endpoint(503, retry_after, 1, "");
+        let start = Instant::now();
+        cache.token().await.unwrap();
+        assert!(start.elapsed() <= Duration::from_millis(201));
+        assert_eq!(requests.lock().unwrap().len(), 2, "{retry_after}");
+
+        // Over after the last attempt: the next token request follows the back-off.
+        let (cache, requests) = endpoint(503, retry_after, 3, "");
+        let error = cache.token().await.unwrap_err();
+        let pause = error.retry_after().unwrap();
+        assert!(pause <= SECOND.mul_f64(1.2), "{retry_after}: {pause:?}");
+        advance(pause).await;
+        cache.token().await.unwrap();
+        assert_eq!(requests.lock().unwrap().len(), 4, "{retry_after}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn plausible_retry_after_of_a_token_endpoint_is_obeyed() {
+    for (retry_after, pause) in [("300", 300), ("60", 60)] {
+        let (cache, requests) = endpoint(503, retry_after, 1, "");
+
+        let error = cache.token().await.unwrap_err();
+
+        let left = error.retry_after().unwrap();
+        let expected = pause * SECOND..=pause * SECOND * 3 / 2;
+        assert!(expected.contains(&left), "{retry_after}: {left:?}");
+        advance(left - NANOSECOND).await;
+        cache.token().await.unwrap_err();
+        assert_eq!(requests.lock().unwrap().len(), 1, "{retry_after}");
+        advance(NANOSECOND).await;
+        cache.token().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_of_a_permanent_error_is_ignored() {
+    let wrong = r#"{"error":"invalid_client"}"#;
+    for (status, body) in [(401, wrong), (400, wrong), (403, ""), (401, "")] {
+        let (cache, requests) = endpoint(status, "200", 1, body);
+
+        let error = cache.token().await.unwrap_err();
+
+        assert!(!error.is_transient(), "{status}: {error}");
+        let pause = error.retry_after().unwrap();
+        assert!(pause <= SECOND.mul_f64(1.2), "{status}: {pause:?}");
+        advance(pause).await;
+        cache.token().await.unwrap();
+        assert_eq!(requests.lock().unwrap().len(), 2, "{status}");
+    }
+}
+
+/// A server that refuses too many requests gets no second one without a pause that it asked for.
+#[tokio::test(start_paused = true)]
+async fn too_many_requests_are_retried_only_after_a_plausible_pause() {
+    for (retry_after, attempts) in [("2", 2), ("301", 1), ("1764324000", 1), ("soon", 1)] {
+        let (cache, requests) = endpoint(429, retry_after, 1, "");
+        let start = Instant::now();
+
+        let answer = cache.token().await;
+
+        assert_eq!(requests.lock().unwrap().len(), attempts, "{retry_after}");
+        match attempts {
+            1 => {
+                let pause = answer.unwrap_err().retry_after().unwrap();
+                assert!(pause <= SECOND.mul_f64(1.2), "{retry_after}: {pause:?}");
+            }
+            _ => {
+                answer.unwrap();
+                let took = start.elapsed();
+                assert!(took >= 2 * SECOND && took <= 4 * SECOND, "{took:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn reset_ends_a_cool_down() {
+    let issuer = Issuer::new();
+    let service = stack(&issuer, Api::accepting_none().service());
+    call(&service).await.unwrap();
+    call(&service).await.unwrap();
+    assert_eq!(issuer.requests(), 2, "the second call is in the cool-down");
+
+    service.cache().reset();
+    call(&service).await.unwrap();
+
+    // Another first token, and its renewal.
+    assert_eq!(issuer.requests(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reset_leaves_a_token_request_to_its_waiters() {
+    for fails in [false, true] {
+        let issuer = Issuer::new().latency(4 * SECOND);
+        let cache = issuer.cache();
+        let mut before = tokio_test::task::spawn(cache.token());
+        assert!(before.poll().is_pending());
+        settle().await;
+        issuer.fail(fails.then_some(Failure::Permanent));
+
+        advance(SECOND).await;
+        cache.reset();
+        let mut after = tokio_test::task::spawn(cache.token());
+        assert!(after.poll().is_pending());
+        settle().await;
+        assert_eq!(issuer.requests(), 2, "the next caller starts another");
+        advance(3 * SECOND).await;
+        settle().await;
+        let Poll::Ready(answer) = before.poll() else {
+            panic!("the first token request has ended");
+        };
+        assert!(after.poll().is_pending());
+        issuer.fail(None);
+
+        match answer {
+            Ok(token) => assert_eq!((token.expose(), fails), ("token-1", false)),
+            Err(error) => assert!(fails && error.is_token_service(), "{error}"),
+        }
+        // Neither its token nor its failure is kept.
+        assert_eq!(after.await.unwrap().expose(), "token-2");
+        assert_eq!(cache.token().await.unwrap().expose(), "token-2");
+    }
 }
 
 #[tokio::test(start_paused = true)]
