@@ -4,7 +4,7 @@ mod support;
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
@@ -15,7 +15,9 @@ use futures_util::FutureExt;
 use support::{Api, Failure, Issuer, LONG, call, request, settle, stack};
 use tokio::time::{Instant, advance, sleep};
 use tower::{BoxError, Layer, Service, service_fn};
-use tower_client_credentials::{AccessToken, ClientCredentialsLayer, TokenCache, TokenRequest};
+use tower_client_credentials::{
+    AccessToken, ClientCredentialsLayer, Error, TokenCache, TokenRequest,
+};
 
 const NANOSECOND: Duration = Duration::from_nanos(1);
 
@@ -308,6 +310,165 @@ async fn failed_refresh_does_not_affect_calls_until_the_token_expires() {
     // The back-off is 1, 2, 4 ... 60 s: about ten token requests of three attempts in five minutes.
     let requests = issuer.requests();
     assert!((20..=36).contains(&requests), "{requests}");
+}
+
+/// Name, stated lifetime, when the call is made, and whether it is served. Lifetimes that aren't
+/// stated are assumed to be five minutes.
+const LAST_RESORTS: &[(&str, Option<u64>, Duration, bool)] = &[
+    ("at the expiry", Some(1800), EXPIRED_AT, true),
+    (
+        "just before the end",
+        Some(1800),
+        Duration::from_nanos(1_800_000_000_000 - 1),
+        true,
+    ),
+    ("at the end", Some(1800), LONG, false),
+    (
+        "an hour later",
+        Some(1800),
+        Duration::from_secs(5400),
+        false,
+    ),
+    (
+        "at the expiry of ten seconds",
+        Some(10),
+        Duration::from_secs(9),
+        true,
+    ),
+    (
+        "just before the end of ten seconds",
+        Some(10),
+        Duration::from_nanos(10_000_000_000 - 1),
+        true,
+    ),
+    (
+        "at the end of ten seconds",
+        Some(10),
+        Duration::from_secs(10),
+        false,
+    ),
+    (
+        "at the expiry of an assumed lifetime",
+        None,
+        Duration::from_secs(290),
+        true,
+    ),
+    (
+        "just before the end of an assumed lifetime",
+        None,
+        Duration::from_nanos(300_000_000_000 - 1),
+        true,
+    ),
+    (
+        "at the end of an assumed lifetime",
+        None,
+        Duration::from_secs(300),
+        false,
+    ),
+];
+
+/// The API may accept a token until its stated end. The margin before that is for clocks that differ.
+#[tokio::test(start_paused = true)]
+async fn token_that_cannot_be_replaced_serves_until_its_stated_end() {
+    for &(name, lifetime, called_at, is_served) in LAST_RESORTS {
+        for in_back_off in [false, true] {
+            let issuer = Issuer::new().lifetime(lifetime.map(Duration::from_secs));
+            let api = Api::accepting_all();
+            let cache = without_jitter(&issuer);
+            let service = ClientCredentialsLayer::with_cache(cache.clone()).layer(api.service());
+            call(&service).await.unwrap();
+            issuer.fail(Failure::Permanent);
+            // The first of the two calls sends the token request.
+            let calls = 1 + usize::from(in_back_off);
+            advance(called_at).await;
+
+            for number in 0..calls {
+                let name = format!("{name}, call {number}");
+                let result = call(&service).await;
+                assert_eq!(result.is_ok(), is_served, "{name}");
+                if let Err(error) = result {
+                    let error = error.downcast_ref::<Error>().unwrap();
+                    assert!(error.is_token_service(), "{name}: {error}");
+                }
+                let token = cache.token().await;
+                assert_eq!(token.is_ok(), is_served, "{name}");
+                assert_eq!(issuer.requests(), 2, "{name}");
+            }
+            let sent = 1 + if is_served { calls } else { 0 };
+            assert_eq!(api.tokens(), vec!["token-1"; sent], "{name}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_that_the_api_rejected_is_no_last_resort() {
+    let issuer = Issuer::new();
+    let cache = without_jitter(&issuer);
+    let token = cache.token().await.unwrap();
+    issuer.fail(Failure::Permanent);
+    advance(EXPIRED_AT - Duration::from_secs(1)).await;
+    cache.reject(&token);
+    assert_eq!(cache.token().await.unwrap().expose(), "token-1");
+
+    advance(Duration::from_secs(1)).await;
+
+    assert!(cache.token().await.unwrap_err().is_token_service());
+}
+
+/// The call itself saw the rejection of the token, which expired meanwhile.
+#[tokio::test(start_paused = true)]
+async fn token_is_no_last_resort_for_the_call_that_it_was_rejected_for() {
+    let issuer = Issuer::new();
+    let api = Api::accepting_none().latency(Duration::from_millis(500));
+    let service = ClientCredentialsLayer::with_cache(without_jitter(&issuer)).layer(api.service());
+    service.cache().token().await.unwrap();
+    issuer.fail(Failure::Permanent);
+    advance(EXPIRED_AT - NANOSECOND).await;
+
+    let response = call(&service).await.unwrap();
+
+    assert_eq!(response.status(), http::StatusCode::UNAUTHORIZED);
+    assert_eq!(api.tokens(), ["token-1"]);
+}
+
+/// The scope of the tokens of a service, whose memory shows how long each token is kept.
+#[tokio::test(start_paused = true)]
+async fn keep_warm_releases_a_rejected_token_when_its_renewal_has_landed() {
+    for is_kept_warm in [true, false] {
+        let scopes: Arc<Mutex<Vec<Weak<str>>>> = Arc::default();
+        let noted = Arc::clone(&scopes);
+        let tokens = service_fn(move |_: TokenRequest| {
+            let scope: Arc<str> = Arc::from("orders.read");
+            let mut noted = noted.lock().unwrap();
+            noted.push(Arc::downgrade(&scope));
+            let token = AccessToken::new(format!("token-{}", noted.len()));
+            async move { Ok::<_, BoxError>(token?.with_scope(scope).with_lifetime(LONG)) }
+        });
+        let builder = TokenCache::builder().jitter(0.0);
+        let cache = match is_kept_warm {
+            true => builder.keep_warm().build(tokens),
+            false => builder.build(tokens),
+        };
+        let kept = || {
+            let scopes = scopes.lock().unwrap();
+            let kept = scopes.iter().map(|scope| scope.strong_count() > 0);
+            kept.collect::<Vec<_>>()
+        };
+
+        let token = cache.token().await.unwrap();
+        cache.reject(&token);
+        drop(token);
+        assert_eq!(kept(), [true]);
+        cache.token().await.unwrap();
+        settle().await;
+
+        assert_eq!(kept(), [false, true], "kept warm: {is_kept_warm}");
+        let tasks = tokio::runtime::Handle::current().metrics();
+        assert_eq!(tasks.num_alive_tasks() > 0, is_kept_warm);
+        drop(cache);
+        settle().await;
+        assert_eq!(kept(), [false, false]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -253,20 +253,22 @@ struct Panicking {
 }
 
 impl Panicking {
-    fn cache(&self, issuer: &Issuer) -> TokenCache {
+    fn builder(&self) -> TokenCacheBuilder {
         let clock = self.clone();
-        TokenCache::builder()
-            .wall_clock(move || {
-                let is_task = tokio::task::try_id().is_some();
-                let panics = if is_task {
-                    &clock.in_tasks
-                } else {
-                    &clock.in_calls
-                };
-                assert!(!panics.load(Ordering::SeqCst), "the clock is broken");
-                SystemTime::UNIX_EPOCH + 1_000_000 * HOUR
-            })
-            .build(issuer.service())
+        TokenCache::builder().wall_clock(move || {
+            let is_task = tokio::task::try_id().is_some();
+            let panics = if is_task {
+                &clock.in_tasks
+            } else {
+                &clock.in_calls
+            };
+            assert!(!panics.load(Ordering::SeqCst), "the clock is broken");
+            SystemTime::UNIX_EPOCH + 1_000_000 * HOUR
+        })
+    }
+
+    fn cache(&self, issuer: &Issuer) -> TokenCache {
+        self.builder().build(issuer.service())
     }
 }
 
@@ -339,31 +341,30 @@ async fn panic_of_the_wall_clock_in_a_token_request_is_its_error() {
 /// A second panic while the first one unwinds would abort the process of all tests.
 #[test]
 fn wall_clock_that_panics_while_a_token_request_is_dropped_aborts_nothing() {
-    for keep_warm in [false, true] {
+    for (name, is_answered) in [("token request", false), ("keep-warm task", true)] {
         for unwinding in [false, true] {
             let (issuer, clock) = (Issuer::new(), Panicking::default());
-            issuer.fail((!keep_warm).then_some(Failure::Silence));
-            let cache = clock.cache(&issuer);
+            issuer.fail((!is_answered).then_some(Failure::Silence));
+            let cache = clock.builder().keep_warm().build(issuer.service());
             let runtime = paused_runtime();
-            let _guard = (!unwinding).then(|| runtime.enter());
             let mut caller = tokio_test::task::spawn(cache.token());
             runtime.block_on(async {
                 assert!(caller.poll().is_pending());
                 settle().await;
             });
+            assert_eq!(caller.is_woken(), is_answered, "{name}");
+            assert_eq!(runtime.metrics().num_alive_tasks(), 1, "{name}");
             clock.in_calls.store(true, Ordering::SeqCst);
             clock.in_tasks.store(true, Ordering::SeqCst);
 
             if unwinding {
                 let message = panic_of(move || {
-                    let _dropped_while_unwinding = (caller, runtime);
+                    let _dropped_while_unwinding = (runtime, caller);
                     panic!("on purpose");
                 });
-                assert_eq!(message, "on purpose");
+                assert_eq!(message, "on purpose", "{name}");
             } else {
-                drop(_guard);
-                drop(runtime);
-                drop(caller);
+                drop((runtime, caller));
             }
 
             clock.in_calls.store(false, Ordering::SeqCst);

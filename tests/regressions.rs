@@ -257,6 +257,46 @@ async fn short_lived_tokens_never_cause_a_loop_however_late_the_service_becomes_
     );
 }
 
+/// A token that cannot be replaced is used until its stated end, even if the service is not ready.
+#[tokio::test(start_paused = true)]
+async fn last_resort_is_sent_before_its_stated_end_however_late_the_service_becomes_ready() {
+    for (name, called_at, ready_after, is_sent) in [
+        ("ready at once", 1790, Duration::ZERO, true),
+        ("ready before the end", 1790, 9 * SECOND, true),
+        ("ready at the end", 1790, 10 * SECOND, false),
+        ("ready after the end", 1795, 9 * SECOND, false),
+    ] {
+        let issuer = Issuer::new();
+        let api = Api::accepting_all();
+        let slow = Slow {
+            inner: api.service(),
+            ready_after,
+            waiting: None,
+        };
+        let cache = TokenCache::builder().jitter(0.0).build(issuer.service());
+        let mut service = ClientCredentialsLayer::with_cache(cache.clone()).layer(slow);
+        cache.token().await.unwrap();
+        let end = Instant::now() + LONG;
+        issuer.fail(Failure::Permanent);
+        // The service of the call becomes ready once before, and once while the call waits.
+        advance(called_at * SECOND - ready_after).await;
+        service.ready().await.unwrap();
+        let left = end - LONG + called_at * SECOND - Instant::now();
+        advance(left).await;
+
+        let result = timeout(60 * SECOND, service.call(request())).await;
+
+        let result = result.expect("the call returns");
+        assert_eq!(result.is_ok(), is_sent, "{name}");
+        let sent = if is_sent { 1 } else { 0 };
+        assert_eq!(api.tokens(), vec!["token-1"; sent], "{name}");
+        if let Err(error) = result {
+            let error = error.downcast_ref::<Error>().unwrap();
+            assert!(error.is_token_service(), "{name}: {error}");
+        }
+    }
+}
+
 /// Moves the paused clock without running any task, as if nobody drove the runtime meanwhile.
 fn pass_undriven(runtime: &Runtime, time: Duration) {
     runtime.block_on(async { assert!(advance(time).now_or_never().is_none()) });
