@@ -5,9 +5,10 @@ mod support;
 use std::{
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -15,9 +16,9 @@ use futures_util::{FutureExt, future::join_all};
 use support::{Api, Failure, Issuer, LONG, call, settle, stack};
 use tokio::{
     runtime::{Builder, Handle, Runtime},
-    time::{Instant, advance, timeout},
+    time::{Instant, advance, sleep, timeout},
 };
-use tower::{BoxError, service_fn};
+use tower::{BoxError, Service, service_fn};
 use tower_client_credentials::{AccessToken, TokenCache, TokenRequest};
 
 const LATENCY: Duration = Duration::from_millis(80);
@@ -294,72 +295,248 @@ fn cached_token_needs_no_runtime() {
     assert_eq!(token.expose(), "token-1");
 }
 
-/// The token service and the waker call the cache, and would wait forever for a lock that is held.
-#[test]
-fn no_user_code_runs_under_a_lock_when_a_service_is_polled_or_a_waker_is_woken() {
+/// Runs `calls` on a thread of its own, because calls that wait for a lock that is held never end.
+fn returns_in_time(calls: impl FnOnce() + Send + 'static) {
     let (done, finished) = mpsc::channel();
-    std::thread::spawn(move || {
-        runtime().block_on(reenter());
-        done.send(()).unwrap();
+    let thread = std::thread::spawn(move || {
+        calls();
+        let _ = done.send(());
     });
-
-    finished
-        .recv_timeout(HANGING)
-        .expect("the cache waits for its own lock");
+    let result = finished.recv_timeout(HANGING);
+    assert_ne!(
+        result,
+        Err(mpsc::RecvTimeoutError::Timeout),
+        "the cache waits for its own lock"
+    );
+    thread.join().unwrap();
 }
 
-async fn reenter() {
-    let slot: Arc<OnceLock<TokenCache>> = Arc::default();
-    let is_reentered = Arc::new(AtomicBool::new(false));
-    let reentering = {
-        let (slot, is_reentered) = (slot.clone(), is_reentered.clone());
-        service_fn(move |_: TokenRequest| {
-            touch(slot.get().unwrap());
-            let (slot, is_reentered) = (slot.clone(), is_reentered.clone());
-            async move {
-                touch(slot.get().unwrap());
-                is_reentered.store(true, Ordering::SeqCst);
-                tokio::task::yield_now().await;
-                touch(slot.get().unwrap());
-                Ok::<_, BoxError>(AccessToken::new("token-1")?.with_lifetime(LONG))
-            }
-        })
-    };
-    let cache = slot.get_or_init(|| TokenCache::new(reentering)).clone();
-
-    let is_woken = Arc::new(ReenteringWaker {
-        cache: cache.clone(),
-        is_woken: AtomicBool::new(false),
-    });
-    let waker = std::task::Waker::from(is_woken.clone());
-    let mut waiting = Box::pin(cache.token());
-    let mut cx = std::task::Context::from_waker(&waker);
-    assert!(waiting.as_mut().poll(&mut cx).is_pending());
-    settle().await;
-
-    assert!(is_woken.is_woken.load(Ordering::SeqCst));
-    assert!(is_reentered.load(Ordering::SeqCst));
-    assert!(waiting.as_mut().poll(&mut cx).is_ready());
+/// Calls a cache when it is cloned, and when it is dropped.
+struct Reentering {
+    cache: Arc<OnceLock<TokenCache>>,
+    times: Arc<AtomicUsize>,
 }
 
-struct ReenteringWaker {
-    cache: TokenCache,
-    is_woken: AtomicBool,
-}
+impl Reentering {
+    fn new() -> Self {
+        Self {
+            cache: Arc::default(),
+            times: Arc::default(),
+        }
+    }
 
-impl std::task::Wake for ReenteringWaker {
-    fn wake(self: Arc<Self>) {
-        touch(&self.cache);
-        self.is_woken.store(true, Ordering::SeqCst);
+    /// Another one for the same cache.
+    fn another(&self) -> Self {
+        Self {
+            cache: Arc::clone(&self.cache),
+            times: Arc::clone(&self.times),
+        }
+    }
+
+    /// Makes the cache take every lock that a caller can make it take.
+    fn touch(&self) {
+        self.times.fetch_add(1, Ordering::SeqCst);
+        let Some(cache) = self.cache.get() else {
+            return;
+        };
+        let stranger = AccessToken::new("stranger").unwrap();
+        cache.reject(&stranger);
+        let _ = format!("{cache:?}");
+        if let Some(Ok(current)) = cache.token().now_or_never() {
+            cache.reject(&current);
+        }
+        let _ = cache.token().now_or_never();
+    }
+
+    /// How often the cache was called since the last time.
+    fn times(&self) -> usize {
+        self.times.swap(0, Ordering::SeqCst)
     }
 }
 
-/// Makes the cache take every lock that a caller can make it take.
-fn touch(cache: &TokenCache) {
-    let stranger = AccessToken::new("stranger").unwrap();
-    cache.reject(&stranger);
-    let _ = format!("{cache:?}");
-    let _ = cache.token().now_or_never();
+impl Clone for Reentering {
+    fn clone(&self) -> Self {
+        self.touch();
+        self.another()
+    }
+}
+
+impl Drop for Reentering {
+    fn drop(&mut self) {
+        self.touch();
+    }
+}
+
+impl std::fmt::Debug for Reentering {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an error that calls the cache when it is dropped")
+    }
+}
+
+impl std::fmt::Display for Reentering {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(self, f)
+    }
+}
+
+impl std::error::Error for Reentering {}
+
+impl std::task::Wake for Reentering {
+    fn wake(self: Arc<Self>) {
+        self.touch();
+    }
+}
+
+#[test]
+fn no_user_code_runs_under_a_lock_when_a_service_is_cloned_called_polled_or_dropped() {
+    returns_in_time(|| {
+        let reentering = Reentering::new();
+        let held = reentering.another();
+        let tokens = service_fn(move |_: TokenRequest| {
+            held.touch();
+            let future = held.another();
+            async move {
+                future.touch();
+                tokio::task::yield_now().await;
+                future.touch();
+                Ok::<_, BoxError>(AccessToken::new("token-1")?.with_lifetime(LONG))
+            }
+        });
+        let service = Cloned(tokens, reentering.another());
+        let cache = reentering.cache.get_or_init(|| TokenCache::new(service));
+
+        runtime().block_on(async {
+            cache.token().await.unwrap();
+            assert!(reentering.times() >= 6);
+            let token = cache.token().await.unwrap();
+            cache.reject(&token);
+            cache.token().await.unwrap();
+            cache.reset();
+            cache.token().await.unwrap();
+            settle().await;
+            assert!(reentering.times() >= 6);
+        });
+    });
+}
+
+/// A service that calls the cache when it is cloned and when a clone is dropped.
+#[derive(Clone)]
+struct Cloned<S>(
+    S,
+    #[allow(dead_code, reason = "dropped with the service")] Reentering,
+);
+
+impl<S: Service<TokenRequest>> Service<TokenRequest> for Cloned<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: TokenRequest) -> S::Future {
+        self.0.call(request)
+    }
+}
+
+#[test]
+fn no_user_code_runs_under_a_lock_when_an_error_is_dropped() {
+    returns_in_time(|| {
+        let reentering = Reentering::new();
+        let is_failing = Arc::new(AtomicBool::new(true));
+        let (cause, fails) = (reentering.another(), is_failing.clone());
+        let cache =
+            TokenCache::builder()
+                .max_attempts(2)
+                .build(service_fn(move |_: TokenRequest| {
+                    let error = fails.load(Ordering::SeqCst).then(|| cause.another());
+                    async move {
+                        match error {
+                            Some(error) => Err(BoxError::from(error)),
+                            None => Ok(AccessToken::new("token-1")?.with_lifetime(LONG)),
+                        }
+                    }
+                }));
+        let cache = reentering.cache.get_or_init(|| cache);
+
+        paused_runtime().block_on(async {
+            // One failure replaces another, then a token does, and then a reset forgets one.
+            for _ in 0..3 {
+                drop(cache.token().await.unwrap_err());
+                settle().await;
+                advance(Duration::from_secs(10)).await;
+            }
+            assert!(reentering.times() > 0);
+            is_failing.store(false, Ordering::SeqCst);
+            drop(cache.token().await.unwrap());
+            assert!(reentering.times() > 0);
+            is_failing.store(true, Ordering::SeqCst);
+            cache.reset();
+            drop(cache.token().await.unwrap_err());
+            reentering.times();
+            cache.reset();
+            assert!(reentering.times() > 0);
+        });
+    });
+}
+
+#[test]
+fn no_user_code_runs_under_a_lock_when_the_error_of_an_overdue_token_request_is_dropped() {
+    returns_in_time(|| {
+        let reentering = Reentering::new();
+        let cause = reentering.another();
+        let cache = TokenCache::new(service_fn(move |_: TokenRequest| {
+            let error = cause.another();
+            async move {
+                sleep(LATENCY).await;
+                Err::<AccessToken, _>(BoxError::from(error))
+            }
+        }));
+        let cache = reentering.cache.get_or_init(|| cache);
+        let runtime = paused_runtime();
+        let mut caller = tokio_test::task::spawn(cache.token());
+        runtime.block_on(async {
+            assert!(caller.poll().is_pending());
+            settle().await;
+            // Nobody drives the runtime until the token request counts as lost.
+            assert!(advance(Duration::from_secs(40)).now_or_never().is_none());
+        });
+        reentering.times();
+
+        runtime.block_on(settle());
+
+        assert!(reentering.times() > 0);
+    });
+}
+
+#[test]
+fn no_user_code_runs_under_a_lock_when_a_waker_is_woken_or_dropped() {
+    returns_in_time(|| {
+        let reentering = Reentering::new();
+        let issuer = Issuer::new();
+        let cache = reentering.cache.get_or_init(|| issuer.cache());
+        runtime().block_on(async {
+            for gives_up in [false, true] {
+                cache.reset();
+                let waker = Arc::new(reentering.another());
+                let is_woken = Arc::downgrade(&waker);
+                let waker = std::task::Waker::from(waker);
+                let mut waiting = Box::pin(cache.token());
+                let mut cx = std::task::Context::from_waker(&waker);
+                assert!(waiting.as_mut().poll(&mut cx).is_pending());
+                drop(waker);
+                assert_eq!(reentering.times(), 0);
+                if gives_up {
+                    drop(waiting);
+                    assert!(reentering.times() > 0);
+                }
+                settle().await;
+                assert!(reentering.times() > 0 || gives_up);
+                assert!(is_woken.upgrade().is_none());
+            }
+        });
+    });
 }
 
 fn token_from_another_runtime(cache: &TokenCache) -> AccessToken {

@@ -3,13 +3,15 @@
 mod support;
 
 use std::{
+    collections::HashMap,
     future::{Future, pending, ready},
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
+    thread::ThreadId,
     time::Duration,
 };
 
@@ -414,31 +416,129 @@ async fn one_token_request_per_key_even_if_its_task_starts_late() {
     assert_eq!(most.load(Ordering::SeqCst), 1);
 }
 
+/// How often each thread has panicked, which includes panics that are caught.
+static PANICS: LazyLock<Mutex<HashMap<ThreadId, usize>>> = LazyLock::new(|| {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let thread = std::thread::current().id();
+        match PANICS.lock().unwrap().get_mut(&thread) {
+            Some(panics) => *panics += 1,
+            None => before(info),
+        }
+    }));
+    Mutex::default()
+});
+
+/// Counts the panics of this thread. A runtime that was made for one thread runs its tasks there.
+fn panics_in<T>(calls: impl FnOnce() -> T) -> (usize, T) {
+    let thread = std::thread::current().id();
+    PANICS.lock().unwrap().insert(thread, 0);
+    let result = calls();
+    (PANICS.lock().unwrap().remove(&thread).unwrap(), result)
+}
+
 #[test]
-fn runtime_without_timers_prints_at_most_one_panic_message() {
+fn runtime_without_timers_fails_calls_with_one_panic_message_per_token_request() {
+    let issuer = Issuer::new();
+    let service = stack(&issuer, Api::accepting_all().service());
+    let without_timers = paused_runtime_without_timers();
+
+    for token_requests in 1..=3 {
+        let call_often = || {
+            let errors = (0..100).map(|_| without_timers.block_on(call(&service)).unwrap_err());
+            errors.collect::<Vec<_>>()
+        };
+        let (panics, errors) = panics_in(call_often);
+
+        assert_eq!(panics, 1, "token request {token_requests}");
+        for error in &errors {
+            let error = error.downcast_ref::<Error>().unwrap();
+            assert!(error.is_no_runtime(), "{error}");
+            assert!(error.to_string().contains("`enable_time`"), "{error}");
+        }
+        let last = errors.last().unwrap().downcast_ref::<Error>().unwrap();
+        pass_undriven(&without_timers, last.retry_after().unwrap());
+    }
+    assert_eq!(issuer.requests(), 0, "the token service is not called");
+
+    // Other runtimes are not affected once the back-off is over.
+    let token = paused_runtime().block_on(async {
+        sleep(60 * SECOND).await;
+        service.cache().token().await
+    });
+    token.unwrap();
+}
+
+#[test]
+fn cached_token_is_used_on_a_runtime_without_timers() {
+    let service = stack(&Issuer::new(), Api::accepting_all().service());
+    paused_runtime().block_on(service.cache().token()).unwrap();
+    let without_timers = paused_runtime_without_timers();
+
+    let (panics, ()) = panics_in(|| {
+        for _ in 0..100 {
+            without_timers.block_on(call(&service)).unwrap();
+        }
+    });
+
+    assert_eq!(panics, 0);
+}
+
+#[test]
+fn runtime_without_timers_prints_at_most_one_panic_message_per_refresh() {
     let cache = TokenCache::builder()
         .jitter(0.0)
         .build(Issuer::new().service());
     paused_runtime().block_on(cache.token()).unwrap();
-    static PANICS: AtomicUsize = AtomicUsize::new(0);
-    let this_thread = std::thread::current().id();
-    let before = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        if std::thread::current().id() == this_thread {
-            PANICS.fetch_add(1, Ordering::SeqCst);
-        } else {
-            before(info);
-        }
-    }));
 
     // Due for refresh from 1490 to 1790 s.
     let without_timers = paused_runtime_without_timers();
     pass_undriven(&without_timers, Duration::from_secs(1600));
-    for _ in 0..100 {
-        without_timers.block_on(cache.token()).unwrap();
-    }
+    let (panics, ()) = panics_in(|| {
+        for _ in 0..100 {
+            without_timers.block_on(cache.token()).unwrap();
+        }
+    });
 
-    let panics = PANICS.load(Ordering::SeqCst);
+    assert!(panics <= 1, "{panics} panics");
+}
+
+#[test]
+fn rejection_on_a_runtime_without_timers_is_returned_with_a_reason() {
+    let service = stack(&Issuer::new(), Api::accepting_none().service());
+    paused_runtime().block_on(service.cache().token()).unwrap();
+    let without_timers = paused_runtime_without_timers();
+
+    let (panics, ()) = panics_in(|| {
+        for _ in 0..100 {
+            let response = without_timers.block_on(call(&service)).unwrap();
+            assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+            let outcome = response.extensions().get::<TokenOutcome>().unwrap();
+            let Some(NotReplayed::RenewalFailed(error)) = outcome.not_replayed() else {
+                panic!("{outcome}");
+            };
+            assert!(error.is_no_runtime(), "{error}");
+            assert!(error.to_string().contains("`enable_time`"), "{error}");
+        }
+    });
+
+    assert!(panics <= 1, "{panics} panics");
+}
+
+#[test]
+fn rejected_token_is_used_again_on_a_runtime_without_timers() {
+    let cache = Issuer::new().cache();
+    let token = paused_runtime().block_on(cache.token()).unwrap();
+    let without_timers = paused_runtime_without_timers();
+    cache.reject(&token);
+
+    let (panics, ()) = panics_in(|| {
+        for _ in 0..100 {
+            let again = without_timers.block_on(cache.token()).unwrap();
+            assert_eq!(again.expose(), "token-1");
+        }
+    });
+
     assert!(panics <= 1, "{panics} panics");
 }
 
