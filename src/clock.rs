@@ -13,7 +13,7 @@ use std::{
 
 use tokio::{
     runtime::Handle,
-    task::JoinSet,
+    task::{JoinSet, yield_now},
     time::{Instant, Sleep, sleep_until},
 };
 
@@ -138,7 +138,13 @@ impl Timer {
             End::At(ends_at) => ends_at,
         };
         if let Ok(runtime) = Handle::try_current() {
-            task.spawn_on(async move { sleep_until(ends_at).await }, &runtime);
+            let timer = async move {
+                // On a runtime without timers, the token request that the call waits for, which was
+                // spawned before, fails meanwhile. So this task is gone before it panics as well.
+                yield_now().await;
+                sleep_until(ends_at).await;
+            };
+            task.spawn_on(timer, &runtime);
         }
         task
     }
