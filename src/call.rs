@@ -144,9 +144,6 @@ where
 
     /// The request was sent with a token of the caller's own, or must not carry a token.
     pub(crate) fn calling_untouched(response: S::Future, omitted: Option<TokenOmitted>) -> Self {
-        if let Some(reason) = omitted {
-            telemetry::token_omitted(reason.label());
-        }
         let state = State::CallingUntouched { response, omitted };
         Self { state }
     }
@@ -585,7 +582,7 @@ where
         let rejection = options.cache.reject(token.token());
         if !mem::take(&mut self.may_replace_token) {
             self.saved = Saved::Nothing(NotSaved::LastSend);
-            telemetry::rejected_again();
+            telemetry::rejected_again(options.cache.name());
         }
         let request = match (&mut self.saved, &rejection) {
             (Saved::Nothing(not_saved), _) => Err(not_saved.reason(&options.policy)),
@@ -626,7 +623,7 @@ where
 
     fn note_replay(&mut self, token_renewed: bool) {
         self.outcome.note_replay(token_renewed);
-        telemetry::replayed(token_renewed);
+        telemetry::replayed(self.options.cache.name(), token_renewed);
     }
 
     /// The error of a call that may have waited, or seen a rejection.

@@ -13,6 +13,7 @@ use crate::{
     call::{FirstSend, Job, Options, Replay, ResponseFuture, SentToken},
     replay::{CloneBody, ReplayPolicy, SavedRequest},
     scheme::Put,
+    telemetry,
     token::LastSeen,
 };
 
@@ -177,6 +178,9 @@ impl<S, R> ClientCredentials<S, R> {
     {
         // A request with a token of its own needs none.
         let omitted = omitted.filter(|_| !self.has_own_token(&request));
+        if let Some(reason) = omitted {
+            telemetry::token_omitted(self.cache().name(), reason.label());
+        }
         let (head, body) = request.into_parts();
         let (body, _) = self.options.policy.split(body);
         let response = self.inner.call(Request::from_parts(head, body));

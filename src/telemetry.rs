@@ -14,7 +14,7 @@
     )
 )]
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -126,18 +126,22 @@ impl Cause {
 /// One token request, from its start to its result. Counts as lost if dropped before that.
 pub(crate) struct Flight {
     cause: Cause,
+    /// The name of the cache.
+    cache: Option<Arc<str>>,
     attempts: u32,
     is_complete: bool,
     span: Span,
 }
 
 impl Flight {
-    pub(crate) fn start(cause: Cause, cache: Option<&str>) -> Self {
+    pub(crate) fn start(cause: Cause, cache: Option<Arc<str>>) -> Self {
+        let span = Span::token_request(cause, cache.as_deref());
         Self {
             cause,
+            cache,
             attempts: 0,
             is_complete: false,
-            span: Span::token_request(cause, cache),
+            span,
         }
     }
 
@@ -160,6 +164,7 @@ impl Flight {
         if let Some(error) = error {
             tracing::debug!(
                 parent: &self.span.0,
+                cache = self.cache.as_deref(),
                 attempt = self.attempts,
                 error.type = error.type_name(),
                 error = %error,
@@ -193,6 +198,7 @@ impl Flight {
         span.record("error.type", error.type_name());
         tracing::warn!(
             parent: span,
+            cache = self.cache.as_deref(),
             cause = self.cause.label(),
             error.type = error.type_name(),
             error = %error,
@@ -303,11 +309,14 @@ impl Drop for Waiter {
 }
 
 /// A caller got the error of the last token request without a new one.
-pub(crate) fn failed_fast(error: &Error) {
+///
+/// Here and below, `cache` is the name of the cache, if it has one.
+pub(crate) fn failed_fast(cache: Option<&str>, error: &Error) {
     #[cfg(feature = "metrics")]
     metrics::counter!(names::FAIL_FAST).increment(1);
     #[cfg(feature = "tracing")]
     tracing::debug!(
+        cache,
         error.type = error.type_name(),
         retry_after = ?error.retry_after(),
         "returning the error of the last token request without a new one",
@@ -317,48 +326,49 @@ pub(crate) fn failed_fast(error: &Error) {
 /// The API rejected a token, and `action` is what happens to it.
 ///
 /// Of the many calls that may get the same token rejected, only the first withholds the token.
-pub(crate) fn rejected(action: &'static str, newly_withheld: bool) {
+pub(crate) fn rejected(cache: Option<&str>, action: &'static str, newly_withheld: bool) {
     #[cfg(feature = "metrics")]
     metrics::counter!(names::REJECTIONS, "action" => action).increment(1);
     #[cfg(feature = "tracing")]
     if newly_withheld {
-        token_withheld();
+        token_withheld(cache);
     } else {
-        tracing::debug!(action, "API rejected the token");
+        tracing::debug!(cache, action, "API rejected the token");
     }
 }
 
 /// A token is withheld from now on. The rejection that caused this has been counted, possibly earlier.
-pub(crate) fn token_withheld() {
+pub(crate) fn token_withheld(cache: Option<&str>) {
     #[cfg(feature = "tracing")]
-    tracing::info!(action = "withheld", "API rejected the token");
+    tracing::info!(cache, action = "withheld", "API rejected the token");
 }
 
 /// A request is sent a second time. Its token is new if the call waited for a renewal.
-pub(crate) fn replayed(token_renewed: bool) {
+pub(crate) fn replayed(cache: Option<&str>, token_renewed: bool) {
     #[cfg(feature = "metrics")]
     metrics::counter!(names::REPLAYS).increment(1);
     #[cfg(feature = "tracing")]
     tracing::debug!(
+        cache,
         token_renewed,
         "sending the request again with another token"
     );
 }
 
 /// The API rejected the token of a replay.
-pub(crate) fn rejected_again() {
+pub(crate) fn rejected_again(cache: Option<&str>) {
     #[cfg(feature = "metrics")]
     metrics::counter!(names::REJECTIONS_AFTER_REPLAY).increment(1);
     #[cfg(feature = "tracing")]
-    tracing::debug!("API rejected the replay as well");
+    tracing::debug!(cache, "API rejected the replay as well");
 }
 
 /// A request is sent without a token.
-pub(crate) fn token_omitted(reason: &'static str) {
+pub(crate) fn token_omitted(cache: Option<&str>, reason: &'static str) {
     #[cfg(feature = "metrics")]
     metrics::counter!(names::REQUESTS_WITHOUT_TOKEN, "reason" => reason).increment(1);
     #[cfg(feature = "tracing")]
-    tracing::debug!(reason, "sending the request without a token");
+    tracing::debug!(cache, reason, "sending the request without a token");
 }
 
 fn outcome(error: Option<&Error>) -> &'static str {

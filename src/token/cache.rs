@@ -203,7 +203,8 @@ impl TokenCache {
         let update = self
             .shared
             .update_watching_withheld(|entry| entry.reject(token, &now, &self.shared.settings));
-        telemetry::rejected(update.result.label(), update.newly_withheld);
+        let name = self.shared.name();
+        telemetry::rejected(name, update.result.label(), update.newly_withheld);
         update.result
     }
 
@@ -259,6 +260,11 @@ impl TokenCache {
                 handles: watch::Sender::new(()),
             }),
         }
+    }
+
+    /// Returns the name of the cache, for events.
+    pub(crate) fn name(&self) -> Option<&str> {
+        self.shared.name()
     }
 
     /// Returns the token that was received last, whatever has become of it.
@@ -375,7 +381,7 @@ impl TokenCache {
         match self.shared.join(rejected) {
             Join::Token(token) => NextStep::Return(Ok(token)),
             Join::Failing(error) => {
-                telemetry::failed_fast(&error);
+                telemetry::failed_fast(self.name(), &error);
                 NextStep::Return(Err(error))
             }
             Join::CoolingDown => NextStep::Return(Err(Error::new(Kind::CoolingDown))),
@@ -538,12 +544,16 @@ impl Shared {
         self.settings.clock.now()
     }
 
+    fn name(&self) -> Option<&str> {
+        self.settings.name.as_deref()
+    }
+
     fn join(&self, rejected: Option<&CachedToken>) -> Join {
         let now = self.now();
         let update =
             self.update_watching_withheld(|entry| entry.join(rejected, &now, &self.settings));
         if update.newly_withheld {
-            telemetry::token_withheld();
+            telemetry::token_withheld(self.name());
         }
         update.result
     }
@@ -599,7 +609,7 @@ impl Shared {
             limits: self.settings.limits.clone(),
             deadline: flight.deadline(),
             clock: self.settings.clock.clone(),
-            telemetry: telemetry::Flight::start(new_flight.cause, self.settings.name.as_deref()),
+            telemetry: telemetry::Flight::start(new_flight.cause, self.settings.name.clone()),
         };
         let task = FlightTask {
             cache: Arc::downgrade(self),

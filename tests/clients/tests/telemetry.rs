@@ -34,25 +34,28 @@ const LATENCY: Duration = Duration::from_millis(80);
 struct Issuer {
     issued: Arc<AtomicUsize>,
     is_down: Arc<Mutex<bool>>,
+    cache_name: Option<&'static str>,
 }
 
 impl Issuer {
     fn cache(&self) -> TokenCache {
         let issuer = self.clone();
-        TokenCache::builder()
-            .jitter(0.0)
-            .build(service_fn(move |_: TokenRequest| {
-                let issuer = issuer.clone();
-                async move {
-                    tokio::time::sleep(LATENCY).await;
-                    if *issuer.is_down.lock().unwrap() {
-                        return Err(Error::permanent("s3cret: the tenant is disabled"));
-                    }
-                    let number = issuer.issued.fetch_add(1, Ordering::SeqCst) + 1;
-                    let token = AccessToken::new(format!("s3cret-token-{number}"))?;
-                    Ok(token.with_lifetime(Duration::from_secs(1800)))
+        let mut builder = TokenCache::builder().jitter(0.0);
+        if let Some(name) = self.cache_name {
+            builder = builder.name(name);
+        }
+        builder.build(service_fn(move |_: TokenRequest| {
+            let issuer = issuer.clone();
+            async move {
+                tokio::time::sleep(LATENCY).await;
+                if *issuer.is_down.lock().unwrap() {
+                    return Err(Error::permanent("s3cret: the tenant is disabled"));
                 }
-            }))
+                let number = issuer.issued.fetch_add(1, Ordering::SeqCst) + 1;
+                let token = AccessToken::new(format!("s3cret-token-{number}"))?;
+                Ok(token.with_lifetime(Duration::from_secs(1800)))
+            }
+        }))
     }
 
     fn set_down(&self, is_down: bool) {
@@ -112,9 +115,8 @@ async fn produce_events(issuer: &Issuer) {
         200,
         "a renewal and a replay"
     );
-    assert_eq!(call(&layer, api(9..=9)).await, 401, "within the cool-down");
-    minutes(1).await;
     assert_eq!(call(&layer, api(9..=9)).await, 401, "after a replay");
+    assert_eq!(call(&layer, api(9..=9)).await, 401, "within the cool-down");
     issuer.set_down(true);
     minutes(60).await;
     assert_eq!(
@@ -218,12 +220,12 @@ DEBUG token received | token_request cause=due_for_refresh attempts=1 waiters=0 
 INFO API rejected the token action=withheld
 DEBUG token received | token_request cause=rejected attempts=1 waiters=1 outcome=token
 DEBUG sending the request again with another token token_renewed=true
-DEBUG API rejected the token action=cooling_down
 INFO API rejected the token action=withheld
 DEBUG token received | token_request cause=rejected attempts=1 waiters=1 outcome=token
 DEBUG sending the request again with another token token_renewed=true
 DEBUG API rejected the token action=cooling_down
 DEBUG API rejected the replay as well
+DEBUG API rejected the token action=cooling_down
 DEBUG attempt of a token request failed attempt=1 error.type=token_service error=token service failed | token_request cause=expired
 WARN token request failed cause=expired error.type=token_service error=token service failed | token_request cause=expired attempts=1 waiters=1 outcome=token_service error.type=token_service
 DEBUG returning the error of the last token request without a new one error.type=token_service
@@ -232,6 +234,37 @@ DEBUG sending the request without a token reason=plain_http
     let lines = log.lines(Level::TRACE);
     assert_eq!(lines.join("\n") + "\n", expected);
     assert!(!lines.concat().contains("s3cret"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_event_and_span_names_the_cache() {
+    let log = Log::default();
+    let _tracing = log.subscribe();
+
+    produce_events(&Issuer {
+        cache_name: Some("orders"),
+        ..Issuer::default()
+    })
+    .await;
+
+    let expected = "\
+DEBUG token received | token_request cache=orders cause=first attempts=1 waiters=2 outcome=token
+DEBUG token received | token_request cache=orders cause=due_for_refresh attempts=1 waiters=0 outcome=token
+INFO API rejected the token cache=orders action=withheld
+DEBUG token received | token_request cache=orders cause=rejected attempts=1 waiters=1 outcome=token
+DEBUG sending the request again with another token cache=orders token_renewed=true
+INFO API rejected the token cache=orders action=withheld
+DEBUG token received | token_request cache=orders cause=rejected attempts=1 waiters=1 outcome=token
+DEBUG sending the request again with another token cache=orders token_renewed=true
+DEBUG API rejected the token cache=orders action=cooling_down
+DEBUG API rejected the replay as well cache=orders
+DEBUG API rejected the token cache=orders action=cooling_down
+DEBUG attempt of a token request failed cache=orders attempt=1 error.type=token_service error=token service failed | token_request cache=orders cause=expired
+WARN token request failed cache=orders cause=expired error.type=token_service error=cache \"orders\": token service failed | token_request cache=orders cause=expired attempts=1 waiters=1 outcome=token_service error.type=token_service
+DEBUG returning the error of the last token request without a new one cache=orders error.type=token_service
+DEBUG sending the request without a token cache=orders reason=plain_http
+";
+    assert_eq!(log.lines(Level::TRACE).join("\n") + "\n", expected);
 }
 
 /// No matter how many calls it rejects.
