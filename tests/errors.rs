@@ -707,3 +707,144 @@ async fn token_service_may_wait_for_the_token_of_another_cache() {
 
     assert_eq!(token.unwrap().expose(), "token-1");
 }
+
+/// A cache whose token endpoint refuses the client.
+fn named_and_refused(name: &str) -> TokenCache {
+    let http = service_fn(|_: Request<Full<Bytes>>| async {
+        let body = Full::new(Bytes::from_static(br#"{"error":"server_error"}"#));
+        Response::builder()
+            .status(503)
+            .body(body)
+            .map_err(BoxError::from)
+    });
+    let auth = ClientAuth::client_secret_post("my-client", "SECRET-MARK");
+    let tokens = TokenEndpoint::new(http, URL, auth).unwrap();
+    TokenCache::builder().name(name).build(tokens)
+}
+
+#[tokio::test(start_paused = true)]
+async fn errors_name_the_cache_that_has_a_name() {
+    let cache = named_and_refused("orders");
+    let api =
+        service_fn(|_: Request<String>| async { Ok::<_, BoxError>(Response::new(String::new())) });
+    let service = ClientCredentialsLayer::with_cache(cache.clone()).layer(api);
+    let text = "cache \"orders\": token endpoint auth.example could not serve client \"my-client\": \
+                503 server_error";
+
+    let first = cache.token().await.unwrap_err();
+    let shared = cache.token().await.unwrap_err();
+    let of_a_call = service.oneshot(request()).await.unwrap_err();
+    let of_a_call = of_a_call.downcast_ref::<Error>().unwrap().clone();
+
+    for error in [first, shared, of_a_call] {
+        assert_eq!(error.to_string(), text);
+        assert_eq!(error.cache_name(), Some("orders"));
+        assert_eq!(error.endpoint_host(), Some("auth.example"));
+        assert_eq!(error.client_id(), Some("my-client"));
+        assert_error_is_unmarked("an error of a named cache", &error);
+    }
+}
+
+#[test]
+fn errors_that_no_token_request_caused_name_the_cache() {
+    let cache = named_and_refused("orders");
+
+    let error = cache.token().now_or_never().unwrap().unwrap_err();
+
+    assert!(error.is_no_runtime());
+    assert_eq!(error.cache_name(), Some("orders"));
+    let text = error.to_string();
+    assert!(
+        text.starts_with("cache \"orders\": no Tokio runtime"),
+        "{text}"
+    );
+}
+
+/// A token service may be shared by several caches, and its errors by several callers.
+#[tokio::test(start_paused = true)]
+async fn errors_name_the_cache_that_returned_them() {
+    let shared = Error::permanent("disabled");
+    let error = shared.clone();
+    let tokens = service_fn(move |_: TokenRequest| {
+        let error = error.clone();
+        async { Err::<AccessToken, BoxError>(error.into()) }
+    });
+    let orders = TokenCache::builder().name("orders").build(tokens.clone());
+    let unnamed = TokenCache::new(tokens.clone());
+    let invoices = TokenCache::builder().name("invoices").build(tokens);
+
+    for (cache, name, text) in [
+        (
+            orders,
+            Some("orders"),
+            "cache \"orders\": token service failed",
+        ),
+        (unnamed, None, "token service failed"),
+        (
+            invoices,
+            Some("invoices"),
+            "cache \"invoices\": token service failed",
+        ),
+    ] {
+        let error = cache.token().await.unwrap_err();
+        assert_eq!(error.cache_name(), name);
+        assert_eq!(error.to_string(), text);
+    }
+    assert_eq!(shared.cache_name(), None);
+}
+
+/// A rejected call's error begins with what the API said.
+#[tokio::test(start_paused = true)]
+async fn errors_after_a_rejection_name_the_cache() {
+    let is_first = Arc::new(AtomicBool::new(true));
+    let tokens = service_fn(move |_: TokenRequest| {
+        let is_first = is_first.swap(false, Ordering::SeqCst);
+        async move {
+            if is_first {
+                return Ok(AccessToken::new("token-1")?);
+            }
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            Err::<_, BoxError>(Error::permanent("disabled").into())
+        }
+    });
+    let cache = TokenCache::builder().name("orders").build(tokens);
+    let api = service_fn(|_: Request<String>| async {
+        let response = Response::builder().status(401).body(String::new());
+        response.map_err(BoxError::from)
+    });
+    let service = ClientCredentialsLayer::with_cache(cache.clone()).layer(api);
+
+    let error = service.clone().oneshot(request()).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "API answered 401, and no other token could be had: cache \"orders\": token service failed"
+    );
+
+    // The reason that is attached to a response names the cache, too.
+    let response = service.oneshot(request()).await.unwrap();
+    let outcome = response
+        .extensions()
+        .get::<tower_client_credentials::TokenOutcome>()
+        .unwrap();
+    let Some(NotReplayed::RenewalFailed(error)) = outcome.not_replayed() else {
+        panic!("{outcome}");
+    };
+    assert_eq!(error.cache_name(), Some("orders"));
+    let token = cache.token().await.unwrap();
+    let Rejection::Failing(error) = cache.reject(&token) else {
+        panic!("the back-off is not over");
+    };
+    assert_eq!(error.cache_name(), Some("orders"));
+}
+
+#[test]
+fn name_of_a_cache_is_shown_in_one_line() {
+    let cache = named_and_refused("orders\n\u{1b}[31m\"EU\"");
+
+    let error = cache.token().now_or_never().unwrap().unwrap_err();
+
+    assert_eq!(error.cache_name(), Some("orders\n\u{1b}[31m\"EU\""));
+    let text = error.to_string();
+    let shown = r#"cache "orders\n\u{1b}[31m\"EU\"": "#;
+    assert!(text.starts_with(shown), "{text}");
+}
