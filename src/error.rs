@@ -237,7 +237,8 @@ impl Error {
         matches!(self.inner.kind, Kind::TokenService { .. } | Kind::Panicked)
     }
 
-    /// Returns whether the token service didn't answer within the deadline.
+    /// Returns whether the token service didn't answer within the limit of an attempt, or the token
+    /// request didn't end before its deadline.
     pub fn is_timeout(&self) -> bool {
         matches!(self.inner.kind, Kind::TimedOut(_))
     }

@@ -112,19 +112,23 @@
 //! | *token request* | one request for an access token, including its retries |
 //! | *fresh* token | can be used, and doesn't need a refresh yet |
 //! | token *due for refresh* | can be used while a refresh runs in the background |
-//! | *expired* token | must not be used anymore |
+//! | *expired* token | is replaced before it is used, if possible |
 //! | *rejected* token | was refused by the API |
 //! | *refresh* | any token request after the first |
 //! | *renewal* | a refresh caused by a rejection |
 //! | *replay* | the second send of a request |
 //! | *refresh window* | the time before the expiry during which a token is due for refresh |
 //! | *expiry margin* | the time before the stated expiry during which a token already counts as expired |
-//! | *cool-down* | the time after a renewal during which a rejection doesn't cause another renewal |
+//! | *cool-down* | the time after a renewal during which a token that the API has never accepted isn't renewed again |
 //!
 //! # Runtime
 //!
 //! Token requests run as Tokio tasks and need a runtime with timers enabled. A token that is already
 //! in the cache can be used without a runtime. One cache can serve several runtimes.
+//!
+//! On a runtime without timers, the task of a token request panics with Tokio's message. The panic is
+//! caught, and callers get an error that says `enable_time`. With `panic = "abort"` in the Cargo
+//! profile, the process ends instead.
 //!
 //! # Out of scope
 //!

@@ -668,7 +668,7 @@ where
 const ABOUT_A_SECOND: RangeInclusive<Duration> = SECOND..=Duration::from_millis(1002);
 
 #[tokio::test(start_paused = true)]
-async fn a_rejected_token_is_withheld_for_a_second_in_total_if_the_token_endpoint_hangs() {
+async fn rejected_token_is_withheld_for_a_second_in_total_if_the_token_endpoint_hangs() {
     for while_refreshing in [false, true] {
         let issuer = Issuer::new();
         let cache = TokenCache::builder().jitter(0.0).build(issuer.service());

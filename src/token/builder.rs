@@ -251,6 +251,9 @@ impl TokenCacheBuilder {
     /// A service calls this function for each request. It reads the default wall clock at most once
     /// per millisecond.
     ///
+    /// If the function panics in a call, the panic reaches the caller. If it panics in the task of a
+    /// token request, the token request fails, and callers get an error.
+    ///
     /// # Examples
     ///
     /// A test in which the machine is suspended for longer than the token lives:

@@ -156,8 +156,9 @@ impl TokenCache {
     ///
     /// # Errors
     ///
-    /// Fails if the token request fails. All waiting callers get the same error. Later callers get
-    /// it until the back-off ends (see [`Error::retry_after`]). Also fails if the cache holds no
+    /// Fails if the token request fails, unless there is a token that the API hasn't rejected and
+    /// whose stated end hasn't passed. All waiting callers get the same error. Later callers get it
+    /// until the back-off ends (see [`Error::retry_after`]). Also fails if the cache holds no
     /// usable token and the caller isn't on a Tokio runtime with timers enabled.
     ///
     /// # Cancel safety
