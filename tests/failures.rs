@@ -229,24 +229,27 @@ async fn a_token_request_is_bounded_in_time_including_its_pauses() {
 
 #[tokio::test(start_paused = true)]
 async fn timeout_has_the_error_of_the_previous_attempt_as_its_source() {
-    let has_failed = Arc::new(AtomicBool::new(false));
-    let cache = TokenCache::new(service_fn(move |_: TokenRequest| {
-        let is_first = !has_failed.swap(true, Ordering::SeqCst);
-        async move {
-            if is_first {
-                return Err::<AccessToken, BoxError>("connection refused".into());
+    for (name, attempt_timeout) in [("an attempt", 10 * SECOND), ("the deadline", 60 * SECOND)] {
+        let has_failed = Arc::new(AtomicBool::new(false));
+        let tokens = service_fn(move |_: TokenRequest| {
+            let is_first = !has_failed.swap(true, Ordering::SeqCst);
+            async move {
+                if is_first {
+                    return Err::<AccessToken, BoxError>("connection refused".into());
+                }
+                std::future::pending().await
             }
-            std::future::pending().await
-        }
-    }));
+        });
+        let builder = TokenCache::builder().attempt_timeout(attempt_timeout);
 
-    let error = cache.token().await.unwrap_err();
+        let error = builder.build(tokens).token().await.unwrap_err();
 
-    // The second attempt and the third one had no answer at all, which says less.
-    assert!(error.is_timeout());
-    let last = error.source().unwrap();
-    assert_eq!(last.to_string(), "token service failed");
-    assert_eq!(last.source().unwrap().to_string(), "connection refused");
+        // Later attempts had no answer at all, which says less.
+        assert!(error.is_timeout(), "{name}");
+        let last = error.source().expect(name);
+        assert_eq!(last.to_string(), "token service failed");
+        assert_eq!(last.source().unwrap().to_string(), "connection refused");
+    }
 }
 
 /// A token service whose first `silent` attempts get no answer. Counts its attempts.

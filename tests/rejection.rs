@@ -437,7 +437,7 @@ async fn pauses_between_renewals_start_over_after_a_minute_without_a_rejection()
         let service = stack(&issuer, api.service());
         call(&service).await.unwrap();
         // The next pause is 2 s after three renewals that start over, and 8 s after five.
-        for pause in [0 * SECOND, SECOND, 2 * SECOND, quiet] {
+        for pause in [Duration::ZERO, SECOND, 2 * SECOND, quiet] {
             advance(pause).await;
             oldest.fetch_add(1, Ordering::SeqCst);
             assert_eq!(call(&service).await.unwrap().status(), StatusCode::OK);
@@ -724,7 +724,7 @@ async fn every_call_that_waits_for_a_renewal_that_hangs_goes_on_after_a_second()
 
 #[tokio::test(start_paused = true)]
 async fn token_waits_for_a_second_after_a_rejection_that_the_caller_reported() {
-    for later in [0 * SECOND, 5 * SECOND] {
+    for later in [Duration::ZERO, 5 * SECOND] {
         let issuer = Issuer::new();
         let cache = issuer.cache();
         let token = cache.token().await.unwrap();
