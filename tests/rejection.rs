@@ -472,6 +472,27 @@ async fn token_that_was_never_accepted_is_renewed_once_per_cool_down() {
     assert_eq!(issuer.requests(), 1 + 4);
 }
 
+/// That the API accepted a token says nothing about the next one.
+#[tokio::test(start_paused = true)]
+async fn token_that_was_never_accepted_waits_for_the_cool_down_although_its_predecessor_was() {
+    let issuer = Issuer::new();
+    let (api, oldest) = revoking();
+    let service = stack(&issuer, api.service());
+    call(&service).await.unwrap();
+    oldest.store(usize::MAX, Ordering::SeqCst);
+    call(&service).await.unwrap();
+    assert_eq!(issuer.requests(), 2, "the accepted token was renewed");
+
+    for (name, elapsed, requests) in [
+        ("almost the cool-down", COOL_DOWN - NANOSECOND, 2),
+        ("the cool-down", NANOSECOND, 3),
+    ] {
+        advance(elapsed).await;
+        call(&service).await.unwrap();
+        assert_eq!(issuer.requests(), requests, "{name}");
+    }
+}
+
 /// LinkedIn refuses tokens for some seconds after issuing them.
 #[tokio::test(start_paused = true)]
 async fn api_that_refuses_young_tokens_is_healed_when_the_token_is_old_enough() {
