@@ -139,8 +139,9 @@ impl Timer {
         };
         if let Ok(runtime) = Handle::try_current() {
             let timer = async move {
-                // On a runtime without timers, the token request that the call waits for, which was
-                // spawned before, fails meanwhile. So this task is gone before it panics as well.
+                // On a runtime without timers, the token request that the call waits for fails
+                // meanwhile: it was spawned before. On a runtime with one thread, this task is
+                // therefore gone before it panics as well.
                 yield_now().await;
                 sleep_until(ends_at).await;
             };
