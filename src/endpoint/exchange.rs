@@ -23,7 +23,7 @@ use super::{
     cause,
     client_auth::{ClientAuth, Credentials},
     hint::Asked,
-    parameters::RequestParameters,
+    parameters::{OwnParameters, RequestParameters},
     redaction::Redaction,
     reply::Reader,
     token_url::TokenUrl,
@@ -47,7 +47,7 @@ pub(super) type ReplyBody = UnsyncBoxBody<Bytes, BoxError>;
 pub(super) struct Exchange {
     pub(super) url: TokenUrl,
     pub(super) auth: ClientAuth,
-    pub(super) parameters: TokenParameters,
+    pub(super) parameters: OwnParameters,
     pub(super) headers: HeaderMap,
     pub(super) reply_limit: usize,
     pub(super) plain_http: PlainHttp,

@@ -32,6 +32,7 @@ use tower::{BoxError, Service, ServiceExt, util::BoxCloneService};
 pub use self::client_auth::{ClientAuth, ClientSecret};
 use self::{
     exchange::{Exchange, HttpClient, PlainHttp, erase_body},
+    parameters::OwnParameters,
     token_url::TokenUrl,
 };
 use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
@@ -59,8 +60,8 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///
 /// A `POST` with a form. The form contains `grant_type=client_credentials`, the parameters of
 /// [`ClientAuth`], `scope`, resources, audiences and other parameters, in this order. Values that
-/// are set on this type precede those of the [`TokenRequest`]. Duplicate scopes are sent only once.
-/// The URL is sent unchanged.
+/// are set on this type precede those of the [`TokenRequest`]. Duplicate scopes, resources and
+/// audiences are sent only once. The URL is sent unchanged.
 ///
 /// Unless you set them with [`header`](Self::header), the request has the headers `Accept:
 /// application/json`, `Accept-Encoding: identity`, and `User-Agent` with the name and version of
@@ -203,7 +204,7 @@ impl TokenEndpoint {
             exchange: Arc::new(Exchange {
                 url,
                 auth,
-                parameters: TokenParameters::default(),
+                parameters: OwnParameters::default(),
                 headers: HeaderMap::new(),
                 reply_limit: DEFAULT_REPLY_LIMIT,
                 plain_http: PlainHttp::Loopback,
@@ -289,7 +290,10 @@ impl TokenEndpoint {
     /// `Debug` shows names and values, so don't use this option for secrets.
     #[must_use]
     pub fn parameter(self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.map_parameters(|parameters| parameters.with_parameter(name, value))
+        self.set(|exchange| {
+            let others = &mut exchange.parameters.others;
+            others.push((name.into(), value.into()));
+        })
     }
 
     /// Adds a header to each token request. A name can be added several times.
@@ -349,7 +353,10 @@ impl TokenEndpoint {
     }
 
     fn map_parameters(self, change: impl FnOnce(TokenParameters) -> TokenParameters) -> Self {
-        self.set(|exchange| exchange.parameters = change(std::mem::take(&mut exchange.parameters)))
+        self.set(|exchange| {
+            let parameters = &mut exchange.parameters.standard;
+            *parameters = change(std::mem::take(parameters));
+        })
     }
 
     fn set(mut self, change: impl FnOnce(&mut Exchange)) -> Self {

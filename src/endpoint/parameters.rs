@@ -5,9 +5,18 @@ use std::collections::HashSet;
 use super::redaction::is_unsafe_to_print;
 use crate::{Error, TokenParameters};
 
-/// The endpoint's own parameters, followed by those of the token request.
+/// The parameters that an endpoint sends with each token request.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OwnParameters {
+    /// Scopes, resources and audiences.
+    pub(super) standard: TokenParameters,
+    /// Names and values in the order in which they are sent.
+    pub(super) others: Vec<(String, String)>,
+}
+
+/// The endpoint's own parameters, followed by those of the token request. Each scope, resource and
+/// audience once, so that the requests of equal [`TokenParameters`] differ only in their order.
 pub(super) struct RequestParameters<'a> {
-    /// Each scope once.
     scopes: Vec<&'a str>,
     resources: Vec<&'a str>,
     audiences: Vec<&'a str>,
@@ -17,23 +26,15 @@ pub(super) struct RequestParameters<'a> {
 impl<'a> RequestParameters<'a> {
     /// Joins both, and checks them.
     pub(super) fn new(
-        own: &'a TokenParameters,
+        own: &'a OwnParameters,
         requested: &'a TokenParameters,
     ) -> Result<Self, Error> {
-        let both = [own, requested];
-        let scopes = both.into_iter().flat_map(TokenParameters::scopes);
-        let resources = both.into_iter().flat_map(TokenParameters::resources);
-        let audiences = both.into_iter().flat_map(TokenParameters::audiences);
-        let others = both.into_iter().flat_map(TokenParameters::others);
-
-        let mut seen = HashSet::new();
+        let both = [&own.standard, requested];
+        let others = own.others.iter().chain(requested.others());
         let parameters = Self {
-            scopes: scopes
-                .map(|scope| &**scope)
-                .filter(|scope| seen.insert(*scope))
-                .collect(),
-            resources: resources.map(|resource| &**resource).collect(),
-            audiences: audiences.map(|audience| &**audience).collect(),
+            scopes: distinct(both.into_iter().flat_map(TokenParameters::scopes)),
+            resources: distinct(both.into_iter().flat_map(TokenParameters::resources)),
+            audiences: distinct(both.into_iter().flat_map(TokenParameters::audiences)),
             others: others.map(|(name, value)| (&**name, &**value)).collect(),
         };
         parameters
@@ -118,6 +119,14 @@ impl<'a> RequestParameters<'a> {
         }
         Ok(())
     }
+}
+
+fn distinct<'a>(texts: impl Iterator<Item = &'a String>) -> Vec<&'a str> {
+    let mut seen = HashSet::new();
+    texts
+        .map(String::as_str)
+        .filter(|text| seen.insert(*text))
+        .collect()
 }
 
 fn is_separator(character: char) -> bool {
