@@ -10,6 +10,8 @@ mod entry;
 mod flight;
 #[cfg(all(test, interleavings))]
 mod interleavings;
+#[allow(dead_code, reason = "the cache does not use it yet")]
+mod key_map;
 mod last_seen;
 mod parameters;
 mod renewals;
