@@ -12,13 +12,14 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response, StatusCode, response};
+use http::{Request, Response, StatusCode, request, response};
 use http_body::Body;
 use pin_project_lite::pin_project;
+use tokio::runtime::Handle;
 use tower::{BoxError, Service};
 
 use crate::{
-    Error, NotReplayed, Rejection, TokenCache, TokenOmitted, TokenOutcome,
+    Error, NotReplayed, Rejection, TokenCache, TokenOmitted, TokenOutcome, TokenParameters,
     error::Kind,
     origin::Destinations,
     replay::{NotSaved, ReplayPolicy, Saved, SavedRequest},
@@ -31,9 +32,14 @@ use crate::{
 /// Decides which responses reject the token.
 pub(crate) type RejectedWhen = Arc<dyn Fn(&response::Parts) -> bool + Send + Sync>;
 
+/// Chooses the parameters of a request's token, instead of the cache's own.
+pub(crate) type ParametersBy =
+    Arc<dyn Fn(&request::Parts) -> Option<TokenParameters> + Send + Sync>;
+
 /// The layer's options. All clones of a service and their calls share them.
 pub(crate) struct Options<R> {
     pub(crate) cache: TokenCache,
+    pub(crate) parameters_by: Option<ParametersBy>,
     pub(crate) destinations: Destinations,
     pub(crate) policy: R,
     pub(crate) rejected_when: Option<RejectedWhen>,
@@ -49,6 +55,8 @@ pub(crate) struct SentToken {
 pub(crate) struct FirstSend<S, R, K> {
     pub(crate) sent: SentToken,
     pub(crate) options: Arc<Options<R>>,
+    /// The handle of the request's token, if that isn't the layer's.
+    pub(crate) other_cache: Option<TokenCache>,
     pub(crate) replay: Saved<Replay<S, K>>,
 }
 
@@ -150,7 +158,7 @@ where
 
     /// The request waits for a token.
     pub(crate) fn waiting(job: Job<S, R, B>) -> Self {
-        Self::slow(job.options.await_token(), job)
+        Self::slow(job.await_token(), job)
     }
 
     fn slow(stage: Stage<S::Future, S::Response>, job: Job<S, R, B>) -> Self {
@@ -261,9 +269,13 @@ impl<S, R, K> FirstSend<S, R, K> {
         R: ReplayPolicy<B, Kept = K>,
     {
         match self.replay {
-            Saved::Nothing(reason) => Break(self.options.end(&self.sent, reason, response)),
+            Saved::Nothing(reason) => {
+                let cache = self.other_cache.as_ref().unwrap_or(&self.options.cache);
+                Break(self.options.end(cache, &self.sent, reason, response))
+            }
             Saved::Request(Replay { service, request }) => {
-                let mut job = Job::new(self.options, service, None, Saved::Request(request));
+                let saved = Saved::Request(request);
+                let mut job = Job::new(self.options, self.other_cache, service, None, saved);
                 let step = job.answered(self.sent, response);
                 step.map_continue(|stage| ResponseFuture::slow(stage, job))
             }
@@ -272,9 +284,18 @@ impl<S, R, K> FirstSend<S, R, K> {
 }
 
 impl<R> Options<R> {
-    fn await_token<F, Res>(&self) -> Stage<F, Res> {
-        let token = self.cache.clone().acquire(None);
-        Stage::AwaitingToken { token }
+    /// Whether a request may need another token than the cache's own.
+    #[inline]
+    pub(crate) fn may_need_other_token<B>(&self, request: &Request<B>) -> bool {
+        self.parameters_by.is_some() || request.extensions().get::<TokenParameters>().is_some()
+    }
+
+    /// Returns the handle of a request's token, if that isn't the cache's own.
+    pub(crate) fn other_cache(&self, request: &request::Parts) -> Option<TokenCache> {
+        let by_extension = request.extensions.get::<TokenParameters>().cloned();
+        let by_option = || self.parameters_by.as_ref().and_then(|f| f(request));
+        let parameters = by_extension.or_else(by_option)?;
+        Some(self.cache.with_parameters(parameters))
     }
 
     /// Reads what the response to a request says about the token that the request carried.
@@ -295,6 +316,7 @@ impl<R> Options<R> {
     /// Hands on the response to a request that can't be sent again.
     fn end<B, ResBody>(
         &self,
+        cache: &TokenCache,
         sent: &SentToken,
         reason: NotSaved,
         response: Response<ResBody>,
@@ -310,7 +332,7 @@ impl<R> Options<R> {
                 sent.note_accepted(response.status());
                 return response;
             }
-            Verdict::Rejected => self.cache.reject_and_renew(&sent.token),
+            Verdict::Rejected => cache.reject_and_renew(&sent.token),
             Verdict::SendAgain => {}
         }
         TokenOutcome::default().explain(reason.reason(&self.policy), response)
@@ -365,8 +387,12 @@ pin_project! {
 type Step<F, Res> = ControlFlow<Res, Stage<F, Res>>;
 
 impl<F, ResBody> Stage<F, Response<ResBody>> {
-    fn draining(token: Arc<CachedToken>, rejection: Response<ResBody>) -> Self {
-        let rejection = Some(Drain::new(rejection));
+    fn draining(
+        token: Arc<CachedToken>,
+        rejection: Response<ResBody>,
+        runtime: Option<Handle>,
+    ) -> Self {
+        let rejection = Some(Drain::new(rejection, runtime));
         Self::Draining { token, rejection }
     }
 }
@@ -397,7 +423,8 @@ where
                 StageProj::Renewing { token, rejection } => {
                     let Poll::Ready(renewal) = token.as_mut().poll(cx) else {
                         let overdue = ready!(rejection.poll_release(cx));
-                        *this.unread = Drain::overdue(overdue, cx);
+                        let runtime = this.job.cache().runtime();
+                        *this.unread = Drain::overdue(overdue, runtime, cx);
                         continue;
                     };
                     this.job.renewal_ended(renewal, rejection.take())?
@@ -435,6 +462,7 @@ where
     R: ReplayPolicy<B>,
 {
     options: Arc<Options<R>>,
+    other_cache: Option<TokenCache>,
     /// Polled ready in the last stage before a send, and only there.
     service: S,
     /// The request to send next, without a token.
@@ -458,6 +486,21 @@ where
 /// forever.
 const WAITS: u8 = 10;
 
+impl<S, R, B> Job<S, R, B>
+where
+    R: ReplayPolicy<B>,
+{
+    /// The handle of the request's token.
+    fn cache(&self) -> &TokenCache {
+        self.other_cache.as_ref().unwrap_or(&self.options.cache)
+    }
+
+    fn await_token<F, Res>(&self) -> Stage<F, Res> {
+        let token = self.cache().clone().acquire(None);
+        Stage::AwaitingToken { token }
+    }
+}
+
 impl<S, R, B, F, ResBody> Job<S, R, B>
 where
     S: Service<Request<R::Body>, Response = Response<ResBody>, Future = F> + Clone,
@@ -465,12 +508,14 @@ where
 {
     pub(crate) fn new(
         options: Arc<Options<R>>,
+        other_cache: Option<TokenCache>,
         service: S,
         request: Option<Request<R::Body>>,
         saved: Saved<SavedRequest<R::Kept>>,
     ) -> Self {
         Self {
             options,
+            other_cache,
             service,
             request,
             saved,
@@ -484,7 +529,7 @@ where
 
     /// The service is ready, and `token` was usable when the wait for the service began.
     fn service_ready<Res>(&mut self, token: &Arc<CachedToken>) -> Result<Stage<F, Res>, Error> {
-        if let Some(token) = self.options.cache.still_usable(token) {
+        if let Some(token) = self.cache().still_usable(token) {
             return self.send(token);
         }
         let Some(waits_left) = self.waits_left.checked_sub(1) else {
@@ -493,7 +538,7 @@ where
         self.waits_left = waits_left;
         // Gives up the service's readiness, which the next token request may need.
         self.service = self.service.clone();
-        Ok(self.options.await_token())
+        Ok(self.await_token())
     }
 
     fn send<Res>(&mut self, token: Arc<CachedToken>) -> Result<Stage<F, Res>, Error> {
@@ -552,13 +597,13 @@ where
         }
         Continue(if verdict == Verdict::SendAgain {
             self.note_replay(false);
-            Stage::draining(sent.token, response)
+            Stage::draining(sent.token, response, self.cache().runtime())
         } else {
             self.rejected_status = Some(response.status());
-            let cache = self.options.cache.clone();
+            let cache = self.cache().clone();
             Stage::Renewing {
                 token: cache.acquire(Some(Arc::clone(&sent.token))),
-                rejection: Held::new(response),
+                rejection: Held::new(response, self.cache().runtime()),
             }
         })
     }
@@ -578,12 +623,12 @@ where
         &mut self,
         token: &CachedToken,
     ) -> Result<Request<R::Body>, NotReplayed> {
-        let options = &self.options;
-        let rejection = options.cache.reject(token.token());
+        let rejection = self.cache().reject(token.token());
         if !mem::take(&mut self.may_replace_token) {
             self.saved = Saved::Nothing(NotSaved::LastSend);
-            telemetry::rejected_again(options.cache.name());
+            telemetry::rejected_again(self.cache().name());
         }
+        let options = &self.options;
         let request = match (&mut self.saved, &rejection) {
             (Saved::Nothing(not_saved), _) => Err(not_saved.reason(&options.policy)),
             (_, Rejection::CoolingDown) => Err(NotReplayed::CoolingDown),
@@ -592,7 +637,7 @@ where
         };
         if request.is_err() && matches!(rejection, Rejection::Withheld) {
             // The requests that follow need another token.
-            options.cache.renew_in_background();
+            self.cache().renew_in_background();
         }
         request
     }
@@ -608,7 +653,7 @@ where
             (Ok(token), rejection) => {
                 self.note_replay(renewal.waited.is_some());
                 Ok(Continue(match rejection {
-                    Some(rejection) => Stage::draining(token, rejection),
+                    Some(rejection) => Stage::draining(token, rejection, self.cache().runtime()),
                     None => Stage::Readying { token },
                 }))
             }
@@ -623,7 +668,7 @@ where
 
     fn note_replay(&mut self, token_renewed: bool) {
         self.outcome.note_replay(token_renewed);
-        telemetry::replayed(self.options.cache.name(), token_renewed);
+        telemetry::replayed(self.cache().name(), token_renewed);
     }
 
     /// The error of a call that may have waited, or seen a rejection.

@@ -100,6 +100,7 @@ impl fmt::Debug for Clock {
 #[derive(Debug)]
 pub(crate) struct Timer {
     ends: End,
+    runtime: Option<Handle>,
     /// Aborted when the timer is dropped.
     task: Option<JoinSet<()>>,
 }
@@ -111,33 +112,42 @@ enum End {
 }
 
 impl Timer {
-    pub(crate) fn new(duration: Duration) -> Self {
-        let (ends, task) = (End::After(duration), None);
-        Self { ends, task }
+    pub(crate) fn new(duration: Duration, runtime: Option<Handle>) -> Self {
+        Self::that(End::After(duration), runtime)
     }
 
     /// Creates a timer that ends at a moment of the monotonic clock.
-    pub(crate) fn until(ends_at: Instant) -> Self {
-        let (ends, task) = (End::At(ends_at), None);
-        Self { ends, task }
+    pub(crate) fn until(ends_at: Instant, runtime: Option<Handle>) -> Self {
+        Self::that(End::At(ends_at), runtime)
+    }
+
+    fn that(ends: End, runtime: Option<Handle>) -> Self {
+        Self {
+            ends,
+            runtime,
+            task: None,
+        }
     }
 
     /// Waits until the pause has ended. Polled again after that, it stays pending.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let task = self.task.get_or_insert_with(|| Self::start(self.ends));
+        let runtime = self.runtime.as_ref();
+        let task = self
+            .task
+            .get_or_insert_with(|| Self::start(self.ends, runtime));
         match ready!(task.poll_join_next(cx)) {
             Some(Ok(())) => Poll::Ready(()),
             Some(Err(_)) | None => Poll::Pending,
         }
     }
 
-    fn start(ends: End) -> JoinSet<()> {
+    fn start(ends: End, runtime: Option<&Handle>) -> JoinSet<()> {
         let mut task = JoinSet::new();
         let ends_at = match ends {
             End::After(duration) => Clock::monotonic() + duration,
             End::At(ends_at) => ends_at,
         };
-        if let Ok(runtime) = Handle::try_current() {
+        if let Some(runtime) = runtime {
             let timer = async move {
                 // On a runtime without timers, the token request that the call waits for fails
                 // meanwhile: it was spawned before. On a runtime with one thread, this task is
@@ -145,7 +155,7 @@ impl Timer {
                 yield_now().await;
                 sleep_until(ends_at).await;
             };
-            task.spawn_on(timer, &runtime);
+            task.spawn_on(timer, runtime);
         }
         task
     }

@@ -121,6 +121,8 @@ pub(crate) enum Kind {
     Panicked,
     /// The token service did not answer within the limit of an attempt or of a token request.
     TimedOut(Duration),
+    /// The token request waited for too long for other token requests of the cache.
+    Queued(Duration),
     /// There is no runtime to spawn the token request on.
     NoRuntime,
     /// The runtime of the token request has no timers.
@@ -237,10 +239,12 @@ impl Error {
         matches!(self.inner.kind, Kind::TokenService { .. } | Kind::Panicked)
     }
 
-    /// Returns whether the token service didn't answer within the limit of an attempt, or the token
-    /// request didn't end before its deadline.
+    /// Returns whether the token service didn't answer in time.
+    ///
+    /// Either an attempt or the whole token request reached its limit, or the token request waited for
+    /// too long for [other token requests](crate::TokenCacheBuilder::max_token_requests) of the cache.
     pub fn is_timeout(&self) -> bool {
-        matches!(self.inner.kind, Kind::TimedOut(_))
+        matches!(self.inner.kind, Kind::TimedOut(_) | Kind::Queued(_))
     }
 
     /// Returns whether the token request had no Tokio runtime with timers, or its runtimes shut down
@@ -297,6 +301,7 @@ impl Error {
             Kind::Transport { .. }
             | Kind::Panicked
             | Kind::TimedOut(_)
+            | Kind::Queued(_)
             | Kind::NoRuntime
             | Kind::RuntimeLost
             | Kind::CoolingDown
@@ -440,6 +445,7 @@ impl Error {
             Kind::TokenService { .. } => "token_service",
             Kind::Panicked => "panicked",
             Kind::TimedOut(_) => "timeout",
+            Kind::Queued(_) => "queued",
             Kind::NoRuntime => "no_runtime",
             Kind::NoTimers => "no_timers",
             Kind::RuntimeLost => "runtime_lost",
@@ -582,6 +588,14 @@ impl fmt::Display for Error {
             Kind::TimedOut(deadline) => {
                 let deadline = in_milliseconds(*deadline);
                 write!(f, "token service did not answer within {deadline}")
+            }
+            Kind::Queued(limit) => {
+                let limit = in_milliseconds(*limit);
+                write!(
+                    f,
+                    "token request was not sent: other token requests of the cache took longer than \
+                     {limit}; raise `max_token_requests` if the token service can answer more at a time"
+                )
             }
             Kind::RuntimeLost => f.write_str(
                 "token requests were lost because their Tokio runtimes shut down, several times in \

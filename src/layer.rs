@@ -1,11 +1,11 @@
 use std::{fmt, sync::Arc};
 
-use http::{Uri, response::Parts};
+use http::{Uri, request, response::Parts};
 use tower::{BoxError, Layer, Service};
 
 use crate::{
-    AccessToken, ClientCredentials, Error, TokenCache, TokenRequest,
-    call::{Options, RejectedWhen},
+    AccessToken, ClientCredentials, Error, TokenCache, TokenParameters, TokenRequest,
+    call::{Options, ParametersBy, RejectedWhen},
     origin::{Destinations, Origin},
     replay::{CloneBody, NoReplay},
 };
@@ -61,6 +61,7 @@ use crate::{
 #[must_use = "a layer does nothing until it is put around a service"]
 pub struct ClientCredentialsLayer<R = CloneBody> {
     cache: TokenCache,
+    parameters_by: Option<ParametersBy>,
     replay: R,
     rejected_when: Option<RejectedWhen>,
     destinations: Destinations,
@@ -97,6 +98,7 @@ impl ClientCredentialsLayer {
     pub fn with_cache(cache: TokenCache) -> Self {
         Self {
             cache,
+            parameters_by: None,
             replay: CloneBody,
             rejected_when: None,
             destinations: Destinations::default(),
@@ -120,6 +122,7 @@ impl<R> ClientCredentialsLayer<R> {
     pub fn replay<P>(self, policy: P) -> ClientCredentialsLayer<P> {
         ClientCredentialsLayer {
             cache: self.cache,
+            parameters_by: self.parameters_by,
             replay: policy,
             rejected_when: self.rejected_when,
             destinations: self.destinations,
@@ -146,6 +149,44 @@ impl<R> ClientCredentialsLayer<R> {
     /// ```
     pub fn no_replay(self) -> ClientCredentialsLayer<NoReplay> {
         self.replay(NoReplay)
+    }
+
+    /// Sets a function that chooses the parameters of a request's token. By default, all requests use
+    /// the cache's own.
+    ///
+    /// Requests with equal parameters share a token. The parameters replace the cache's own, tenant
+    /// included. With `None`, the request uses the cache's own. A request that has [`TokenParameters`]
+    /// in its extensions uses those instead.
+    ///
+    /// The function is called for each request, so prefer to clone parameters that are ready.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::{ClientCredentialsLayer, TokenParameters};
+    ///
+    /// let reports = TokenParameters::default().with_scope("reports.read");
+    /// let layer = ClientCredentialsLayer::new(token_service).parameters_by(move |request| {
+    ///     let is_report = request.uri.path().starts_with("/reports/");
+    ///     is_report.then(|| reports.clone())
+    /// });
+    /// # drop(layer);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// A call panics if the function panics.
+    pub fn parameters_by(
+        mut self,
+        parameters: impl Fn(&request::Parts) -> Option<TokenParameters> + Send + Sync + 'static,
+    ) -> Self {
+        self.parameters_by = Some(Arc::new(parameters));
+        self
     }
 
     /// Sets which responses count as a rejection of the token. Replaces the default rule.
@@ -286,6 +327,7 @@ impl<S, R: Clone> Layer<S> for ClientCredentialsLayer<R> {
     fn layer(&self, inner: S) -> Self::Service {
         let options = Options {
             cache: self.cache.clone(),
+            parameters_by: self.parameters_by.clone(),
             destinations: self.destinations.clone(),
             policy: self.replay.clone(),
             rejected_when: self.rejected_when.clone(),

@@ -140,31 +140,72 @@ where
         if let Some(reason) = options.destinations.omission_reason(&request) {
             return self.send_untouched(request, Some(reason));
         }
+        if options.may_need_other_token(&request) {
+            return self.call_with_parameters(request);
+        }
         let Some(token) = self.last_seen.token(&options.cache) else {
-            return self.wait_for_token(request);
+            return self.wait_for_token(request, None);
         };
         let Put::Done(presented) = token.token().scheme().put_on(&mut request) else {
-            return self.wait_for_token(request);
+            return self.wait_for_token(request, None);
         };
-        let (head, body) = request.into_parts();
-        let (body, kept) = options.policy.split(body);
-        let saved = SavedRequest::new(&head, Some(token.token().scheme()), kept);
-        let replay = saved.map(|request| Replay {
-            service: self.inner.clone(),
-            request,
-        });
-        let response = self.inner.call(Request::from_parts(head, body));
         let token = Arc::clone(token);
-        let first = FirstSend {
-            sent: SentToken { token, presented },
-            options: Arc::clone(options),
-            replay,
-        };
-        ResponseFuture::calling(response, first)
+        let sent = SentToken { token, presented };
+        send(&mut self.inner, options, None, sent, request)
     }
 }
 
+/// Sends a request that carries its token.
+#[inline]
+fn send<S, R, B, ResBody>(
+    inner: &mut S,
+    options: &Arc<Options<R>>,
+    other_cache: Option<TokenCache>,
+    sent: SentToken,
+    request: Request<B>,
+) -> ResponseFuture<S, R, B>
+where
+    S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
+    R: ReplayPolicy<B>,
+{
+    let (head, body) = request.into_parts();
+    let (body, kept) = options.policy.split(body);
+    let saved = SavedRequest::new(&head, Some(sent.token.token().scheme()), kept);
+    let replay = saved.map(|request| Replay {
+        service: inner.clone(),
+        request,
+    });
+    let response = inner.call(Request::from_parts(head, body));
+    let first = FirstSend {
+        sent,
+        options: Arc::clone(options),
+        other_cache,
+        replay,
+    };
+    ResponseFuture::calling(response, first)
+}
+
 impl<S, R> ClientCredentials<S, R> {
+    /// The request, or an option of the layer, may choose the parameters of the token.
+    fn call_with_parameters<B, ResBody>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
+    where
+        S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
+        R: ReplayPolicy<B>,
+    {
+        let (head, body) = request.into_parts();
+        let other_cache = self.options.other_cache(&head);
+        let mut request = Request::from_parts(head, body);
+        let cache = other_cache.as_ref().unwrap_or(&self.options.cache);
+        let Some(token) = cache.usable() else {
+            return self.wait_for_token(request, other_cache);
+        };
+        let Put::Done(presented) = token.token().scheme().put_on(&mut request) else {
+            return self.wait_for_token(request, other_cache);
+        };
+        let sent = SentToken { token, presented };
+        send(&mut self.inner, &self.options, other_cache, sent, request)
+    }
+
     /// The request carries a token of the caller's own, or must not carry ours.
     #[cold]
     fn send_untouched<B>(
@@ -177,7 +218,7 @@ impl<S, R> ClientCredentials<S, R> {
         R: ReplayPolicy<B>,
     {
         // A request with a token of its own needs none.
-        let omitted = omitted.filter(|_| !self.has_own_token(&request));
+        let omitted = omitted.filter(|_| !has_own_token(self.cache(), &request));
         if let Some(reason) = omitted {
             telemetry::token_omitted(self.cache().name(), reason.label());
         }
@@ -189,12 +230,17 @@ impl<S, R> ClientCredentials<S, R> {
 
     /// There is no token that may be used now, or the request can't take it.
     #[cold]
-    fn wait_for_token<B, ResBody>(&mut self, request: Request<B>) -> ResponseFuture<S, R, B>
+    fn wait_for_token<B, ResBody>(
+        &mut self,
+        request: Request<B>,
+        other_cache: Option<TokenCache>,
+    ) -> ResponseFuture<S, R, B>
     where
         S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
         R: ReplayPolicy<B>,
     {
-        if self.has_own_token(&request) {
+        let cache = other_cache.as_ref().unwrap_or(&self.options.cache);
+        if has_own_token(cache, &request) {
             return self.send_untouched(request, None);
         }
         let (head, body) = request.into_parts();
@@ -205,19 +251,20 @@ impl<S, R> ClientCredentials<S, R> {
         self.inner = self.inner.clone();
         ResponseFuture::waiting(Job::new(
             Arc::clone(&self.options),
+            other_cache,
             self.inner.clone(),
             Some(Request::from_parts(head, body)),
             saved,
         ))
     }
+}
 
-    /// Whether the caller has set the header that the token goes into.
-    fn has_own_token<B>(&self, request: &Request<B>) -> bool {
-        match self.options.cache.last_token() {
-            Some(last) => last.token().scheme().is_on(request.headers()),
-            // Tokens go there until one names another header.
-            None => request.headers().contains_key(AUTHORIZATION),
-        }
+/// Whether the caller has set the header that the token goes into.
+fn has_own_token<B>(cache: &TokenCache, request: &Request<B>) -> bool {
+    match cache.last_token() {
+        Some(last) => last.token().scheme().is_on(request.headers()),
+        // Tokens go there until one names another header.
+        None => request.headers().contains_key(AUTHORIZATION),
     }
 }
 

@@ -109,6 +109,8 @@ pub(crate) enum Cause {
     Rejected,
     /// The token is refreshed even while unused.
     KeepWarm,
+    /// The program asked for it.
+    Requested,
 }
 
 impl Cause {
@@ -119,6 +121,7 @@ impl Cause {
             Self::Expired => "expired",
             Self::Rejected => "rejected",
             Self::KeepWarm => "keep_warm",
+            Self::Requested => "requested",
         }
     }
 }

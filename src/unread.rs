@@ -10,6 +10,7 @@ use std::{
 use bytes::Buf;
 use http::{Response, Version};
 use http_body::Body;
+use tokio::runtime::Handle;
 
 use crate::clock::Timer;
 
@@ -28,10 +29,11 @@ pub(crate) struct Held<Res> {
 }
 
 impl<Res> Held<Res> {
-    pub(crate) fn new(response: Res) -> Self {
+    /// `runtime` is where the time is measured.
+    pub(crate) fn new(response: Res, runtime: Option<Handle>) -> Self {
         Self {
             response: Some(response),
-            timer: Timer::new(HOLD),
+            timer: Timer::new(HOLD, runtime),
         }
     }
 
@@ -74,7 +76,8 @@ const MAX_BYTES_AT_ONCE: usize = 64 * 1024;
 const MIN_FRAME_LEN: usize = 16;
 
 impl<B> Drain<Response<B>> {
-    pub(crate) fn new(response: Response<B>) -> Self {
+    /// `runtime` is where the time is measured.
+    pub(crate) fn new(response: Response<B>, runtime: Option<Handle>) -> Self {
         Self {
             is_multiplexed: response.version() >= Version::HTTP_2,
             response: Box::pin(response),
@@ -82,18 +85,22 @@ impl<B> Drain<Response<B>> {
             // hyper reads 8 KiB at a time, and need not have its turn each time.
             turns_left: 16,
             has_ended: false,
-            timer: Timer::new(MAX_REST),
+            timer: Timer::new(MAX_REST, runtime),
         }
     }
 
     /// Starts with a response that was held for long enough. Returns `None` if it can be dropped.
     ///
     /// Nothing more is expected of a body that has nothing to read by now.
-    pub(crate) fn overdue(response: Response<B>, cx: &mut Context<'_>) -> Option<Self>
+    pub(crate) fn overdue(
+        response: Response<B>,
+        runtime: Option<Handle>,
+        cx: &mut Context<'_>,
+    ) -> Option<Self>
     where
         B: Body,
     {
-        let mut drain = Self::new(response);
+        let mut drain = Self::new(response, runtime);
         if !drain.is_multiplexed {
             let _ = drain.poll_frames(MAX_BYTES_AT_ONCE, cx);
         }

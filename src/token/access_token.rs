@@ -1,4 +1,8 @@
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use http::{
     HeaderName, HeaderValue,
@@ -9,6 +13,7 @@ use http::{
 
 use crate::{
     Error,
+    clock::{Clock, Moment},
     scheme::{Scheme, TokenHeader},
     secret::wiped_on_drop,
 };
@@ -39,6 +44,8 @@ use crate::{
 pub struct AccessToken {
     scheme: Scheme,
     lifetime: Option<Duration>,
+    /// By the wall clock. Set by the user, or by the cache from the lifetime.
+    expires_at: Option<SystemTime>,
     scope: Option<Arc<GrantedScope>>,
 }
 
@@ -60,6 +67,7 @@ impl AccessToken {
         Ok(Self {
             scheme: Scheme::Header(token_header(AUTHORIZATION, "Bearer", token.as_ref())?),
             lifetime: None,
+            expires_at: None,
             scope: None,
         })
     }
@@ -113,6 +121,31 @@ impl AccessToken {
     #[must_use]
     pub fn with_lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = Some(lifetime);
+        self.expires_at = None;
+        self
+    }
+
+    /// Sets when the token expires, by the wall clock.
+    ///
+    /// Use this method instead of [`with_lifetime`](Self::with_lifetime) for a token that was kept
+    /// somewhere, for example by an earlier process. The later call of the two counts.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::time::{Duration, SystemTime};
+    /// use tower_client_credentials::AccessToken;
+    ///
+    /// let expires_at = SystemTime::now() + Duration::from_secs(600);
+    /// let token = AccessToken::new("token-1")?.with_expires_at(expires_at);
+    ///
+    /// assert_eq!(token.expires_at(), Some(expires_at));
+    /// # Ok::<(), tower_client_credentials::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_expires_at(mut self, expires_at: SystemTime) -> Self {
+        self.expires_at = Some(expires_at);
+        self.lifetime = None;
         self
     }
 
@@ -161,6 +194,34 @@ impl AccessToken {
     /// Returns the lifetime that the server stated, if any.
     pub fn lifetime(&self) -> Option<Duration> {
         self.lifetime
+    }
+
+    /// Returns when the token expires, by the wall clock, if that is known.
+    ///
+    /// A token from a [`TokenCache`](crate::TokenCache) knows it if the server stated a lifetime. The
+    /// time is the stated one, without the [margin](crate::TokenCacheBuilder::expiry_margin) that the
+    /// cache subtracts.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        self.expires_at
+    }
+
+    /// Returns how much of the lifetime is left, by the system's wall clock, if the expiry is known.
+    ///
+    /// Returns zero for a token that has expired.
+    pub fn remaining(&self) -> Option<Duration> {
+        let now = Clock::default().now().wall;
+        let left = self.expires_at?.duration_since(now);
+        Some(left.unwrap_or_default())
+    }
+
+    /// Returns the token as received after a request that was sent at `requested_at`, and its lifetime.
+    pub(super) fn received(mut self, requested_at: &Moment) -> (Self, Option<Duration>) {
+        let left = |at: SystemTime| at.duration_since(requested_at.wall).unwrap_or_default();
+        let lifetime = self.lifetime.or(self.expires_at.map(left));
+        if let Some(lifetime) = self.lifetime {
+            self.expires_at = requested_at.wall.checked_add(lifetime);
+        }
+        (self, lifetime)
     }
 
     /// Returns the scope that the server granted, if it stated one.

@@ -1,8 +1,10 @@
 use std::{
+    num::NonZeroUsize,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
+use tokio::runtime::Handle;
 use tower::{BoxError, Service};
 
 use super::{
@@ -74,6 +76,71 @@ impl TokenCacheBuilder {
     /// ```
     pub fn name(mut self, name: impl Into<Arc<str>>) -> Self {
         self.settings.name = Some(name.into());
+        self
+    }
+
+    /// Names the runtime that token requests run on. Default: the caller's.
+    ///
+    /// With a named runtime, threads without a runtime and futures that another executor polls can get
+    /// tokens, too. The runtime must have timers, and something must drive it: either it has several
+    /// threads, or a thread blocks on it. If it shuts down, callers without a usable token get an
+    /// error.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower::{BoxError, service_fn};
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # fn main() -> Result<(), BoxError> {
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::TokenCache;
+    ///
+    /// let runtime = tokio::runtime::Builder::new_multi_thread()
+    ///     .worker_threads(1)
+    ///     .enable_all()
+    ///     .build()?;
+    /// let cache = TokenCache::builder()
+    ///     .runtime(runtime.handle().clone())
+    ///     .build(token_service);
+    ///
+    /// // This thread is not part of the runtime.
+    /// let token = cache.blocking_token()?;
+    /// assert_eq!(token.expose(), "token-1");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn runtime(mut self, runtime: Handle) -> Self {
+        self.settings.runtime = Some(runtime);
+        self
+    }
+
+    /// Sets how many tokens the cache keeps that nobody uses. Default: 10,000.
+    ///
+    /// See [`TokenCache::with_parameters`]. A token that is in use isn't evicted, so more tokens than
+    /// this can be in use at the same time. The token of the cache's own
+    /// [parameters](Self::parameters) doesn't count.
+    pub fn max_tokens(mut self, tokens: NonZeroUsize) -> Self {
+        self.settings.max_tokens = tokens;
+        self
+    }
+
+    /// Sets how long the cache keeps a token that nobody uses. Default: 1 hour.
+    ///
+    /// The cache has no task that looks for such tokens. It looks when a token request completes, and
+    /// when the first call with other parameters comes.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.idle_timeout = timeout;
+        self
+    }
+
+    /// Sets how many token requests may be under way at the same time. Default: 64.
+    ///
+    /// Others wait, for at most twice the [`deadline`](Self::deadline). The deadline of a token request
+    /// starts when it no longer waits.
+    pub fn max_token_requests(mut self, requests: NonZeroUsize) -> Self {
+        self.settings.max_token_requests = requests;
         self
     }
 

@@ -1,39 +1,21 @@
-#[cfg(not(all(test, interleavings)))]
-use std::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU64, Ordering},
-};
-use std::{
-    fmt,
-    panic::AssertUnwindSafe,
-    pin::{Pin, pin},
-    sync::{Arc, PoisonError, Weak},
-    time::Duration,
-};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
-#[cfg(not(all(test, interleavings)))]
-use arc_swap::ArcSwapOption;
-use futures_util::{FutureExt, future::select};
-#[cfg(all(test, interleavings))]
-use loom::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU64, Ordering},
-};
 use tokio::{
     runtime::Handle,
-    sync::watch,
-    time::{Instant, sleep_until},
+    sync::{Semaphore, watch},
+    time::Instant,
 };
 use tower::{BoxError, Service};
 
-#[cfg(all(test, interleavings))]
-use super::interleavings::ArcSwapOption;
 use super::{
-    AccessToken, Rejection, TokenCacheBuilder, TokenRequest,
-    entry::{Awaited, CachedToken, Entry, FlightResult, Generation, Join, NewFlight},
-    flight::{Attempts, Completer, IssuedToken, SharedTokenService, Waited},
+    AccessToken, Rejection, TokenCacheBuilder, TokenParameters, TokenRequest,
+    entry::{Awaited, CachedToken, Entry, FlightResult, Join},
+    flight::{SharedTokenService, Waited},
+    key::{Common, Key},
+    key_map::KeyMap,
     schedule::Freshness,
-    settings::{RefreshMode, Settings},
+    settings::Settings,
+    task,
 };
 use crate::{
     Error,
@@ -72,7 +54,18 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct TokenCache {
-    shared: Arc<Shared>,
+    /// The key of this handle.
+    key: Arc<Key>,
+    keys: Arc<Keys>,
+}
+
+/// All keys of a cache.
+pub(super) struct Keys {
+    /// The key of the cache's own parameters, which is never evicted.
+    own: Arc<Key>,
+    others: KeyMap<TokenParameters, Key>,
+    /// Closed when the last handle is dropped.
+    handles: watch::Sender<()>,
 }
 
 /// A future that waits for a token. Boxed, because only calls without a usable token need one.
@@ -91,20 +84,6 @@ pub(crate) struct Acquired {
 pub(super) struct Look {
     pub(super) token: Option<Arc<CachedToken>>,
     pub(super) valid_until: Instant,
-}
-
-struct Shared {
-    /// The entry's current token, which calls read without the lock.
-    snapshot: ArcSwapOption<CachedToken>,
-    /// Counts changes of the snapshot, so that a service can cheaply check whether there was one.
-    edition: AtomicU64,
-    /// Locked for one transition at a time. Meanwhile, nothing is polled, woken, spawned or dropped
-    /// that could call the cache.
-    entry: Mutex<Entry>,
-    token_service: SharedTokenService,
-    settings: Settings,
-    /// Closed when the last handle is dropped.
-    handles: watch::Sender<()>,
 }
 
 impl TokenCache {
@@ -165,7 +144,7 @@ impl TokenCache {
     ///
     /// Dropping this future doesn't cancel or delay the token request that it waits for.
     pub async fn token(&self) -> Result<AccessToken, Error> {
-        if let Some(cached) = self.current(&self.shared.now()) {
+        if let Some(cached) = self.current_at(&self.key.now()) {
             return Ok(cached.token().clone());
         }
         let cached = self.clone().acquire(None).await.result?;
@@ -200,11 +179,11 @@ impl TokenCache {
     /// # }
     /// ```
     pub fn reject(&self, token: &AccessToken) -> Rejection {
-        let now = self.shared.now();
+        let now = self.key.now();
         let update = self
-            .shared
-            .update_watching_withheld(|entry| entry.reject(token, &now, &self.shared.settings));
-        let name = self.shared.name();
+            .key
+            .update_watching_withheld(|entry| entry.reject(token, &now, self.key.settings()));
+        let name = self.key.name();
         telemetry::rejected(name, update.result.label(), update.newly_withheld);
         update.result
     }
@@ -241,7 +220,194 @@ impl TokenCache {
     /// # }
     /// ```
     pub fn reset(&self) {
-        drop(self.shared.update(Entry::reset));
+        drop(self.key.update(Entry::reset));
+    }
+
+    /// Returns the current token, or `None` if there is none that may be used now. Never waits.
+    ///
+    /// Without a usable token, this method starts a token request, unless one is under way or a pause
+    /// after a failure or a renewal hasn't ended. The token request runs on the
+    /// [named runtime](TokenCacheBuilder::runtime), or on the caller's. Outside a runtime, none starts.
+    ///
+    /// Use it where code can't wait, such as in a synchronous interceptor.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::TokenCache;
+    ///
+    /// let cache = TokenCache::new(token_service);
+    /// assert!(cache.current().is_none());
+    ///
+    /// // Waits for the token request that `current` has started.
+    /// cache.token().await?;
+    /// assert!(cache.current().is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn current(&self) -> Option<AccessToken> {
+        let cached = self.current_at(&self.key.now()).or_else(|| {
+            let runtime = self.key.runtime()?;
+            match self.join(None, &runtime) {
+                NextStep::Return(result) => result.ok(),
+                NextStep::Await(_) => None,
+            }
+        });
+        Some(cached?.token().clone())
+    }
+
+    /// Returns a token that can be used now, and blocks the thread while it waits for one.
+    ///
+    /// For threads beside a [named runtime](TokenCacheBuilder::runtime), such as those of a batch
+    /// exporter. On a thread of a runtime, use [`token`](Self::token).
+    ///
+    /// # Errors
+    ///
+    /// Fails like [`token`](Self::token), or if there is no usable token, no runtime was named, and the
+    /// thread doesn't belong to one.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it has to wait on a thread that runs asynchronous tasks.
+    pub fn blocking_token(&self) -> Result<AccessToken, Error> {
+        if let Some(cached) = self.current_at(&self.key.now()) {
+            return Ok(cached.token().clone());
+        }
+        match self.key.runtime() {
+            Some(runtime) => runtime.block_on(self.token()),
+            None => {
+                let cached = self.fall_back(None, Kind::NoRuntime);
+                let name = self.key.settings().name.as_ref();
+                let cached = cached.map_err(|error| error.in_cache(name))?;
+                Ok(cached.token().clone())
+            }
+        }
+    }
+
+    /// Requests a new token, even if the current one can be used or a pause hasn't ended.
+    ///
+    /// If a token request is under way, this method waits for that one. All callers that wait share
+    /// its result. Until there is a result, other callers use the current token.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// use tower_client_credentials::TokenCache;
+    ///
+    /// let cache = TokenCache::new(token_service);
+    /// cache.token().await?;
+    ///
+    /// // The client got another scope, which only new tokens have.
+    /// let token = cache.refresh().await?;
+    /// # drop(token);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Fails if the token request fails. The current token stays in use.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future doesn't cancel or delay the token request.
+    pub async fn refresh(&self) -> Result<AccessToken, Error> {
+        let name = self.key.settings().name.as_ref();
+        let result = self.wait_for_refresh().await;
+        let cached = result.map_err(|error| error.in_cache(name))?;
+        Ok(cached.token().clone())
+    }
+
+    /// Makes `token` the current token, as if a token request had returned it.
+    ///
+    /// Use it for a token that an earlier process has kept. Set its end with
+    /// [`AccessToken::with_expires_at`]. A token that has expired isn't used. If a token request is
+    /// under way, its token replaces `token`.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::TokenRequest;
+    /// # use tower::{BoxError, service_fn};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Err::<AccessToken, BoxError>("not needed".into())
+    /// # });
+    /// use std::time::{Duration, SystemTime};
+    /// use tower_client_credentials::{AccessToken, TokenCache};
+    ///
+    /// let cache = TokenCache::new(token_service);
+    /// let expires_at = SystemTime::now() + Duration::from_secs(600);
+    /// cache.seed(AccessToken::new("token-1")?.with_expires_at(expires_at));
+    ///
+    /// assert_eq!(cache.token().await?.expose(), "token-1");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn seed(&self, token: AccessToken) {
+        let now = self.key.now();
+        let settings = self.key.settings();
+        self.key.update(|entry| entry.seed(token, &now, settings));
+    }
+
+    /// Returns the parameters of this handle's token requests.
+    pub fn parameters(&self) -> &TokenParameters {
+        &self.key.parameters
+    }
+
+    /// Returns a handle to another token of the same cache: the one for `parameters`.
+    ///
+    /// The parameters replace those of this handle, and its tenant. Handles with equal parameters share
+    /// a token. Each token has its own refreshes, rejections and failures. All of them share the token
+    /// service and the options.
+    ///
+    /// The cache keeps a token while somebody uses it or holds its handle, and for a
+    /// [while](TokenCacheBuilder::idle_timeout) after that, up to a
+    /// [number](TokenCacheBuilder::max_tokens) of tokens.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// use tower_client_credentials::{TokenCache, TokenParameters};
+    ///
+    /// # let token_service = service_fn(|request: TokenRequest| async move {
+    /// #     Ok::<_, BoxError>(AccessToken::new(request.parameters.scopes().join("+"))?)
+    /// # });
+    /// let orders = TokenCache::builder()
+    ///     .parameters(TokenParameters::default().with_scope("orders.read"))
+    ///     .build(token_service);
+    /// let reports = orders.with_parameters(TokenParameters::default().with_scope("reports.read"));
+    ///
+    /// assert_ne!(orders.token().await?.expose(), reports.token().await?.expose());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "most callers make the parameters for this call"
+    )]
+    pub fn with_parameters(&self, parameters: TokenParameters) -> Self {
+        let key = self.keys.get(&parameters);
+        Self::of(key, Arc::clone(&self.keys))
     }
 
     pub(super) fn with_settings<T>(token_service: T, settings: Settings) -> Self
@@ -251,41 +417,70 @@ impl TokenCache {
         T::Future: Send + 'static,
     {
         telemetry::describe();
-        Self {
-            shared: Arc::new(Shared {
-                snapshot: ArcSwapOption::empty(),
-                edition: AtomicU64::new(0),
-                entry: Mutex::default(),
-                token_service: SharedTokenService::new(token_service),
-                settings,
-                handles: watch::Sender::new(()),
-            }),
-        }
+        let parameters = settings.parameters.clone();
+        let others = KeyMap::new(settings.max_tokens, settings.idle_timeout);
+        let places = settings
+            .max_token_requests
+            .get()
+            .min(Semaphore::MAX_PERMITS);
+        let common = Arc::new(Common {
+            token_service: SharedTokenService::new(token_service),
+            settings,
+            places: Arc::new(Semaphore::new(places)),
+        });
+        let own = Arc::new(Key::new(parameters, common));
+        let keys = Keys {
+            own: Arc::clone(&own),
+            others,
+            handles: watch::Sender::new(()),
+        };
+        Self::of(own, Arc::new(keys))
+    }
+
+    pub(super) fn of(key: Arc<Key>, keys: Arc<Keys>) -> Self {
+        Self { key, keys }
+    }
+
+    pub(super) fn key(&self) -> &Arc<Key> {
+        &self.key
+    }
+
+    pub(super) fn keys(&self) -> &Arc<Keys> {
+        &self.keys
     }
 
     /// Returns the name of the cache, for events.
     pub(crate) fn name(&self) -> Option<&str> {
-        self.shared.name()
+        self.key.name()
+    }
+
+    /// Returns the runtime on which tasks are spawned for this cache.
+    pub(crate) fn runtime(&self) -> Option<Handle> {
+        self.key.runtime()
     }
 
     /// Returns the token that was received last, whatever has become of it.
     pub(crate) fn last_token(&self) -> Option<Arc<CachedToken>> {
-        let current = self.shared.snapshot.load_full();
-        current.or_else(|| self.shared.lock().last_token())
+        let current = self.key.current();
+        current.or_else(|| self.key.lock().last_token())
     }
 
     /// How often the current token has changed, to or from none included.
     #[inline]
     pub(super) fn edition(&self) -> u64 {
-        // A reader that sees an edition has to find its snapshot, or a later one.
-        self.shared.edition.load(Ordering::Acquire)
+        self.key.edition()
+    }
+
+    /// Returns the token that may be used now, if there is one.
+    pub(crate) fn usable(&self) -> Option<Arc<CachedToken>> {
+        self.current_at(&self.key.now())
     }
 
     /// Looks at the current token with both clocks.
     pub(super) fn look(&self) -> Look {
-        let now = self.shared.now();
-        let cached = self.current(&now);
-        let in_step_until = self.shared.settings.clock.in_step_until(&now);
+        let now = self.key.now();
+        let cached = self.current_at(&now);
+        let in_step_until = self.key.settings().clock.in_step_until(&now);
         let valid_until = cached.as_ref().map_or(now.monotonic, |cached| {
             cached.fresh_until().min(in_step_until)
         });
@@ -297,9 +492,9 @@ impl TokenCache {
 
     /// Returns a token to send now for a call that was granted a token a while ago.
     pub(crate) fn still_usable(&self, granted: &Arc<CachedToken>) -> Option<Arc<CachedToken>> {
-        let now = self.shared.now();
-        self.current(&now)
-            .or_else(|| self.shared.grantee_token(granted, &now))
+        let now = self.key.now();
+        self.current_at(&now)
+            .or_else(|| self.key.grantee_token(granted, &now))
     }
 
     /// Rejects a token whose request isn't sent again, and renews it for the calls that follow.
@@ -311,11 +506,11 @@ impl TokenCache {
 
     /// Renews a rejected token for later calls. Nobody waits for the renewal.
     pub(crate) fn renew_in_background(&self) {
-        let Ok(runtime) = Handle::try_current() else {
+        let Some(runtime) = self.key.runtime() else {
             return;
         };
-        if let Join::Start(new_flight) = self.shared.join(None) {
-            self.shared.spawn_flight(new_flight, &runtime);
+        if let Join::Start(new_flight) = self.key.join(None) {
+            task::spawn(self, new_flight, &runtime);
         }
     }
 
@@ -324,7 +519,7 @@ impl TokenCache {
         Box::pin(async move {
             let mut wait = None;
             let result = self.wait_for_token(rejected.as_deref(), &mut wait).await;
-            let result = result.map_err(|error| error.in_cache(self.shared.settings.name.as_ref()));
+            let result = result.map_err(|error| error.in_cache(self.key.settings().name.as_ref()));
             let waited = wait.map(|wait: Wait| wait.end(result.as_ref().err()));
             Acquired { result, waited }
         })
@@ -336,18 +531,15 @@ impl TokenCache {
         rejected: Option<&CachedToken>,
         wait: &mut Option<Wait>,
     ) -> FlightResult {
-        let Ok(runtime) = Handle::try_current() else {
+        let Some(runtime) = self.key.runtime() else {
             return self.fall_back(rejected, Kind::NoRuntime);
         };
         let (mut restarts, mut misses) = (0, 0);
         loop {
             let joined = match self.join(rejected, &runtime) {
                 NextStep::Return(result) => return result,
-                NextStep::Await(_) if self.shared.is_requesting_in_this_task() => {
-                    return Err(Error::configuration(
-                        "token request waits for the token that it requests; use an HTTP client \
-                         without the layer that uses its tokens",
-                    ));
+                NextStep::Await(_) if task::is_requesting(&self.key) => {
+                    return Err(waits_for_itself());
                 }
                 NextStep::Await(joined) => joined,
             };
@@ -355,7 +547,7 @@ impl TokenCache {
             let is_renewal = joined.awaited.flight.is_renewal();
             match joined.awaited.result(&runtime).await {
                 Waited::Result(Ok(token)) => {
-                    if let Some(token) = self.usable(rejected, &token) {
+                    if let Some(token) = self.usable_after_wait(rejected, &token) {
                         return Ok(token);
                     }
                     if is_renewal && rejected.is_some_and(|rejected| rejected.is_same(&token)) {
@@ -377,9 +569,35 @@ impl TokenCache {
         }
     }
 
+    /// Waits for a token request that is under way, or for a new one.
+    async fn wait_for_refresh(&self) -> FlightResult {
+        let Some(runtime) = self.key.runtime() else {
+            return Err(Error::new(Kind::NoRuntime));
+        };
+        for _ in 0..=MAX_RESTARTS {
+            let (now, settings) = (self.key.now(), self.key.settings());
+            let join = self.key.update(|entry| entry.refresh_now(&now, settings));
+            let NextStep::Await(joined) = self.next_step(join, &runtime) else {
+                unreachable!("a refresh always waits");
+            };
+            if task::is_requesting(&self.key) {
+                return Err(waits_for_itself());
+            }
+            match joined.awaited.result(&runtime).await {
+                Waited::Result(result) => return result,
+                Waited::Lost | Waited::TimeIsUp => {}
+            }
+        }
+        Err(Error::new(Kind::RuntimeLost))
+    }
+
     /// Finds the flight that this call waits for, and spawns it if there is none yet.
     fn join(&self, rejected: Option<&CachedToken>, runtime: &Handle) -> NextStep {
-        match self.shared.join(rejected) {
+        self.next_step(self.key.join(rejected), runtime)
+    }
+
+    fn next_step(&self, join: Join, runtime: &Handle) -> NextStep {
+        match join {
             Join::Token(token) => NextStep::Return(Ok(token)),
             Join::Failing(error) => {
                 telemetry::failed_fast(self.name(), &error);
@@ -392,7 +610,7 @@ impl TokenCache {
             }),
             Join::Start(new_flight) => {
                 let awaited = new_flight.awaited.clone();
-                self.shared.spawn_flight(new_flight, runtime);
+                task::spawn(self, new_flight, runtime);
                 NextStep::Await(Joined {
                     awaited,
                     started_here: true,
@@ -405,14 +623,14 @@ impl TokenCache {
     ///
     /// The call may be polled long after the flight completed. `token` may have expired since then,
     /// or been rejected.
-    fn usable(
+    fn usable_after_wait(
         &self,
         rejected: Option<&CachedToken>,
         token: &Arc<CachedToken>,
     ) -> Option<Arc<CachedToken>> {
         self.unexpired(rejected).or_else(|| {
             let is_rejected = rejected.is_some_and(|rejected| rejected.is_same(token));
-            let token = self.shared.grantee_token(token, &self.shared.now());
+            let token = self.key.grantee_token(token, &self.key.now());
             token.filter(|_| !is_rejected)
         })
     }
@@ -420,35 +638,49 @@ impl TokenCache {
     /// The token request failed. Returns a token if there is one that the call may use nevertheless.
     fn despite(&self, error: Error, rejected: Option<&CachedToken>) -> FlightResult {
         let last_resort = || {
-            let now = self.shared.now().monotonic;
-            self.shared.lock().last_resort(rejected, now)
+            let now = self.key.now().monotonic;
+            self.key.lock().last_resort(rejected, now)
         };
         let token = self.unexpired(rejected).or_else(last_resort);
         token.ok_or(error)
     }
 
     /// Returns the current token if it may be used; refreshes it in the background if that is due.
-    fn current(&self, now: &Moment) -> Option<Arc<CachedToken>> {
-        let cached = self.shared.snapshot.load_full()?;
+    fn current_at(&self, now: &Moment) -> Option<Arc<CachedToken>> {
+        let cached = self.key.current()?;
         match cached.freshness(now) {
             Freshness::Fresh => {}
-            Freshness::DueForRefresh => self.shared.refresh_in_background(),
+            Freshness::DueForRefresh => self.refresh_in_background(),
             Freshness::Expired => return None,
         }
         Some(cached)
     }
 
+    /// Starts the refresh of a token that is due, unless another call already has.
+    #[cold]
+    fn refresh_in_background(&self) {
+        let now = self.key.now();
+        let Some(runtime) = self.key.runtime() else {
+            self.key.update(|entry| entry.retry_refresh_later(&now));
+            return;
+        };
+        let settings = self.key.settings();
+        if let Some(new_flight) = self.key.update(|entry| entry.refresh(&now, settings)) {
+            task::spawn(self, new_flight, &runtime);
+        }
+    }
+
     fn unexpired(&self, rejected: Option<&CachedToken>) -> Option<Arc<CachedToken>> {
-        let cached = self.shared.snapshot.load_full()?;
+        let cached = self.key.current()?;
         cached
-            .may_serve(rejected, &self.shared.now())
+            .may_serve(rejected, &self.key.now())
             .then(|| cached.for_later_calls())
     }
 
     /// No flight can bring a token: an unexpired token is better than none, even if rejected before.
     fn fall_back(&self, rejected: Option<&CachedToken>, reason: Kind) -> FlightResult {
-        let now = self.shared.now();
-        self.shared.update(|entry| entry.make_available(&now));
+        let now = self.key.now();
+        self.key.update(|entry| entry.make_available(&now));
         self.unexpired(rejected).ok_or_else(|| Error::new(reason))
     }
 
@@ -458,19 +690,26 @@ impl TokenCache {
         &self,
         transition: impl FnOnce(&mut Entry, &Moment, &Settings) -> T,
     ) -> T {
-        let now = self.shared.now();
-        self.shared
-            .update(|entry| transition(entry, &now, &self.shared.settings))
+        let now = self.key.now();
+        self.key
+            .update(|entry| transition(entry, &now, self.key.settings()))
     }
 }
 
 impl fmt::Debug for TokenCache {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TokenCache")
-            .field("current", &self.shared.snapshot.load().as_deref())
-            .field("settings", &self.shared.settings)
+            .field("current", &self.key.current())
+            .field("settings", self.key.settings())
             .finish_non_exhaustive()
     }
+}
+
+fn waits_for_itself() -> Error {
+    Error::configuration(
+        "token request waits for the token that it requests; use an HTTP client without the layer \
+         that uses its tokens",
+    )
 }
 
 /// How many times a call starts another flight after its own was lost with its runtime.
@@ -514,232 +753,23 @@ impl Wait {
     }
 }
 
-/// The result of a transition.
-struct Update<T> {
-    result: T,
-    /// The transition withheld the token that was in use.
-    newly_withheld: bool,
-}
-
-impl Shared {
-    /// Makes one transition and publishes the token that is current after it.
-    fn update<T>(&self, transition: impl FnOnce(&mut Entry) -> T) -> T {
-        let mut entry = self.lock();
-        let result = transition(&mut entry);
-        self.publish(entry.current());
-        result
-    }
-
-    fn update_watching_withheld<T>(&self, transition: impl FnOnce(&mut Entry) -> T) -> Update<T> {
-        self.update(|entry| {
-            let was_in_use = entry.current().is_some();
-            let result = transition(entry);
-            Update {
-                result,
-                newly_withheld: was_in_use && entry.current().is_none(),
-            }
-        })
-    }
-
-    fn now(&self) -> Moment {
-        self.settings.clock.now()
-    }
-
-    fn name(&self) -> Option<&str> {
-        self.settings.name.as_deref()
-    }
-
-    fn join(&self, rejected: Option<&CachedToken>) -> Join {
-        let now = self.now();
-        let update =
-            self.update_watching_withheld(|entry| entry.join(rejected, &now, &self.settings));
-        if update.newly_withheld {
-            telemetry::token_withheld(self.name());
+impl Keys {
+    fn get(&self, parameters: &TokenParameters) -> Arc<Key> {
+        if *parameters == self.own.parameters {
+            return Arc::clone(&self.own);
         }
-        update.result
+        let make = || Key::new(parameters.clone(), Arc::clone(&self.own.common));
+        self.others
+            .get_or_insert_with(parameters, Clock::monotonic(), make)
     }
 
-    /// The token that a call was granted a while ago, if the call may still send it.
-    fn grantee_token(&self, granted: &Arc<CachedToken>, now: &Moment) -> Option<Arc<CachedToken>> {
-        let may_serve = self.lock().may_serve_grantee(granted, now);
-        may_serve.then(|| Arc::clone(granted))
+    /// Returns a receiver that is closed when the last handle is dropped.
+    pub(super) fn handles(&self) -> watch::Receiver<()> {
+        self.handles.subscribe()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Entry> {
-        // Transitions don't panic, so a poisoned entry is consistent.
-        self.entry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn publish(&self, current: Option<&Arc<CachedToken>>) {
-        let published = self.snapshot.load();
-        let is_published = match (published.as_ref(), current) {
-            (Some(published), Some(current)) => Arc::ptr_eq(published, current),
-            (None, None) => true,
-            _ => false,
-        };
-        if !is_published {
-            self.snapshot.store(current.cloned());
-            // After the store: a reader that sees this edition finds this snapshot, or a later one.
-            self.edition.fetch_add(1, Ordering::Release);
-        }
-    }
-
-    /// Starts the refresh of a token that is due, unless another call already has.
-    #[cold]
-    fn refresh_in_background(self: &Arc<Self>) {
-        let now = self.now();
-        let Ok(runtime) = Handle::try_current() else {
-            self.update(|entry| entry.retry_refresh_later(&now));
-            return;
-        };
-        if let Some(new_flight) = self.update(|entry| entry.refresh(&now, &self.settings)) {
-            self.spawn_flight(new_flight, &runtime);
-        }
-    }
-
-    /// Spawns the task of a flight. Not under the lock: a runtime that is shutting down drops the
-    /// task immediately, which locks the entry.
-    fn spawn_flight(self: &Arc<Self>, new_flight: NewFlight, runtime: &Handle) {
-        let flight = &new_flight.awaited.flight;
-        flight.starts_on(runtime.id());
-        let mut request = TokenRequest::new(self.settings.parameters.clone());
-        request.rejected = new_flight.rejected;
-        let attempts = Attempts {
-            token_service: self.token_service.clone(),
-            request,
-            limits: self.settings.limits.clone(),
-            deadline: flight.deadline(),
-            clock: self.settings.clock.clone(),
-            telemetry: telemetry::Flight::start(new_flight.cause, self.settings.name.clone()),
-        };
-        let task = FlightTask {
-            cache: Arc::downgrade(self),
-            generation: new_flight.generation,
-            completer: Some(new_flight.completer),
-        };
-        runtime.spawn(REQUESTING.scope(self.address(), task.run(attempts)));
-    }
-
-    /// Whether the token service of this cache is calling, and would wait for itself.
-    fn is_requesting_in_this_task(self: &Arc<Self>) -> bool {
-        REQUESTING.try_with(|cache| *cache == self.address()) == Ok(true)
-    }
-
-    /// Identifies the cache. The task of a flight keeps the memory, so that no other cache gets it.
-    fn address(self: &Arc<Self>) -> usize {
-        Arc::as_ptr(self).addr()
-    }
-}
-
-tokio::task_local! {
-    /// The cache whose flight the current task is.
-    static REQUESTING: usize;
-}
-
-/// The task of a flight. Holds no handle of the cache, so that it ends with the last one.
-struct FlightTask {
-    cache: Weak<Shared>,
-    generation: Generation,
-    /// `None` once the flight has a result.
-    completer: Option<Completer<FlightResult>>,
-}
-
-impl FlightTask {
-    async fn run(mut self, mut attempts: Attempts) {
-        // The last handle may have gone since the task was spawned.
-        if self.cache.strong_count() == 0 {
-            return;
-        }
-        let Some(result) = self.run_attempts(&mut attempts).await else {
-            return;
-        };
-        let Some(cache) = self.cache.upgrade() else {
-            return;
-        };
-        self.complete(&cache, result, attempts);
-
-        if cache.settings.refresh_mode == RefreshMode::KeepWarm {
-            drop(cache);
-            self.keep_warm().await;
-        }
-    }
-
-    /// Returns `None` if nobody is left who could use the result.
-    ///
-    /// Panics of the token service are caught where it is called, so a panic here is the clock's.
-    async fn run_attempts(&self, attempts: &mut Attempts) -> Option<Result<IssuedToken, Error>> {
-        let span = attempts.telemetry.span();
-        let completer = self.completer.as_ref()?;
-        let attempts = AssertUnwindSafe(span.instrument(attempts.run())).catch_unwind();
-        let result = completer.run(attempts).await?;
-        Some(result.unwrap_or_else(|_payload| {
-            Err(Error::configuration(
-                "wall clock of the token cache panicked",
-            ))
-        }))
-    }
-
-    fn complete(&mut self, cache: &Shared, result: Result<IssuedToken, Error>, attempts: Attempts) {
-        let settings = &cache.settings;
-        let result = result.map_err(|error| error.in_cache(settings.name.as_ref()));
-        let now = Clock::monotonic();
-        let completed =
-            cache.update(|entry| entry.complete(self.generation, result, now, settings));
-        drop(completed.to_drop);
-        // Without a result, the completer is dropped later, and waiters find the flight lost.
-        if let (Some(result), Some(completer)) = (completed.result, self.completer.take()) {
-            let expires_at = result.as_ref().map(|token| token.expires_at());
-            let waiters = completer.waiters();
-            attempts.telemetry.completed(expires_at, waiters);
-            completer.complete(result);
-        }
-    }
-
-    /// Waits until the token is due for refresh, and starts the flight that carries on from there.
-    async fn keep_warm(&self) {
-        let Some(mut handles) = self.cache.upgrade().map(|cache| cache.handles.subscribe()) else {
-            return;
-        };
-        let earliest = Clock::monotonic() + SHORTEST_KEEP_WARM_PAUSE;
-        loop {
-            let (Some(cache), Ok(runtime)) = (self.cache.upgrade(), Handle::try_current()) else {
-                return;
-            };
-            let now = cache.now();
-            let Some(due) = cache.lock().keep_warm_refresh_at(self.generation, &now) else {
-                return;
-            };
-            let due = due.max(earliest);
-            if now.monotonic >= due {
-                let new_flight = cache.update(|entry| {
-                    entry.keep_warm_refresh(self.generation, &now, &cache.settings)
-                });
-                if let Some(new_flight) = new_flight {
-                    cache.spawn_flight(new_flight, &runtime);
-                }
-                return;
-            }
-            drop(cache);
-            let check_at = due.min(now.after(CLOCK_CHECK_INTERVAL).monotonic);
-            select(pin!(sleep_until(check_at)), pin!(handles.changed())).await;
-        }
-    }
-}
-
-/// How long a token that is kept warm isn't refreshed, at least. Otherwise, tokens that expire
-/// immediately would be requested without a pause.
-const SHORTEST_KEEP_WARM_PAUSE: Duration = Duration::from_secs(1);
-
-/// How often both clocks are checked while a token is kept warm: timers stand still while the machine
-/// is suspended, and don't follow the wall clock when it is set.
-const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(60);
-
-impl Drop for FlightTask {
-    /// Lets waiters start another flight if the runtime shut down before this one had a result.
-    fn drop(&mut self) {
-        if let (Some(_lost), Some(cache)) = (&self.completer, self.cache.upgrade()) {
-            let to_drop = cache.update(|entry| entry.flight_lost(self.generation));
-            drop(to_drop);
-        }
+    /// Evicts some keys that nobody uses.
+    pub(super) fn sweep(&self) {
+        self.others.sweep(Clock::monotonic());
     }
 }

@@ -151,7 +151,7 @@ pub(super) enum Join {
     /// Wait for the flight that is under way.
     Wait(Awaited),
     /// Start this flight and wait for it.
-    Start(NewFlight),
+    Start(Box<NewFlight>),
     /// Fail with the error of the last flight, which ended moments ago.
     Failing(Error),
     /// Give up: only the rejected token is there, and it was renewed too recently to renew it again.
@@ -168,7 +168,7 @@ pub(super) struct Awaited {
 
 impl Awaited {
     pub(super) async fn result(self, runtime: &Handle) -> Waited<FlightResult> {
-        self.flight.result(runtime.id(), self.until).await
+        self.flight.result(runtime, self.until).await
     }
 }
 
@@ -338,11 +338,36 @@ impl Entry {
     }
 
     /// Starts the refresh of a token that a call found due, unless another call already has.
-    pub(super) fn refresh(&mut self, now: &Moment, settings: &Settings) -> Option<NewFlight> {
+    pub(super) fn refresh(&mut self, now: &Moment, settings: &Settings) -> Option<Box<NewFlight>> {
         let cached = self.current()?;
-        // An active flight postpones the next refresh, so the token isn't due while one is active.
         let is_due = cached.freshness(now) == Freshness::DueForRefresh;
-        is_due.then(|| self.start_flight(Cause::DueForRefresh, now, settings))
+        // An active flight postpones the next refresh, but not if it has to wait before it starts.
+        let may_start = is_due && self.active_flight(now.monotonic).is_none();
+        may_start.then(|| self.start_flight(Cause::DueForRefresh, now, settings))
+    }
+
+    /// Joins the active flight, or starts one, whatever the token, a failure or the cool-down says.
+    pub(super) fn refresh_now(&mut self, now: &Moment, settings: &Settings) -> Join {
+        if let Some(flight) = self.active_flight(now.monotonic) {
+            let flight = flight.clone();
+            return Join::Wait(Awaited {
+                flight,
+                until: None,
+            });
+        }
+        Join::Start(self.start_flight(Cause::Requested, now, settings))
+    }
+
+    /// Makes `token` the current one, as if a token request had returned it now.
+    pub(super) fn seed(&mut self, token: AccessToken, now: &Moment, settings: &Settings) {
+        let issued = IssuedToken {
+            token,
+            requested_at: *now,
+            received_at: *now,
+        };
+        let token = self.cached_token(issued, settings);
+        self.standing = Standing::Unrejected;
+        self.cached = Some(Arc::new(token.with_exception(Exception::None)));
     }
 
     /// When to refresh a token that is kept warm; `None` if a flight after `last` takes care of it.
@@ -366,7 +391,7 @@ impl Entry {
         last: Generation,
         now: &Moment,
         settings: &Settings,
-    ) -> Option<NewFlight> {
+    ) -> Option<Box<NewFlight>> {
         (self.last_flight == last).then(|| self.start_flight(Cause::KeepWarm, now, settings))
     }
 
@@ -648,7 +673,7 @@ impl Entry {
     }
 
     /// Registers a flight, which renews the cached token if that is withheld.
-    fn start_flight(&mut self, cause: Cause, now: &Moment, settings: &Settings) -> NewFlight {
+    fn start_flight(&mut self, cause: Cause, now: &Moment, settings: &Settings) -> Box<NewFlight> {
         let generation = Generation(self.last_flight.0 + 1);
         self.last_flight = generation;
         let rejected = self.token_to_renew();
@@ -668,7 +693,7 @@ impl Entry {
             flight: flight.clone(),
             started_at: now.monotonic,
         });
-        NewFlight {
+        Box::new(NewFlight {
             awaited: Awaited {
                 flight,
                 until: None,
@@ -678,7 +703,7 @@ impl Entry {
             cause,
             rejected,
             _replaced: replaced.map(|active| active.flight),
-        }
+        })
     }
 
     fn token_to_renew(&self) -> Option<AccessToken> {
@@ -699,10 +724,10 @@ impl Entry {
             requested_at,
             received_at,
         } = issued;
-        let mut schedule =
-            settings
-                .timing
-                .schedule(requested_at, token.lifetime(), fastrand::f64());
+        let (token, lifetime) = token.received(&requested_at);
+        let mut schedule = settings
+            .timing
+            .schedule(requested_at, lifetime, fastrand::f64());
         if self
             .cached
             .as_ref()
@@ -870,7 +895,7 @@ mod tests {
         entry: &mut Entry,
         now: &Moment,
         settings: &Settings,
-    ) -> (Arc<CachedToken>, NewFlight) {
+    ) -> (Arc<CachedToken>, Box<NewFlight>) {
         let rejected = current(entry);
         let rejection = entry.reject(rejected.token(), now, settings);
         assert!(matches!(rejection, Rejection::Withheld), "{rejection:?}");

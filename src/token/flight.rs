@@ -17,7 +17,7 @@ use futures_util::{
     future::{Either, select},
 };
 use tokio::{
-    runtime,
+    runtime::{self, Handle},
     sync::{Mutex, watch},
     time::{Instant, sleep},
 };
@@ -43,8 +43,16 @@ pub(super) struct Flight<T> {
     deadline: Moment,
     /// The token request names the token that the API rejected.
     is_renewal: bool,
-    /// Where its task runs. Set before the task is spawned.
-    runtime: Arc<OnceLock<runtime::Id>>,
+    /// Set before the task is spawned.
+    task: Arc<Task>,
+}
+
+/// What is known of a flight's task.
+#[derive(Debug, Default)]
+struct Task {
+    runtime: OnceLock<runtime::Id>,
+    /// How long the flight may wait before its deadline starts.
+    queue: OnceLock<Duration>,
 }
 
 /// A flight, as seen by the task that runs it.
@@ -74,7 +82,7 @@ impl<T: Clone> Flight<T> {
             result: receiver,
             deadline: now.after(deadline),
             is_renewal,
-            runtime: Arc::default(),
+            task: Arc::default(),
         };
         (flight, Completer { result: sender })
     }
@@ -89,21 +97,24 @@ impl<T: Clone> Flight<T> {
 
     /// Says that the task of the flight is spawned on this runtime.
     pub(super) fn starts_on(&self, runtime: runtime::Id) {
-        let _ = self.runtime.set(runtime);
+        let _ = self.task.runtime.set(runtime);
+    }
+
+    /// Says that the flight waits, for up to `limit`, before its deadline starts.
+    pub(super) fn is_queued(&self, limit: Duration) {
+        let _ = self.task.queue.set(limit);
     }
 
     /// When the flight counts as lost if it has no result.
     pub(super) fn overdue_at(&self) -> Instant {
-        self.deadline.monotonic + OVERDUE_AFTER
+        let queued = self.task.queue.get().copied().unwrap_or_default();
+        self.deadline.after(queued).monotonic + OVERDUE_AFTER
     }
 
     /// Waits for the result on `runtime`, until `until` at the latest.
-    pub(super) async fn result(
-        mut self,
-        runtime: runtime::Id,
-        until: Option<Instant>,
-    ) -> Waited<T> {
-        let mut timer = self.time_limit(runtime, until).map(Timer::until);
+    pub(super) async fn result(mut self, runtime: &Handle, until: Option<Instant>) -> Waited<T> {
+        let timer = |ends_at| Timer::until(ends_at, Some(runtime.clone()));
+        let mut timer = self.time_limit(runtime.id(), until).map(timer);
         let time_limit = poll_fn(|cx| match &mut timer {
             Some(timer) => timer.poll(cx),
             None => Poll::Pending,
@@ -119,7 +130,7 @@ impl<T: Clone> Flight<T> {
     ///
     /// A flight on the waiter's own runtime ends itself while that runtime can poll the waiter.
     fn time_limit(&self, runtime: runtime::Id, until: Option<Instant>) -> Option<Instant> {
-        let is_local = self.runtime.get() == Some(&runtime);
+        let is_local = self.task.runtime.get() == Some(&runtime);
         let overdue_at = (!is_local).then(|| self.overdue_at());
         until.into_iter().chain(overdue_at).min()
     }

@@ -69,7 +69,7 @@ impl<T> ArcSwapOption<T> {
 }
 
 /// A cache that holds "token-1", and a refresh that is about to complete.
-fn refreshing() -> (TokenCache, NewFlight) {
+fn refreshing() -> (TokenCache, Box<NewFlight>) {
     let never_called =
         service_fn(|_: TokenRequest| async { Err::<AccessToken, BoxError>("".into()) });
     let settings = Settings {
@@ -90,7 +90,7 @@ fn refreshing() -> (TokenCache, NewFlight) {
     (cache, refresh.expect("there is no later flight"))
 }
 
-fn complete(cache: &TokenCache, new_flight: NewFlight, text: &'static str) {
+fn complete(cache: &TokenCache, new_flight: Box<NewFlight>, text: &'static str) {
     let completed = cache.transition(|entry, now, settings| {
         let issued = AccessToken::new(text).map(|token| IssuedToken {
             token,

@@ -10,7 +10,7 @@ mod entry;
 mod flight;
 #[cfg(all(test, interleavings))]
 mod interleavings;
-#[allow(dead_code, reason = "the cache does not use it yet")]
+mod key;
 mod key_map;
 mod last_seen;
 mod parameters;
@@ -18,6 +18,7 @@ mod renewals;
 mod request;
 mod schedule;
 mod settings;
+mod task;
 
 pub use self::{
     access_token::AccessToken, builder::TokenCacheBuilder, cache::TokenCache, entry::Rejection,

@@ -1,6 +1,8 @@
 //! The options of a cache with their defaults. The builder documents each of them.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+
+use tokio::runtime::Handle;
 
 use super::{
     TokenParameters,
@@ -14,6 +16,11 @@ pub(super) struct Settings {
     /// What errors, events and spans call the cache.
     pub(super) name: Option<Arc<str>>,
     pub(super) parameters: TokenParameters,
+    /// Where token requests run; `None` for the caller's runtime.
+    pub(super) runtime: Option<Handle>,
+    pub(super) max_tokens: NonZeroUsize,
+    pub(super) max_token_requests: NonZeroUsize,
+    pub(super) idle_timeout: Duration,
     pub(super) timing: Timing,
     pub(super) limits: Limits,
     pub(super) backoff: Backoff,
@@ -34,6 +41,10 @@ impl Default for Settings {
         Self {
             name: None,
             parameters: TokenParameters::default(),
+            runtime: None,
+            max_tokens: const { NonZeroUsize::new(10_000).unwrap() },
+            max_token_requests: const { NonZeroUsize::new(64).unwrap() },
+            idle_timeout: Duration::from_secs(60 * 60),
             timing: Timing {
                 refresh_window: Duration::from_secs(5 * 60),
                 expiry_margin: Duration::from_secs(10),
