@@ -4,7 +4,7 @@ use http::{Uri, request, response::Parts};
 use tower::{BoxError, Layer, Service};
 
 use crate::{
-    AccessToken, ClientCredentials, Error, TokenCache, TokenParameters, TokenRequest,
+    AccessToken, ClientCredentials, Error, TokenCache, TokenParameters, TokenRemoved, TokenRequest,
     call::{Options, ParametersBy, RejectedWhen},
     origin::{Destinations, Origin},
     replay::{CloneBody, NoReplay},
@@ -197,6 +197,8 @@ impl<R> ClientCredentialsLayer<R> {
     ///   `invalid_request` (RFC 6750 §3.1), which another token wouldn't fix,
     /// * a 400 or a 403 with the error `invalid_token` in a Bearer challenge.
     ///
+    /// A response with the extension [`TokenRemoved`] is never a rejection.
+    ///
     /// Set this option if your API rejects tokens in another way. Some APIs answer 403 without a
     /// challenge, and gRPC servers answer 200 with `grpc-status: 16` in the headers. The function
     /// doesn't see the body.
@@ -220,7 +222,11 @@ impl<R> ClientCredentialsLayer<R> {
         mut self,
         predicate: impl Fn(&Parts) -> bool + Send + Sync + 'static,
     ) -> Self {
-        self.rejected_when = Some(Arc::new(predicate));
+        let rejected_when = move |response: &Parts| {
+            // Nothing that another origin says is about the token.
+            !TokenRemoved::is_on(response) && predicate(response)
+        };
+        self.rejected_when = Some(Arc::new(rejected_when));
         self
     }
 

@@ -146,6 +146,7 @@
 pub mod replay;
 
 mod call;
+mod call_error;
 mod challenges;
 mod clock;
 mod endpoint;
@@ -157,17 +158,21 @@ mod outcome;
 mod scheme;
 mod secret;
 mod service;
+mod service_builder_ext;
 mod telemetry;
 mod token;
 mod unread;
 
 pub use crate::{
     call::ResponseFuture,
+    call_error::CallError,
     endpoint::{ClientAuth, ClientSecret, TokenEndpoint, provider},
     error::Error,
     layer::ClientCredentialsLayer,
     outcome::{NotReplayed, TokenOmitted, TokenOutcome},
+    scheme::TokenRemoved,
     service::ClientCredentials,
+    service_builder_ext::ServiceBuilderExt,
     token::{AccessToken, Rejection, TokenCache, TokenCacheBuilder, TokenParameters, TokenRequest},
 };
 

@@ -4,12 +4,13 @@ use std::{
     task::{Context, Poll},
 };
 
+use futures_util::TryFutureExt;
 use http::{Request, Response, header::AUTHORIZATION};
 use http_body::Body;
-use tower::{BoxError, Service};
+use tower::{BoxError, Service, util::Oneshot};
 
 use crate::{
-    TokenCache, TokenOmitted,
+    CallError, TokenCache, TokenOmitted,
     call::{FirstSend, Job, Options, Replay, ResponseFuture, SentToken},
     replay::{CloneBody, ReplayPolicy, SavedRequest},
     scheme::Put,
@@ -92,6 +93,57 @@ impl<S, R> ClientCredentials<S, R> {
             last_seen: LastSeen::nothing(),
             options: Arc::new(options),
         }
+    }
+
+    /// Sends a request through a clone of this service.
+    ///
+    /// Clones the service, polls the clone ready, and calls it. The returned future borrows nothing,
+    /// so it can be spawned. Dropping it drops the request; see [`ResponseFuture`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// # let http = service_fn(|_: http::Request<String>| async {
+    /// #     Ok::<_, BoxError>(http::Response::new(String::new()))
+    /// # });
+    /// use tower::Layer;
+    /// use tower_client_credentials::ClientCredentialsLayer;
+    ///
+    /// let api = ClientCredentialsLayer::new(token_service).layer(http);
+    ///
+    /// let request = http::Request::get("https://api.example/people").body(String::new())?;
+    /// let response = api.send(request.clone()).await?;
+    ///
+    /// let task = tokio::spawn(api.send(request));
+    /// # assert_eq!(response.status(), 200);
+    /// # assert_eq!(task.await??.status(), 200);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Fails as the service does, see [`ClientCredentials`]. The error implements
+    /// [`std::error::Error`], so `?` converts it into most other errors.
+    pub fn send<B, ResBody>(
+        &self,
+        request: Request<B>,
+    ) -> impl Future<Output = Result<Response<ResBody>, CallError>> + use<S, R, B, ResBody>
+    where
+        R: ReplayPolicy<B> + Clone,
+        S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
+        S::Error: Into<BoxError>,
+        ResBody: Body,
+    {
+        // Without an `async` block, whose `Send` rustc can't always prove for a boxed error.
+        Oneshot::new(self.clone(), request).map_err(CallError::from)
     }
 
     /// Returns the cache that supplies the tokens.

@@ -21,7 +21,7 @@ use tokio::time::{Instant, advance};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
     AccessToken, ClientCredentialsLayer, Error, NotReplayed, Rejection, TokenCache, TokenOutcome,
-    TokenRequest, replay::NoReplay,
+    TokenRemoved, TokenRequest, replay::NoReplay,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -1023,6 +1023,30 @@ async fn rejected_when_replaces_the_verdict_table() {
         service.oneshot(request()).await.unwrap();
 
         assert_eq!(issuer.requests() == 2, is_rejected, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn response_to_a_request_without_its_token_is_no_rejection() {
+    let issuer = Issuer::new();
+    let layer = ClientCredentialsLayer::with_cache(issuer.cache());
+    for layer in [layer.clone(), layer.rejected_when(|_| true)] {
+        let api = Api::accepting_none();
+        let redirected = api.service();
+        let service = layer.layer(service_fn(move |request| {
+            let response = redirected.clone().oneshot(request);
+            async {
+                let mut response = response.await?;
+                response.extensions_mut().insert(TokenRemoved);
+                Ok::<_, BoxError>(response)
+            }
+        }));
+
+        let response = call(&service).await.unwrap();
+
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(api.tokens(), ["token-1"]);
+        assert_eq!(issuer.requests(), 1);
     }
 }
 

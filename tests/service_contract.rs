@@ -20,7 +20,8 @@ use tower::{
     util::BoxCloneService,
 };
 use tower_client_credentials::{
-    AccessToken, ClientCredentials, ClientCredentialsLayer, TokenCache, TokenRequest,
+    AccessToken, CallError, ClientCredentials, ClientCredentialsLayer, ServiceBuilderExt,
+    TokenCache, TokenRequest,
     replay::{CloneBody, NoReplay, ReplayPolicy},
 };
 use tower_test::mock;
@@ -372,3 +373,73 @@ fn services_and_futures_have_the_auto_traits_of_their_parts() {
 }
 
 struct NotSync(#[allow(dead_code, reason = "makes the type not `Sync`")] std::cell::Cell<u8>);
+
+#[tokio::test(start_paused = true)]
+async fn request_that_was_sent_can_be_spawned_and_outlives_its_service() {
+    let issuer = Issuer::new();
+    let api = Api::accepting(|token| token == "token-2");
+    // A boxed error in an `async` block is what rustc can't always prove to be `Send`.
+    let inner = {
+        let api = api.service();
+        service_fn(move |request: Request<String>| {
+            let api = api.clone();
+            async move {
+                let response = api.oneshot(request).await?;
+                Ok::<_, BoxError>(response)
+            }
+        })
+    };
+    let service = ServiceBuilder::new()
+        .client_credentials(issuer.service())
+        .service(inner);
+
+    let response = service.send(request());
+    drop(service);
+    let response = tokio::spawn(response).await.unwrap().unwrap();
+
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(api.tokens(), ["token-1", "token-2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn send_polls_its_clone_ready() {
+    let issuer = Issuer::new();
+    let (inner, mut handle) = mock::spawn_with(|inner| inner);
+    let service = stack(&issuer, inner.into_inner());
+    handle.allow(1);
+
+    let call = tokio::spawn(service.send(request()));
+    let (sent, respond) = handle.next_request().await.unwrap();
+    respond.send_response(Response::new(String::new()));
+
+    assert_eq!(sent.headers()["authorization"], "Bearer token-1");
+    assert_eq!(call.await.unwrap().unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_of_send_is_a_standard_error_that_shows_and_downcasts_to_its_cause() {
+    /// Converts the error as most error types do.
+    async fn send(issuer: &Issuer) -> Result<(), Box<dyn std::error::Error>> {
+        let service = stack(issuer, Api::accepting_all().service());
+        service.send(request()).await?;
+        Ok(())
+    }
+    let issuer = Issuer::new();
+    issuer.fail(support::Failure::Permanent);
+
+    let error = send(&issuer).await.unwrap_err();
+    let error = error.downcast::<CallError>().unwrap();
+
+    let cause = error.downcast_ref::<tower_client_credentials::Error>();
+    let cause = cause.expect("the error is the crate's own");
+    assert!(cause.is_token_service());
+    assert_eq!(error.to_string(), cause.to_string());
+    let sources = [
+        std::error::Error::source(&*error),
+        std::error::Error::source(cause),
+    ];
+    let [source, expected] = sources.map(|source| source.map(ToString::to_string));
+    assert_eq!(source.as_deref(), Some("disabled"));
+    assert_eq!(source, expected);
+    assert!(error.into_inner().is::<tower_client_credentials::Error>());
+}

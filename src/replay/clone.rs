@@ -20,13 +20,14 @@ use crate::NotReplayed;
 /// * Before the replay, the clone must still report the same size and end. Otherwise the reason is
 ///   [`NotReplayed::BodyShared`].
 ///
-/// If the body isn't `Clone`, the stack doesn't implement `Service`. Where a `Service` is required,
-/// the compiler error lists the alternatives. Where a method is called, it only says that the
-/// method's "trait bounds were not satisfied".
+/// If the body isn't `Clone`, the stack doesn't implement `Service`. For
+/// [`ClientCredentials::send`](crate::ClientCredentials::send), and where a `Service` is required,
+/// the compiler error lists the alternatives. Where a method of `Service` or `ServiceExt` is called,
+/// it only says that the method's "trait bounds were not satisfied".
 ///
 /// ```compile_fail,E0277
 /// use http::{Request, Response};
-/// use tower::{BoxError, Layer, Service, service_fn};
+/// use tower::{BoxError, Layer, service_fn};
 /// use tower_client_credentials::{AccessToken, ClientCredentialsLayer, TokenRequest};
 ///
 /// struct NotClone(String);
@@ -41,13 +42,12 @@ use crate::NotReplayed;
 /// #     }
 /// # }
 ///
-/// fn is_service<S: Service<Request<NotClone>>>(_: S) {}
-///
 /// let tokens = service_fn(|_: TokenRequest| async { AccessToken::new("token-1") });
 /// let http = service_fn(|_: Request<NotClone>| async {
 ///     Ok::<_, BoxError>(Response::new(String::new()))
 /// });
-/// is_service(ClientCredentialsLayer::new(tokens).layer(http));
+/// let api = ClientCredentialsLayer::new(tokens).layer(http);
+/// let response = api.send(Request::new(NotClone("name=Ada".to_owned())));
 /// ```
 ///
 /// # Examples

@@ -12,6 +12,41 @@ use http::{HeaderMap, HeaderName, Request, Response, response};
 pub(crate) use self::header::TokenHeader;
 use crate::Error;
 
+/// A response extension that says that the response isn't an answer to the token.
+///
+/// An HTTP client that follows redirects removes the token when a redirect leads to another origin.
+/// A 401 from there says nothing about the token. If the response has this extension, it never
+/// counts as a rejection, and [`rejected_when`] isn't asked.
+///
+/// Set it in an adapter for such a client, or in a layer below the `ClientCredentialsLayer` that
+/// removes the token. `tower-client-credentials-reqwest` sets it.
+///
+/// [`rejected_when`]: crate::ClientCredentialsLayer::rejected_when
+///
+/// # Examples
+///
+/// ```
+/// use http::Response;
+/// use tower_client_credentials::TokenRemoved;
+///
+/// fn mark<B>(mut response: Response<B>, is_from_requested_origin: bool) -> Response<B> {
+///     if !is_from_requested_origin {
+///         response.extensions_mut().insert(TokenRemoved);
+///     }
+///     response
+/// }
+/// # assert!(mark(Response::new(()), true).extensions().is_empty());
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TokenRemoved;
+
+impl TokenRemoved {
+    /// Whether the token had been removed from the request that this response answers.
+    pub(crate) fn is_on(response: &response::Parts) -> bool {
+        response.extensions.get::<Self>().is_some()
+    }
+}
+
 /// How a token is presented. One variant per way of writing it and of reading a response.
 #[derive(Clone)]
 pub(crate) enum Scheme {
@@ -113,6 +148,9 @@ impl Scheme {
 
     /// Reads what the response to a request says about the token.
     pub(crate) fn verdict(&self, presented: &Presented, response: &response::Parts) -> Verdict {
+        if TokenRemoved::is_on(response) {
+            return Verdict::Accepted;
+        }
         match (self, presented) {
             (Self::Header(header), _) => header.verdict(response),
             #[cfg(test)]
