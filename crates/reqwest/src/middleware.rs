@@ -1,0 +1,214 @@
+use std::{
+    fmt, mem,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use http::{Extensions, Request, Response};
+use reqwest::Body;
+use reqwest_middleware::{Middleware, Next};
+use tower::Layer;
+use tower_client_credentials::{ClientCredentialsLayer, TokenCache, replay::NoReplay};
+use tower_service::Service;
+
+use crate::{
+    Error, ReplayBodies, Tokens,
+    api_client::Call,
+    deadline::in_time,
+    redirect::Redirects,
+    service::{finish, prepare},
+};
+
+/// A middleware of the crate reqwest-middleware that adds an access token to every request.
+///
+/// Needs the feature `middleware`. It gives the same guarantees as an
+/// [`ApiClient`](crate::ApiClient): one renewal and one second send after a rejection, with the same
+/// method, URL, headers and body. A timeout of the request covers the wait for a token and both
+/// sends. The request extension [`NoReplay`] makes a single request be sent only once.
+///
+/// Middlewares that are added after this one see each send, with its token. Add a retry middleware
+/// there, or it repeats calls that have already been sent twice.
+///
+/// # Redirects
+///
+/// The middleware doesn't know the client. If its redirects may lead to other origins, only tokens
+/// in the `Authorization` header are sent, because reqwest removes no other header there. See
+/// [`redirects_within_origin`](Self::redirects_within_origin).
+///
+/// # Errors
+///
+/// Errors of this crate are [`Error`]s in a [`reqwest_middleware::Error::Middleware`]. Errors of
+/// reqwest and of other middlewares are returned unchanged.
+///
+/// # Examples
+///
+/// ```
+/// use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
+/// use tower_client_credentials::TokenEndpoint;
+/// use tower_client_credentials_reqwest::ClientCredentialsMiddleware;
+///
+/// fn client(tokens: TokenEndpoint) -> ClientWithMiddleware {
+///     ClientBuilder::new(reqwest::Client::new())
+///         .with(ClientCredentialsMiddleware::new(tokens))
+///         .build()
+/// }
+/// ```
+#[derive(Clone)]
+pub struct ClientCredentialsMiddleware {
+    layer: ClientCredentialsLayer<ReplayBodies>,
+    timeout: Option<Duration>,
+    redirects: Redirects,
+}
+
+impl ClientCredentialsMiddleware {
+    /// Creates a middleware that gets its tokens from a token service, a [`TokenCache`] or a
+    /// [`ClientCredentialsLayer`].
+    pub fn new<Kind>(tokens: impl Tokens<Kind>) -> Self {
+        Self {
+            layer: tokens.into_layer(),
+            timeout: None,
+            redirects: Redirects::Anywhere,
+        }
+    }
+
+    /// Sets the total timeout of requests that have none of their own. Default: no timeout.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Sends tokens in any header, because the client follows no redirect to another origin.
+    ///
+    /// The middleware can't check that. If the client follows such a redirect, the other origin
+    /// receives the token.
+    #[must_use]
+    pub fn redirects_within_origin(mut self) -> Self {
+        self.redirects = Redirects::WithinOrigin;
+        self
+    }
+
+    /// Returns the cache that supplies the tokens.
+    pub fn cache(&self) -> &TokenCache {
+        self.layer.cache()
+    }
+}
+
+#[async_trait]
+impl Middleware for ClientCredentialsMiddleware {
+    async fn handle(
+        &self,
+        request: reqwest::Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> reqwest_middleware::Result<reqwest::Response> {
+        let Call {
+            mut request,
+            deadline,
+        } = Call::new(request, self.timeout)?;
+        if let Some(no_replay) = extensions.get::<NoReplay>() {
+            request.extensions_mut().insert(*no_replay);
+        }
+        let shared = SharedExtensions::new(mem::take(extensions));
+        let service = self.layer.layer(NextService {
+            next,
+            extensions: shared.clone(),
+            redirects: self.redirects,
+        });
+        let response = service.send(request);
+        let result = in_time(deadline, async {
+            match response.await {
+                Ok(response) => Ok(reqwest::Response::from(response)),
+                Err(error) => Err(Error::from_boxed(error.into_inner())),
+            }
+        })
+        .await;
+        *extensions = shared.take();
+        result.map_err(Error::into_middleware_error)
+    }
+}
+
+impl fmt::Debug for ClientCredentialsMiddleware {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientCredentialsMiddleware")
+            .field("layer", &self.layer)
+            .field("timeout", &self.timeout)
+            .field("redirects", &self.redirects)
+            .finish()
+    }
+}
+
+/// The middlewares below this one, and the client.
+#[derive(Clone)]
+struct NextService<'a> {
+    next: Next<'a>,
+    extensions: SharedExtensions,
+    redirects: Redirects,
+}
+
+impl<'a> Service<Request<Body>> for NextService<'a> {
+    type Response = Response<Body>;
+    type Error = Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Error>> + Send + 'a>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let Self {
+            next,
+            extensions,
+            redirects,
+        } = self.clone();
+        Box::pin(async move {
+            let request = prepare(request, redirects)?;
+            let url = request.url().clone();
+            let mut borrowed = extensions.borrow();
+            let response = next.run(request, &mut borrowed.extensions).await;
+            let response = response.map_err(Error::from_middleware)?;
+            Ok(finish(response, &url))
+        })
+    }
+}
+
+/// The extensions of a request, which the sends of the request use one after the other.
+#[derive(Clone)]
+struct SharedExtensions(Arc<Mutex<Extensions>>);
+
+impl SharedExtensions {
+    fn new(extensions: Extensions) -> Self {
+        Self(Arc::new(Mutex::new(extensions)))
+    }
+
+    fn take(&self) -> Extensions {
+        self.replace(Extensions::new())
+    }
+
+    fn borrow(self) -> Borrowed {
+        Borrowed {
+            extensions: self.take(),
+            owner: self,
+        }
+    }
+
+    fn replace(&self, extensions: Extensions) -> Extensions {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        mem::replace(&mut shared, extensions)
+    }
+}
+
+/// Extensions that are given back when a send ends or is dropped.
+struct Borrowed {
+    extensions: Extensions,
+    owner: SharedExtensions,
+}
+
+impl Drop for Borrowed {
+    fn drop(&mut self) {
+        self.owner.replace(mem::take(&mut self.extensions));
+    }
+}

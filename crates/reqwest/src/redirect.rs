@@ -1,0 +1,67 @@
+//! Where reqwest takes a token when it follows a redirect.
+
+use http::{
+    HeaderMap, HeaderName,
+    header::{AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE},
+};
+use reqwest::redirect::Policy;
+
+/// What is known of the redirects that a client follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Redirects {
+    /// They may lead to other origins. reqwest doesn't reveal the policy of a client.
+    Anywhere,
+    /// They never lead to another origin.
+    WithinOrigin,
+}
+
+/// Follows redirects within an origin as reqwest does by default. Others are returned to the caller.
+pub(crate) fn within_origin() -> Policy {
+    Policy::custom(|attempt| {
+        let next = attempt.url().origin();
+        if attempt.previous().iter().all(|url| url.origin() == next) {
+            Policy::default().redirect(attempt)
+        } else {
+            attempt.stop()
+        }
+    })
+}
+
+/// The sensitive headers that the caller of a request has set. A request extension.
+///
+/// reqwest sends them along with redirects, as it does without this crate.
+#[derive(Clone, Debug)]
+pub(crate) struct CallersHeaders(Vec<HeaderName>);
+
+impl CallersHeaders {
+    /// Returns the headers of a request that doesn't carry a token yet; `None` if there are none.
+    pub(crate) fn of(headers: &HeaderMap) -> Option<Self> {
+        let names: Vec<_> = headers_that_follow(headers).cloned().collect();
+        (!names.is_empty()).then_some(Self(names))
+    }
+}
+
+/// Returns a header of a token or of a proof that a redirect could take to another origin.
+pub(crate) fn exposed<'a>(
+    headers: &'a HeaderMap,
+    callers: Option<&CallersHeaders>,
+) -> Option<&'a HeaderName> {
+    headers_that_follow(headers)
+        .find(|name| !callers.is_some_and(|CallersHeaders(own)| own.contains(name)))
+}
+
+/// The headers with a secret that reqwest keeps when it follows a redirect to another origin.
+fn headers_that_follow(headers: &HeaderMap) -> impl Iterator<Item = &HeaderName> {
+    let with_secret = headers
+        .iter()
+        .filter(|(name, value)| value.is_sensitive() || *name == "dpop");
+    with_secret
+        .map(|(name, _)| name)
+        .filter(|name| !is_removed(name))
+}
+
+/// Whether reqwest removes a header when it follows a redirect to another origin.
+fn is_removed(name: &HeaderName) -> bool {
+    [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE].contains(name)
+        || *name == "cookie2"
+}
