@@ -7,11 +7,11 @@ use http::Request;
 use http_body_util::{BodyExt, Full};
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use tower::{ServiceBuilder, ServiceExt};
-use tower_client_credentials::{BoxError, ClientAuth, ClientCredentialsLayer, TokenEndpoint};
+use tower::ServiceBuilder;
+use tower_client_credentials::{ClientAuth, ServiceBuilderExt, TokenEndpoint};
 
 #[tokio::main]
-async fn main() -> Result<(), BoxError> {
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Any HTTP client that is a tower service works. This is hyper-util's, with TLS.
     let connector = HttpsConnectorBuilder::new()
         .with_webpki_roots()
@@ -29,12 +29,11 @@ async fn main() -> Result<(), BoxError> {
 
     // Every request sent through `api` carries an access token.
     let api = ServiceBuilder::new()
-        .layer(ClientCredentialsLayer::new(tokens))
+        .client_credentials(tokens)
         .service(http);
 
     let request = Request::get("https://api.example.com/orders").body(Full::default())?;
-    // `oneshot` consumes its service. To make several calls, use `api.clone().oneshot(request)`.
-    let response = api.oneshot(request).await?;
+    let response = api.send(request).await?;
     println!("{}", response.status());
 
     let body = response.into_body().collect().await?.to_bytes();

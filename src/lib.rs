@@ -195,8 +195,3 @@ pub use tower::BoxError;
 
 #[cfg(doc)]
 pub mod guide;
-
-/// Compiles the example of the README.
-#[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-struct Readme;

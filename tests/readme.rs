@@ -14,22 +14,22 @@ const README: &str = include_str!("../README.md");
 const GETTING_STARTED: &str = include_str!("../docs/guide/getting-started.md");
 
 #[test]
-fn first_program_of_the_readme_is_the_example_readme() {
+fn program_for_hyper_is_the_example_readme() {
     assert_eq!(
-        fenced(README, "rust,no_run"),
+        fenced(for_hyper(), "rust,no_run"),
         include_str!("../examples/readme.rs")
     );
 }
 
 #[test]
-fn program_of_the_readme_runs_with_the_dependencies_it_names() {
-    let dependencies = added_dependencies(fenced(README, "console"));
+fn program_for_hyper_runs_with_the_dependencies_it_names() {
+    let dependencies = added_dependencies(fenced(for_hyper(), "console"));
 
     let (output, received) = run(
         root(),
         "readme",
         &dependencies,
-        fenced(README, "rust,no_run"),
+        fenced(for_hyper(), "rust,no_run"),
     );
 
     assert_eq!(output, "200 OK\nno orders\n");
@@ -82,9 +82,18 @@ fn both_programs_name_the_same_dependencies() {
     let manifest = fenced(GETTING_STARTED, "toml").replacen("[dependencies]\n", "", 1);
 
     assert_eq!(
-        names(&added_dependencies(fenced(README, "console"))),
+        names(&added_dependencies(fenced(for_hyper(), "console"))),
         names(&manifest)
     );
+}
+
+/// The part of the README that follows the program for reqwest, which `crates/reqwest` tests.
+fn for_hyper() -> &'static str {
+    let heading = "\n## With hyper";
+    let (_, rest) = README
+        .split_once(heading)
+        .expect("the README has this heading");
+    rest
 }
 
 fn root() -> &'static Path {
