@@ -48,6 +48,8 @@ async fn timeout_ends_every_wait_of_a_call() {
             let error = in_time(request.send()).await.unwrap_err();
 
             assert!(error.is_timeout(), "{name}: {error:?}");
+            // Not the deadline of a token request, which is longer.
+            assert!(error.token_error().is_none(), "{name}: {error:?}");
         }
     }
 }
