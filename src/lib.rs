@@ -171,7 +171,7 @@ pub use crate::{
     layer::ClientCredentialsLayer,
     outcome::{NotReplayed, TokenOmitted, TokenOutcome},
     scheme::TokenRemoved,
-    service::ClientCredentials,
+    service::{CallFuture, ClientCredentials},
     service_builder_ext::ServiceBuilderExt,
     token::{AccessToken, Rejection, TokenCache, TokenCacheBuilder, TokenParameters, TokenRequest},
 };

@@ -1,10 +1,11 @@
 use std::{
     fmt,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use futures_util::TryFutureExt;
+use futures_util::{TryFutureExt, future::BoxFuture};
 use http::{Request, Response, header::AUTHORIZATION};
 use http_body::Body;
 use tower::{BoxError, Service, util::Oneshot};
@@ -97,8 +98,12 @@ impl<S, R> ClientCredentials<S, R> {
 
     /// Sends a request through a clone of this service.
     ///
-    /// Clones the service, polls the clone ready, and calls it. The returned future borrows nothing,
-    /// so it can be spawned. Dropping it drops the request; see [`ResponseFuture`].
+    /// Clones the service, polls the clone ready, and calls it. The returned future borrows nothing and
+    /// is boxed, so it can be spawned, awaited in a spawned `async` block or a handler, and put into a
+    /// struct.
+    ///
+    /// All parts of the call must be [`Send`]. For a client that isn't, use
+    /// [`ServiceExt::oneshot`](tower::ServiceExt::oneshot) on a clone.
     ///
     /// # Examples
     ///
@@ -132,18 +137,18 @@ impl<S, R> ClientCredentials<S, R> {
     ///
     /// Fails as the service does, see [`ClientCredentials`]. The error implements
     /// [`std::error::Error`], so `?` converts it into most other errors.
-    pub fn send<B, ResBody>(
-        &self,
-        request: Request<B>,
-    ) -> impl Future<Output = Result<Response<ResBody>, CallError>> + use<S, R, B, ResBody>
+    pub fn send<B, ResBody>(&self, request: Request<B>) -> CallFuture<ResBody>
     where
-        R: ReplayPolicy<B> + Clone,
-        S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone,
+        R: ReplayPolicy<B, Body: Send, Kept: Send> + Clone + Send + Sync + 'static,
+        S: Service<Request<R::Body>, Response = Response<ResBody>> + Clone + Send + 'static,
         S::Error: Into<BoxError>,
-        ResBody: Body,
+        S::Future: Send,
+        B: Send + 'static,
+        ResBody: Body + Send + 'static,
     {
-        // Without an `async` block, whose `Send` rustc can't always prove for a boxed error.
-        Oneshot::new(self.clone(), request).map_err(CallError::from)
+        CallFuture(Box::pin(
+            Oneshot::new(self.clone(), request).map_err(CallError::from),
+        ))
     }
 
     /// Returns the cache that supplies the tokens.
@@ -164,6 +169,31 @@ impl<S, R> ClientCredentials<S, R> {
     /// Consumes this service and returns the inner service.
     pub fn into_inner(self) -> S {
         self.inner
+    }
+}
+
+/// The future of [`ClientCredentials::send`].
+///
+/// # Cancel safety
+///
+/// Dropping this future drops the request. It doesn't cancel a token request that the call waits
+/// for: other calls can use the token.
+// Boxed, because rustc can't prove that an `async` block is `Send` if it awaits the future of a
+// service whose error is boxed.
+#[must_use = "futures do nothing unless polled"]
+pub struct CallFuture<B>(BoxFuture<'static, Result<Response<B>, CallError>>);
+
+impl<B> Future for CallFuture<B> {
+    type Output = Result<Response<B>, CallError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx)
+    }
+}
+
+impl<B> fmt::Debug for CallFuture<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CallFuture").finish_non_exhaustive()
     }
 }
 

@@ -394,11 +394,15 @@ async fn request_that_was_sent_can_be_spawned_and_outlives_its_service() {
         .service(inner);
 
     let response = service.send(request());
-    drop(service);
-    let response = tokio::spawn(response).await.unwrap().unwrap();
+    let in_block = tokio::spawn(async move {
+        let response = service.send(request()).await?;
+        Ok::<_, BoxError>(response.status())
+    });
 
+    let response = tokio::spawn(response).await.unwrap().unwrap();
     assert_eq!(response.status(), StatusCode::OK);
-    assert_eq!(api.tokens(), ["token-1", "token-2"]);
+    assert_eq!(in_block.await.unwrap().unwrap(), StatusCode::OK);
+    assert_eq!(issuer.requests(), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -328,10 +328,10 @@ impl ApiClient {
         }
         let response = self.service.send(request);
         ResponseFuture::new(in_time(deadline, async {
-            match response.await {
-                Ok(response) => Ok(reqwest::Response::from(response)),
-                Err(error) => Err(Error::from_boxed(error.into_inner())),
-            }
+            response
+                .await
+                .map(reqwest::Response::from)
+                .map_err(|error| Error::from_boxed(error.into_inner()))
         }))
     }
 }

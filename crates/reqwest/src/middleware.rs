@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use http::{Extensions, Request, Response};
 use reqwest::Body;
 use reqwest_middleware::{Middleware, Next};
-use tower::Layer;
+use tower::{Layer, ServiceExt};
 use tower_client_credentials::{ClientCredentialsLayer, TokenCache, replay::NoReplay};
 use tower_service::Service;
 
@@ -118,12 +118,11 @@ impl Middleware for ClientCredentialsMiddleware {
             extensions: shared.clone(),
             redirects: self.redirects,
         });
-        let response = service.send(request);
         let result = in_time(deadline, async {
-            match response.await {
-                Ok(response) => Ok(reqwest::Response::from(response)),
-                Err(error) => Err(Error::from_boxed(error.into_inner())),
-            }
+            let response = service.oneshot(request).await;
+            response
+                .map(reqwest::Response::from)
+                .map_err(Error::from_boxed)
         })
         .await;
         *extensions = shared.take();
