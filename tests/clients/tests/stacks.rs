@@ -28,6 +28,7 @@ use tower::{
     limit::ConcurrencyLimitLayer,
     retry::{Policy, RetryLayer},
     timeout::TimeoutLayer,
+    util::BoxCloneSyncService,
 };
 use tower_client_credentials::{
     BoxError, ClientAuth, ClientCredentialsLayer, TokenEndpoint, TokenOmitted, TokenOutcome,
@@ -153,6 +154,49 @@ async fn trace() {
 async fn decompression() {
     above(DecompressionLayer::new()).await;
     below(DecompressionLayer::new()).await;
+}
+
+#[tokio::test]
+async fn optional_layer() {
+    for with_tokens in [true, false] {
+        let servers = Servers::start().await;
+        let layer = with_tokens.then(|| credentials(&servers));
+        let service = ServiceBuilder::new()
+            .option_layer(layer)
+            .map_err(BoxError::from)
+            .service(http());
+
+        let request = Request::get(servers.url("/late/1")).body(Full::default());
+        let response = in_time(service.oneshot(request.unwrap())).await.unwrap();
+
+        assert_eq!(response.status() == StatusCode::OK, with_tokens);
+        assert_eq!(servers.issued(), if with_tokens { 2 } else { 0 });
+    }
+}
+
+#[tokio::test]
+async fn boxed_stack_in_a_struct() {
+    type Api = BoxCloneSyncService<Request<Full<Bytes>>, Response<Incoming>, BoxError>;
+
+    let servers = Servers::start().await;
+    let service = ServiceBuilder::new()
+        .layer(TimeoutLayer::new(Duration::from_secs(60)))
+        .layer(credentials(&servers))
+        .service(http());
+    let api: Api = BoxCloneSyncService::new(service);
+
+    let calls = (0..100).map(|number| {
+        let url = servers.url(&format!("/late/{number}"));
+        let api = api.clone();
+        tokio::spawn(async move {
+            let request = Request::get(url).body(Full::default())?;
+            Ok::<_, BoxError>(api.oneshot(request).await?.status())
+        })
+    });
+    for status in in_time(futures_util::future::join_all(calls)).await {
+        assert_eq!(status.unwrap().unwrap(), StatusCode::OK);
+    }
+    assert_eq!(servers.issued(), 2);
 }
 
 #[tokio::test]
