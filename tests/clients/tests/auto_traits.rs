@@ -83,7 +83,14 @@ async fn bodies_need_neither_sync_nor_unpin() {
     {
         let count = Arc::new(AtomicUsize::new(0));
         let counting = Arc::clone(&count);
-        let tokens = tower::service_fn(|_: TokenRequest| async { AccessToken::new("token-1") });
+        // A token that is issued again after its rejection isn't sent again.
+        let tokens = tower::service_fn(|request: TokenRequest| async move {
+            AccessToken::new(if request.rejected.is_some() {
+                "token-2"
+            } else {
+                "token-1"
+            })
+        });
         let http = tower::service_fn(move |_: Request<R::Body>| {
             counting.fetch_add(1, Relaxed);
             let mut response = Response::new(Awkward::default());
