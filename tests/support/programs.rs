@@ -42,7 +42,7 @@ pub fn added_dependencies(commands: &str) -> String {
 }
 
 fn added_by(arguments: &str) -> Vec<String> {
-    let mut requirement = String::from(r#"{ version = "*""#);
+    let mut requirement = String::new();
     let mut names = Vec::new();
     let mut words = arguments.split(' ');
     while let Some(word) = words.next() {
@@ -55,8 +55,11 @@ fn added_by(arguments: &str) -> Vec<String> {
             name => names.push(name),
         }
     }
-    requirement += " }";
-    let lines = names.iter().map(|name| format!("{name} = {requirement}\n"));
+    let lines = names.iter().map(|name| {
+        // An older one may be in the lock file for another dependency.
+        let version = if *name == "tower" { "0.5" } else { "*" };
+        format!("{name} = {{ version = \"{version}\"{requirement} }}\n")
+    });
     lines.collect()
 }
 
