@@ -9,7 +9,12 @@
 //! and a token service that supplies tokens. [`TokenEndpoint`] turns any HTTP client into a token
 //! service.
 //!
+//! If you use reqwest, start with [tower-client-credentials-reqwest]: with it, a reqwest client sends
+//! every request with a token.
+//!
 //! # Example
+//!
+//! With hyper-util's client:
 //!
 //! ```no_run
 #![doc = include_str!("../examples/readme.rs")]
@@ -89,6 +94,7 @@
 //! | How is a request sent a second time? | [`replay`] |
 //! | What happened to a call? Why wasn't its request replayed? | [`TokenOutcome`] |
 //! | What can fail? | [`Error`] |
+//! | How do I send a request? | [`ClientCredentials::send`] |
 //! | How do I use tokens without the layer? | [`TokenCache`] |
 //!
 //! # Features
@@ -135,6 +141,7 @@
 //! The crate doesn't support other grants or refresh tokens, and doesn't validate tokens on servers. It
 //! doesn't include an HTTP client or TLS.
 //!
+//! [tower-client-credentials-reqwest]: https://docs.rs/tower-client-credentials-reqwest
 //! [`oauth2`]: https://docs.rs/oauth2
 //! [RFC 6749]: https://www.rfc-editor.org/rfc/rfc6749
 //! [RFC 6749 §4.4]: https://www.rfc-editor.org/rfc/rfc6749#section-4.4
