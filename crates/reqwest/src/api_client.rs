@@ -65,9 +65,7 @@ pub trait ClientBuilderExt: Sealed {
     /// Use it for tokens in a header other than `Authorization`, and for DPoP: reqwest would take
     /// these headers along to another origin.
     ///
-    /// Redirects within an origin are followed as reqwest does by default, up to ten. A redirect to
-    /// another origin isn't followed; the caller gets the response with the status 3xx. A policy
-    /// that was set with [`redirect`](reqwest::ClientBuilder::redirect) is replaced.
+    /// See [`ReqwestService::within_origin`] for its redirects.
     ///
     /// # Errors
     ///

@@ -61,7 +61,8 @@ impl Error {
     /// Returns whether the request wasn't sent because the client may follow redirects to other
     /// origins, and reqwest wouldn't remove the token there.
     ///
-    /// Build the client with [`ClientBuilderExt`](crate::ClientBuilderExt) instead.
+    /// Build the client with [`ClientBuilderExt`](crate::ClientBuilderExt) or
+    /// [`ReqwestService::within_origin`](crate::ReqwestService::within_origin) instead.
     pub fn is_unsafe_redirect(&self) -> bool {
         matches!(self.kind, Kind::RedirectsMayExpose(_))
     }
@@ -158,7 +159,8 @@ impl fmt::Display for Error {
             Kind::RedirectsMayExpose(header) => write!(
                 f,
                 "request was not sent because a redirect could take its header {header} to another \
-                 origin; build the client with `ClientBuilderExt::with_client_credentials`"
+                 origin; build the client with `ClientBuilderExt::with_client_credentials` or \
+                 `ReqwestService::within_origin`"
             ),
             Kind::Other(error) => error.fmt(f),
         }

@@ -85,6 +85,8 @@ impl ClientCredentialsMiddleware {
     ///
     /// The middleware can't check that. If the client follows such a redirect, the other origin
     /// receives the token.
+    /// [`ReqwestService::within_origin`](crate::ReqwestService::within_origin) builds such a client;
+    /// [`into_inner`](crate::ReqwestService::into_inner) returns it.
     #[must_use]
     pub fn redirects_within_origin(mut self) -> Self {
         self.redirects = Redirects::WithinOrigin;

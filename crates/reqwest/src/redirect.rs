@@ -65,3 +65,49 @@ fn is_removed(name: &HeaderName) -> bool {
     [AUTHORIZATION, COOKIE, PROXY_AUTHORIZATION, WWW_AUTHENTICATE].contains(name)
         || *name == "cookie2"
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn headers(sensitive: &[&'static str], others: &[&'static str]) -> HeaderMap {
+        let mut value = HeaderValue::from_static("secret");
+        let mut headers = HeaderMap::new();
+        for name in others {
+            headers.append(*name, value.clone());
+        }
+        value.set_sensitive(true);
+        for name in sensitive {
+            headers.append(*name, value.clone());
+        }
+        headers
+    }
+
+    #[test]
+    fn headers_that_reqwest_removes_are_not_exposed() {
+        let removed = ["authorization", "cookie", "cookie2", "proxy-authorization"];
+        assert_eq!(exposed(&headers(&removed, &["accept"]), None), None);
+    }
+
+    #[test]
+    fn token_in_another_header_and_dpop_proof_are_exposed() {
+        for (name, headers) in [
+            ("x-token", headers(&["authorization", "x-token"], &[])),
+            ("dpop", headers(&["authorization"], &["dpop"])),
+        ] {
+            assert_eq!(exposed(&headers, None).unwrap(), name);
+        }
+    }
+
+    #[test]
+    fn header_of_the_caller_is_the_callers_business() {
+        let callers = CallersHeaders::of(&headers(&["x-api-key", "authorization"], &["accept"]));
+        let sent = headers(&["x-api-key", "authorization"], &["accept"]);
+        assert_eq!(exposed(&sent, callers.as_ref()), None);
+        let sent = headers(&["x-api-key", "x-token"], &["accept"]);
+        assert_eq!(exposed(&sent, callers.as_ref()).unwrap(), "x-token");
+        assert!(CallersHeaders::of(&headers(&["authorization"], &["accept"])).is_none());
+    }
+}

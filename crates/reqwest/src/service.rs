@@ -27,11 +27,14 @@ use crate::{
 /// If the client follows a redirect to another origin, reqwest removes the `Authorization` header. A
 /// 401 from there says nothing about the token, so the response gets the extension [`TokenRemoved`].
 ///
+/// reqwest reveals only the last URL of a redirect. So if redirects lead to another origin and back, a
+/// 401 counts as a rejection, although reqwest has removed the token on the way.
+///
 /// reqwest doesn't remove a token in any other header. Requests with such a token aren't sent, and
 /// fail with an error that is an [unsafe redirect](Error::is_unsafe_redirect), unless the client's
-/// redirects stay within an origin: those of [`token_client`](crate::token_client), and those of
-/// [`ClientBuilderExt`](crate::ClientBuilderExt). A header counts as such a token if its value is
-/// marked sensitive.
+/// redirects stay within an origin: those of [`within_origin`](Self::within_origin),
+/// [`ClientBuilderExt`](crate::ClientBuilderExt) and [`token_client`](crate::token_client). A header
+/// counts as such a token if its value is marked sensitive, or if it is a `DPoP` proof.
 ///
 /// [`TokenEndpoint`]: tower_client_credentials::TokenEndpoint
 ///
@@ -79,8 +82,31 @@ impl ReqwestService {
         })
     }
 
-    /// Builds a client that follows redirects within an origin.
-    pub(crate) fn within_origin(builder: ClientBuilder) -> reqwest::Result<Self> {
+    /// Builds a client that follows redirects only within an origin.
+    ///
+    /// Redirects within an origin are followed as reqwest does by default, up to ten. A redirect to
+    /// another origin isn't followed; the caller gets the response with the status 3xx. A policy
+    /// that was set with [`redirect`](ClientBuilder::redirect) is replaced.
+    ///
+    /// # Errors
+    ///
+    /// Fails if [`build`](ClientBuilder::build) fails.
+    ///
+    /// # Examples
+    ///
+    /// For a stack of tower layers with tokens in a header other than `Authorization`:
+    ///
+    /// ```
+    /// use reqwest::Client;
+    /// use tower_client_credentials_reqwest::ReqwestService;
+    ///
+    /// # fn main() -> reqwest::Result<()> {
+    /// let service = ReqwestService::within_origin(Client::builder().cookie_store(true))?;
+    /// # drop(service);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn within_origin(builder: ClientBuilder) -> reqwest::Result<Self> {
         Ok(Self {
             client: builder.redirect(redirect::within_origin()).build()?,
             redirects: Redirects::WithinOrigin,

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::{Request, Response, StatusCode, header::AUTHORIZATION};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -100,6 +101,30 @@ async fn object_is_written_again_after_a_rejection_and_read() {
     assert_eq!(in_time(read).await.unwrap(), "one,two,three");
     assert_eq!(*puts.lock().unwrap(), ["one,two,three"; 2]);
     assert_eq!(servers.issued(), 2);
+}
+
+#[tokio::test]
+async fn hundred_writers_in_spawned_tasks_cause_one_renewal() {
+    let puts = Arc::<Mutex<Vec<Bytes>>>::default();
+    let servers = server(&["Bearer token-1"], Arc::clone(&puts)).await;
+    let store = Arc::new(store(&servers));
+
+    let calls = (0..100).map(|number| {
+        let store = Arc::clone(&store);
+        tokio::spawn(async move {
+            let path = format!("{number}.txt").into();
+            store.put(&path, PutPayload::from(number.to_string())).await
+        })
+    });
+    for result in in_time(join_all(calls)).await {
+        result.unwrap().unwrap();
+    }
+
+    assert_eq!(servers.issued(), 2);
+    let mut puts = puts.lock().unwrap().clone();
+    puts.sort();
+    puts.dedup();
+    assert_eq!(puts.len(), 100);
 }
 
 #[tokio::test]
