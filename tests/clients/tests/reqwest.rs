@@ -1,4 +1,5 @@
-//! reqwest's client: a service for its own request type, with its own body.
+//! reqwest's client: a service for its own request type, with its own body. It works with tower's own
+//! combinators, with tower-reqwest, and with this repository's crate for reqwest.
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -170,6 +171,36 @@ async fn request_from_reqwests_builder_is_replayed() {
     let response = reqwest::Response::from(response);
 
     assert_eq!(response.text().await.unwrap(), hash("name=Ada"));
+}
+
+/// The API answers while reqwest still uploads, or after it has uploaded.
+#[tokio::test]
+async fn long_upload_is_replayed_with_the_crate_for_reqwest() {
+    use tower_client_credentials_reqwest::{ClientExt, ReplayBodies, token_client};
+
+    for protocol in Protocol::ALL {
+        for path in ["/late/1", "/reading-on/1"] {
+            for is_sized in [true, false] {
+                let servers = Servers::start().await;
+                let replay = ReplayBodies::default().stream_limit(4 * MIB);
+                let tokens = servers.tokens(token_client().unwrap());
+                let layer = ClientCredentialsLayer::new(tokens).replay(replay);
+                let api = client(protocol).with_client_credentials(layer);
+
+                let upload = Upload::new(1, 3 * MIB);
+                let expected = upload.hash();
+                let upload = if is_sized { upload.sized() } else { upload };
+                let request = api.put(servers.url(path)).body(Body::wrap(upload));
+                let response = in_time(request.send()).await.unwrap();
+
+                assert_eq!(response.status(), StatusCode::OK);
+                assert_eq!(response.text().await.unwrap(), expected);
+                let received = servers.received();
+                assert_eq!(received[0].framing, received[1].framing);
+                assert_eq!(servers.issued(), 2);
+            }
+        }
+    }
 }
 
 #[tokio::test]
