@@ -25,8 +25,9 @@ pub trait ClientExt: Sealed {
     /// `tokens` is a token service such as a [`TokenEndpoint`], a [`TokenCache`] or a
     /// [`ClientCredentialsLayer`].
     ///
-    /// The client must follow no redirects with a token in a header other than `Authorization`. See
-    /// [`ClientBuilderExt`] for such tokens.
+    /// Only tokens in the `Authorization` header are sent, because this client may follow redirects to
+    /// other origins, and reqwest removes no other header there. Use [`ClientBuilderExt`] for tokens in
+    /// other headers.
     ///
     /// # Examples
     ///
@@ -167,6 +168,10 @@ pub fn token_client_with(builder: ClientBuilder) -> reqwest::Result<ReqwestServi
 ///   same method, URL, headers and body. See [`ReplayBodies`] for bodies that stream.
 /// * The response has the extension [`TokenOutcome`] if the call waited for a token, was sent twice,
 ///   or was rejected. [`reqwest::Response::extensions`] contains it.
+/// * If reqwest follows a redirect to another origin, it removes the token, and the response has the
+///   extension [`TokenRemoved`]. See [`ReqwestService`] for tokens in other headers.
+/// * A request over plain HTTP to another machine is sent without a token, unless the layer
+///   [allows it](tower_client_credentials::ClientCredentialsLayer::allow_http).
 /// * A request that already has an `Authorization` header is sent unchanged. A default
 ///   `Authorization` header of the client doesn't count: reqwest adds it later, and only to requests
 ///   without a token.
@@ -176,6 +181,7 @@ pub fn token_client_with(builder: ClientBuilder) -> reqwest::Result<ReqwestServi
 ///   `connect_timeout` and `read_timeout` work as without tokens.
 ///
 /// [`TokenOutcome`]: tower_client_credentials::TokenOutcome
+/// [`TokenRemoved`]: tower_client_credentials::TokenRemoved
 ///
 /// # Examples
 ///

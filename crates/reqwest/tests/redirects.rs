@@ -9,7 +9,7 @@ use reqwest::{Client, Response};
 use support::{Server, api_rejecting, in_time, issuer, redirect, status, tokens};
 use tower_client_credentials::{
     AccessToken, BoxError, ClientAuth, ClientCredentialsLayer, TokenCache, TokenEndpoint,
-    TokenOutcome, TokenRequest,
+    TokenOutcome, TokenRemoved, TokenRequest,
 };
 use tower_client_credentials_reqwest::{
     ApiClient, ClientBuilderExt, ClientExt, Error, token_client,
@@ -98,6 +98,7 @@ async fn rejection_from_another_origin_that_got_no_token_is_no_rejection() {
 
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         assert_eq!(response.url().as_str(), other.url("/stolen"));
+        assert!(response.extensions().get::<TokenRemoved>().is_some());
         let outcome = response.extensions().get::<TokenOutcome>();
         assert!(outcome.is_none_or(|it| it.not_replayed().is_none() && !it.replayed()));
     }
