@@ -8,7 +8,7 @@ use std::{
 use http::{Method, Request};
 use reqwest::{Body, Client, ClientBuilder, IntoUrl};
 use tower::Layer;
-use tower_client_credentials::{ClientCredentials, TokenCache, replay::NoReplay};
+use tower_client_credentials::{ClientCredentials, TokenCache, TokenParameters, replay::NoReplay};
 use tower_service::Service;
 
 use crate::{
@@ -219,6 +219,7 @@ pub fn token_client_with(builder: ClientBuilder) -> reqwest::Result<ReqwestServi
 pub struct ApiClient {
     service: ClientCredentials<ReqwestService, ReplayBodies>,
     timeout: Option<Duration>,
+    parameters: Option<TokenParameters>,
 }
 
 impl ApiClient {
@@ -226,6 +227,34 @@ impl ApiClient {
         Self {
             service: tokens.into_layer().layer(client),
             timeout: None,
+            parameters: None,
+        }
+    }
+
+    /// Returns a client for tokens with another scope, audience or tenant.
+    ///
+    /// Both clients share their connections and their cache, which holds a token for each
+    /// combination of parameters. The parameters replace those of the cache. The scope of the
+    /// [`TokenEndpoint`](tower_client_credentials::TokenEndpoint) itself is requested in addition.
+    ///
+    /// # Examples
+    ///
+    /// ```no_run
+    /// use tower_client_credentials::TokenParameters;
+    /// use tower_client_credentials_reqwest::{ApiClient, Error};
+    ///
+    /// async fn delete(api: &ApiClient) -> Result<(), Error> {
+    ///     let writing = TokenParameters::default().with_scope("orders.write");
+    ///     let request = api.with_parameters(writing).delete("https://api.example.com/orders/7");
+    ///     request.send().await?.error_for_status()?;
+    ///     Ok(())
+    /// }
+    /// ```
+    #[must_use]
+    pub fn with_parameters(&self, parameters: TokenParameters) -> Self {
+        Self {
+            parameters: Some(parameters),
+            ..self.clone()
         }
     }
 
@@ -330,6 +359,9 @@ impl ApiClient {
         if let Some(no_replay) = no_replay {
             request.extensions_mut().insert(no_replay);
         }
+        if let Some(parameters) = &self.parameters {
+            request.extensions_mut().insert(parameters.clone());
+        }
         let response = self.service.send(request);
         ResponseFuture::new(in_time(deadline, async {
             response
@@ -384,7 +416,7 @@ impl fmt::Debug for ApiClient {
         f.debug_struct("ApiClient")
             .field("service", &self.service)
             .field("timeout", &self.timeout)
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 

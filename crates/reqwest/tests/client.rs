@@ -10,7 +10,7 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use reqwest::Client;
 use support::{Server, api_rejecting, in_time, issuer, status, tokens};
-use tower_client_credentials::{BoxError, ClientCredentialsLayer, TokenCache};
+use tower_client_credentials::{BoxError, ClientCredentialsLayer, TokenCache, TokenParameters};
 use tower_client_credentials_reqwest::{
     ApiClient, ApiRequestBuilder, ClientExt, Error, ReplayBodies, ReqwestService, ResponseFuture,
     token_client,
@@ -252,6 +252,30 @@ async fn service_can_be_used_in_a_stack_and_keeps_the_url() {
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(response.url().as_str(), api.url("/orders"));
     assert_eq!(api.received().len(), 2);
+}
+
+#[tokio::test]
+async fn clients_with_other_parameters_have_tokens_of_their_own_in_one_cache() {
+    let issuer = Server::start(|request| async move {
+        let form = String::from_utf8(request.body.to_vec()).unwrap();
+        let (_, scope) = form.rsplit_once("scope=").unwrap();
+        let reply = format!(r#"{{"access_token":"for-{scope}","expires_in":1800}}"#);
+        Response::new(Full::from(reply))
+    })
+    .await;
+    let api = api_rejecting([]).await;
+    let scope = |name| TokenParameters::default().with_scope(name);
+    let cache = TokenCache::builder().parameters(scope("read"));
+    let reading = Client::new().with_client_credentials(cache.build(tokens(&issuer)));
+    let writing = reading.with_parameters(scope("write"));
+
+    for client in [&reading, &writing, &reading, &writing] {
+        in_time(client.get(api.url("/")).send()).await.unwrap();
+    }
+
+    let (read, write) = ("Bearer for-read", "Bearer for-write");
+    assert_eq!(api.tokens(), [read, write, read, write]);
+    assert_eq!((issuer.received().len(), api.connections()), (2, 1));
 }
 
 #[tokio::test]
