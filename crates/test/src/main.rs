@@ -88,10 +88,7 @@ fn main() -> ExitCode {
 
 fn personalities() -> String {
     let names = personality::all().into_iter().map(|it| it.name());
-    format!(
-        "\nPersonalities: {}\n",
-        names.collect::<Vec<_>>().join(", ")
-    )
+    format!("Personalities: {}", names.collect::<Vec<_>>().join(", "))
 }
 
 fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Command, String> {
