@@ -17,6 +17,8 @@ mod request_body;
 mod script;
 mod serve;
 mod service;
+#[cfg(feature = "tls")]
+mod tls;
 mod tokens;
 
 pub use self::{
@@ -33,6 +35,9 @@ pub use self::{
     service::{HttpClient, ResponseFuture},
     tokens::{IssuedToken, TokenState},
 };
+
+#[cfg(feature = "tls")]
+pub use self::tls::TlsServer;
 
 /// Any error, as tower defines it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
