@@ -1,7 +1,6 @@
 //! A scriptable OAuth 2.0 authorization server and API, for tests of clients that use the
 //! client-credentials grant (RFC 6749 §4.4).
 #![forbid(unsafe_code)]
-#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod api;
 mod auth_server;
