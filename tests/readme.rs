@@ -5,20 +5,14 @@
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     env, fs,
-    net::Ipv4Addr,
     path::Path,
     process::{Command, Output},
-    sync::{Arc, Mutex},
 };
 
-use bytes::Bytes;
-use http::{Request, Response, StatusCode, header::AUTHORIZATION};
-use http_body_util::{BodyExt, Full};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
-use tokio::{net::TcpListener, runtime::Runtime};
+use http::Response;
+use tokio::runtime::Runtime;
+use tower_client_credentials_test::{Api, AuthMethod, AuthServer, Body};
 
 const README: &str = include_str!("../README.md");
 const GETTING_STARTED: &str = include_str!("../docs/guide/getting-started.md");
@@ -38,16 +32,14 @@ fn first_program_of_the_readme_is_the_example_readme() {
 fn program_of_the_readme_runs_with_the_dependencies_it_names() {
     let dependencies = added_dependencies(fenced(README, "console"));
 
-    let (output, received) = run("readme", &dependencies, fenced(README, "rust,no_run"));
+    let (output, auth, api) = run("readme", &dependencies, fenced(README, "rust,no_run"));
 
     assert_eq!(output, "200 OK\nno orders\n");
-    assert_eq!(
-        received,
-        [
-            "POST /oauth/token Basic bXktY2xpZW50OnMzY3JldA==: grant_type=client_credentials",
-            "GET /orders Bearer token-1: ",
-        ]
-    );
+    auth.assert_token_requests(1);
+    api.assert_sends(1);
+    assert_eq!(api.requests()[0].uri(), "/orders");
+    let request = &auth.requests()[0];
+    assert_eq!(request.auth_method(), Some(AuthMethod::ClientSecretBasic));
 }
 
 #[test]
@@ -57,22 +49,17 @@ fn program_of_the_guide_runs_with_the_dependencies_it_names() {
         .strip_prefix("[dependencies]\n")
         .expect("the block lists dependencies");
 
-    let (output, received) = run(
+    let (output, auth, api) = run(
         "getting-started",
         dependencies,
         fenced(GETTING_STARTED, "rust,no_run"),
     );
 
     assert_eq!(output, "200 OK: no orders\n200 OK: no orders\n");
-    assert_eq!(
-        received,
-        [
-            "POST /oauth/token Basic bXktY2xpZW50OnMzY3JldA==: \
-             grant_type=client_credentials&scope=orders.read",
-            "GET /orders Bearer token-1: ",
-            "GET /orders Bearer token-1: ",
-        ]
-    );
+    auth.assert_token_requests(1);
+    api.assert_sends(2);
+    api.assert_no_refusals();
+    assert_eq!(auth.requests()[0].scopes(), ["orders.read"]);
 }
 
 #[test]
@@ -129,13 +116,18 @@ fn added_by(arguments: &str) -> Vec<String> {
     lines.collect()
 }
 
-/// Builds and runs a program offline; returns what it printed, and the requests that it made.
-fn run(name: &str, dependencies: &str, program: &str) -> (String, Vec<String>) {
+/// Builds and runs a program offline; returns what it printed, and the servers that it called.
+fn run(name: &str, dependencies: &str, program: &str) -> (String, AuthServer, Api) {
     let runtime = Runtime::new().unwrap();
-    let servers = runtime.block_on(Servers::start());
+    let auth = AuthServer::new()
+        .with_client("my-client", "s3cret")
+        .token_path("/oauth/token");
+    let api = Api::new(&auth).answer(|_| async { Response::new(Body::new("no orders")) });
+    let auth_server = runtime.block_on(auth.serve()).unwrap();
+    let api_server = runtime.block_on(api.serve()).unwrap();
     let program = program
-        .replace(TOKEN_URL, &format!("{}/oauth/token", servers.url))
-        .replace(API_URL, &format!("{}/orders", servers.url));
+        .replace(TOKEN_URL, &auth_server.url("/oauth/token"))
+        .replace(API_URL, &api_server.url("/orders"));
     assert!(
         !program.contains("https://"),
         "another URL would reach the network"
@@ -145,8 +137,7 @@ fn run(name: &str, dependencies: &str, program: &str) -> (String, Vec<String>) {
 
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{errors}");
-    let received = servers.received.lock().unwrap().clone();
-    (String::from_utf8(output.stdout).unwrap(), received)
+    (String::from_utf8(output.stdout).unwrap(), auth, api)
 }
 
 fn build_and_run(name: &str, dependencies: &str, program: &str) -> Output {
@@ -181,57 +172,4 @@ fn build_and_run(name: &str, dependencies: &str, program: &str) -> Output {
         .env("CLIENT_SECRET", "s3cret")
         .output()
         .unwrap()
-}
-
-/// A token endpoint and an API on one port.
-struct Servers {
-    url: String,
-    received: Arc<Mutex<Vec<String>>>,
-}
-
-impl Servers {
-    async fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let received = Arc::<Mutex<Vec<String>>>::default();
-        let servers = Self {
-            url,
-            received: Arc::clone(&received),
-        };
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let received = Arc::clone(&received);
-                let answer = service_fn(move |request| answer(request, Arc::clone(&received)));
-                tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
-            }
-        });
-        servers
-    }
-}
-
-async fn answer(
-    request: Request<Incoming>,
-    received: Arc<Mutex<Vec<String>>>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    let (head, body) = request.into_parts();
-    let body = body.collect().await.unwrap().to_bytes();
-    let authorization = head.headers.get(AUTHORIZATION);
-    let authorization = authorization.map_or("", |value| value.to_str().unwrap());
-    received.lock().unwrap().push(format!(
-        "{} {} {authorization}: {}",
-        head.method,
-        head.uri.path(),
-        String::from_utf8_lossy(&body)
-    ));
-    let (status, body) = match (head.uri.path(), authorization) {
-        ("/oauth/token", _) => (
-            StatusCode::OK,
-            r#"{"access_token":"token-1","token_type":"Bearer","expires_in":1800}"#,
-        ),
-        (_, "Bearer token-1") => (StatusCode::OK, "no orders"),
-        _ => (StatusCode::UNAUTHORIZED, ""),
-    };
-    let mut response = Response::new(Full::new(body.into()));
-    *response.status_mut() = status;
-    Ok(response)
 }
