@@ -108,6 +108,7 @@ struct Shared {
     arrived: watch::Sender<usize>,
 }
 
+/// Everything that clones share and methods change.
 struct State {
     personality: Arc<dyn Personality>,
     clients: HashMap<String, Client>,
@@ -562,6 +563,11 @@ impl AuthServer {
         let personality = self.current_personality();
         let read = grant::read(received, &body, &*personality);
         let mut state = self.lock();
+        let id = received.client_id.as_deref();
+        if id.is_some_and(|id| grant::is_secret(id, &state.clients)) {
+            // The log shows ids.
+            received.client_id = Some("(a client secret)".to_owned());
+        }
         state
             .log
             .update(received.number, |it| *it = received.clone());

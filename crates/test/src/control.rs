@@ -8,7 +8,7 @@
 //! | `/control` and below | the control API |
 //! | any other | the [`Api`] |
 //!
-//! The control API takes and returns JSON. An unknown path gets status 404, and a body that it can't
+//! The control API has no access control, so serve it on loopback only. It takes and returns JSON. An unknown path gets status 404, and a body that it can't
 //! read status 400; both say why in `error`.
 //!
 //! | request | body | what it does |

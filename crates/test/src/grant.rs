@@ -53,6 +53,8 @@ pub enum Refusal {
         /// The id that the client sent.
         client_id: String,
     },
+    /// The id that the client sent is the secret of a registered client.
+    SwappedCredentials,
     /// The secret is wrong.
     WrongSecret {
         /// Whether the secret would be right if the server didn't decode it. Then the client forgot
@@ -75,6 +77,7 @@ impl Refusal {
             | Self::MalformedAuthorization
             | Self::MethodNotAccepted { .. }
             | Self::UnknownClient { .. }
+            | Self::SwappedCredentials
             | Self::WrongSecret { .. } => "invalid_client",
             Self::UnsupportedGrantType(_) => "unsupported_grant_type",
             Self::GrantNotAllowed => "unauthorized_client",
@@ -118,6 +121,7 @@ impl fmt::Display for Refusal {
             Self::UnknownClient { client_id } => {
                 write!(f, "no client {client_id} is registered")
             }
+            Self::SwappedCredentials => f.write_str("the client id and the secret are swapped"),
             Self::WrongSecret {
                 is_unencoded: false,
             } => f.write_str("the secret is wrong"),
@@ -175,8 +179,8 @@ pub(crate) fn read(
         return Err(Refusal::WrongMethod);
     }
     let query = request.uri.query().unwrap_or_default();
-    let is_secret = |name: &str| matches!(name, "client_secret" | "client_assertion");
-    if form_urlencoded::parse(query.as_bytes()).any(|it| is_secret(&it.0)) {
+    let is_credential = |name: &str| matches!(name, "client_secret" | "client_assertion");
+    if form_urlencoded::parse(query.as_bytes()).any(|it| is_credential(&it.0)) {
         return Err(Refusal::SecretInUrl);
     }
     if !is_form(&request.headers) {
@@ -243,15 +247,25 @@ fn authenticate<'a>(
         let method = credentials.method;
         return Err(Refusal::MethodNotAccepted { method, accepted });
     }
-    let client = client.ok_or_else(|| Refusal::UnknownClient {
-        client_id: credentials.id.clone(),
-    })?;
+    let Some(client) = client else {
+        let client_id = credentials.id.clone();
+        return Err(if is_secret(&client_id, clients) {
+            Refusal::SwappedCredentials
+        } else {
+            Refusal::UnknownClient { client_id }
+        });
+    };
     if !client.has_secret(&credentials.secret) {
         let undecoded = credentials.undecoded_secret.as_deref();
         let is_unencoded = undecoded.is_some_and(|secret| client.has_secret(secret));
         return Err(Refusal::WrongSecret { is_unencoded });
     }
     Ok(client)
+}
+
+/// Whether a text is the secret of a client.
+pub(crate) fn is_secret(text: &str, clients: &HashMap<String, Client>) -> bool {
+    clients.values().any(|client| client.has_secret(text))
 }
 
 /// RFC 6749 §3.3: without a requested scope, the server uses a default, here all scopes.

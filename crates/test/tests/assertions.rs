@@ -9,7 +9,7 @@ use http::Request;
 use http_body_util::Full;
 use support::{SECRET, auth_server, basic_request, reply, token, token_request, with_token};
 use tower::ServiceExt;
-use tower_client_credentials_test::{Api, AuthServer, Reply, TokenReply};
+use tower_client_credentials_test::{Api, AuthServer, Refusal, Reply, TokenReply};
 
 /// The message with which an assertion fails, or `None` if it holds.
 fn failure(assertion: impl FnOnce()) -> Option<String> {
@@ -203,6 +203,11 @@ async fn no_output_contains_a_secret_or_a_token() {
         ),
     )
     .await;
+    // A client that swaps its id and its secret.
+    let swapped = basic_request("s3cret:my-client", "grant_type=client_credentials");
+    reply(&auth, swapped).await;
+    let refusal = auth.requests()[2].refusal().cloned();
+    assert_eq!(refusal, Some(Refusal::SwappedCredentials));
     auth.next_once(TokenReply::text("scripted-token"));
     auth.next_once(
         Reply::status(200)

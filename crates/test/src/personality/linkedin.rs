@@ -70,6 +70,10 @@ impl Personality for LinkedIn {
                 let description = format!("The passed in client_id is invalid \"{client_id}\"");
                 (400, "invalid_client_id", description)
             }
+            Refusal::SwappedCredentials => {
+                let description = "The passed in client_id is invalid".to_owned();
+                (400, "invalid_client_id", description)
+            }
             Refusal::WrongSecret { .. } => {
                 let description = "Client authentication failed".to_owned();
                 (401, "invalid_client_id", description)
