@@ -293,6 +293,25 @@ async fn members_of_a_token_reply_can_be_set_and_removed() {
 }
 
 #[tokio::test]
+async fn a_header_of_a_reply_replaces_the_servers_own() {
+    use tower::ServiceExt;
+
+    let auth = auth_server().next_once(
+        TokenReply::new()
+            .with_header("content-type", "text/html")
+            .with_header("x-key", "1")
+            .with_header("x-key", "2"),
+    );
+
+    let response = auth.oneshot(token_request("/token")).await.unwrap();
+
+    let values = |name| response.headers().get_all(name).iter().collect::<Vec<_>>();
+    assert_eq!(values("content-type"), ["text/html"]);
+    assert_eq!(values("x-key"), ["1", "2"]);
+    assert_eq!(values("cache-control"), ["no-store"]);
+}
+
+#[tokio::test]
 async fn a_lifetime_may_be_unstated() {
     let auth = auth_server().without_lifetime();
 
