@@ -164,11 +164,7 @@ impl AuthServer {
     /// Sets the provider whose behavior the server imitates. Default:
     /// [`Standard`](crate::personality::Standard).
     pub fn personality(&self, personality: impl Personality) -> Self {
-        self.personality_arc(Arc::new(personality))
-    }
-
-    /// Like [`personality`](Self::personality), for one that was chosen at run time.
-    pub fn personality_arc(&self, personality: Arc<dyn Personality>) -> Self {
+        let personality: Arc<dyn Personality> = Arc::new(personality);
         self.set(|state| mem::replace(&mut state.personality, personality))
     }
 

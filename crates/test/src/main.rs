@@ -179,7 +179,7 @@ fn header(text: String) -> Result<String, String> {
 fn serve(options: &Options) -> io::Result<()> {
     let runtime = runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
-        let auth = AuthServer::new().personality_arc(Arc::clone(&options.personality));
+        let auth = AuthServer::new().personality(Arc::clone(&options.personality));
         let api = Api::new(&auth);
         let token_path = options.token_path.as_deref();
         let token_path = token_path.unwrap_or_else(|| options.personality.token_path());

@@ -9,7 +9,10 @@ use http_body_util::Full;
 use serde_json::{Value, json};
 use support::{basic_request, form_request, json, reply, with_token};
 use tower::ServiceExt;
-use tower_client_credentials_test::{Api, AuthServer, Client, personality::LinkedIn};
+use tower_client_credentials_test::{
+    Api, AuthServer, Client, Personality,
+    personality::{self, LinkedIn},
+};
 
 const PATH: &str = "/oauth/v2/accessToken";
 const SECRET: &str = "not/a+real=secret==";
@@ -102,6 +105,36 @@ async fn documented_errors() {
         let expected = json!({ "error": error, "error_description": description });
         assert_eq!((found, body), (status, expected));
     }
+}
+
+/// A provider that is chosen at run time differs in nothing.
+#[tokio::test]
+async fn the_name_selects_the_same_behavior() {
+    let by_name = personality::by_name("linkedin").unwrap();
+    let auth = AuthServer::new()
+        .personality(by_name.clone())
+        .with_client("id", "secret");
+    let api = Api::new(&auth);
+
+    let (status, body) = post(&auth, &[("client_id", "id"), ("client_secret", "secret")]).await;
+    assert_eq!((status, &body["error"]), (400, &json!("invalid_request")));
+    let basic = basic_request("id:secret", "grant_type=client_credentials");
+    assert_eq!(reply(&auth, basic).await.0, 400);
+    let parameters = [
+        ("grant_type", "client_credentials"),
+        ("client_id", "id"),
+        ("client_secret", "secret"),
+    ];
+    let (_, body) = post(&auth, &parameters).await;
+    assert_eq!(body["expires_in"], "1800");
+    assert_eq!(body["access_token"].as_str().unwrap().len(), 500);
+    let response = api
+        .oneshot(Request::new(Full::<bytes::Bytes>::default()))
+        .await
+        .unwrap();
+    assert!(!response.headers().contains_key("www-authenticate"));
+    assert_eq!(by_name.token_path(), PATH);
+    assert!(personality::by_name("unknown").is_none());
 }
 
 #[tokio::test]

@@ -117,6 +117,45 @@ pub trait Personality: fmt::Debug + Send + Sync + 'static {
     }
 }
 
+/// For personalities that are chosen at run time, such as by [`by_name`].
+impl Personality for Arc<dyn Personality> {
+    fn name(&self) -> &'static str {
+        (**self).name()
+    }
+
+    fn token_path(&self) -> &'static str {
+        (**self).token_path()
+    }
+
+    fn lifetime(&self) -> Option<Duration> {
+        (**self).lifetime()
+    }
+
+    fn token_length(&self) -> usize {
+        (**self).token_length()
+    }
+
+    fn grant_type(&self) -> &'static str {
+        (**self).grant_type()
+    }
+
+    fn auth_methods(&self) -> &[AuthMethod] {
+        (**self).auth_methods()
+    }
+
+    fn token_reply(&self, token: &IssuedToken, expires_in: Option<Duration>) -> Map<String, Value> {
+        (**self).token_reply(token, expires_in)
+    }
+
+    fn refusal(&self, refusal: &Refusal) -> Reply {
+        (**self).refusal(refusal)
+    }
+
+    fn api_refusal(&self, state: TokenState) -> Reply {
+        (**self).api_refusal(state)
+    }
+}
+
 /// What RFC 6749 and RFC 6750 say. The default.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Standard;
