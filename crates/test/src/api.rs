@@ -351,6 +351,7 @@ impl Api {
     }
 
     /// Listens on a free port of the loopback interface, for HTTP/1.1 and HTTP/2 without TLS.
+    /// [`Server::start_at`] listens on an address of your choice.
     ///
     /// # Errors
     ///

@@ -456,3 +456,54 @@ impl<T: Entry> Log<T> {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn request(body: usize) -> ReceivedRequest {
+        let (head, ()) = Request::new(()).into_parts();
+        let mut request = ReceivedRequest::new(&head, Duration::ZERO);
+        request.body = ReceivedBody::Complete(Bytes::from(vec![0; body]));
+        request
+    }
+
+    fn numbers(log: &Log<ReceivedRequest>) -> Vec<usize> {
+        log.iter().map(ReceivedRequest::number).collect()
+    }
+
+    #[test]
+    fn a_log_forgets_its_oldest_requests_but_counts_them() {
+        let mut log = Log::new();
+        for number in 1..=MAX_REQUESTS + 2 {
+            assert_eq!(log.add(request(1)), number);
+        }
+
+        assert_eq!(log.len(), MAX_REQUESTS + 2);
+        assert_eq!(numbers(&log).len(), MAX_REQUESTS);
+        assert_eq!(numbers(&log)[0], 3);
+        assert!(log.describe("it").contains("received 10002 requests:"));
+        // Has no effect, and doesn't hit another request.
+        log.update(2, |request| request.outcome = Outcome::Reset);
+        log.update(3, |request| request.outcome = Outcome::Reset);
+        let reset = log.iter().filter(|it| it.outcome() == Outcome::Reset);
+        assert_eq!(reset.map(ReceivedRequest::number).collect::<Vec<_>>(), [3]);
+    }
+
+    #[test]
+    fn a_log_forgets_requests_whose_bodies_need_too_much_memory() {
+        let mut log = Log::new();
+        for _ in 0..3 {
+            log.add(request(MAX_BODY_BYTES / 2));
+        }
+        assert_eq!(numbers(&log), [2, 3]);
+
+        // A body is often known only after the request.
+        let number = log.add(request(0));
+        log.update(number, |it| it.body = request(MAX_BODY_BYTES).body);
+        assert_eq!(numbers(&log), [4]);
+        assert_eq!(log.body_bytes, MAX_BODY_BYTES);
+    }
+}

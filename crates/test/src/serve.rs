@@ -22,7 +22,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::Notify,
-    task::{AbortHandle, JoinSet},
+    task::{JoinHandle, JoinSet},
     time::sleep,
 };
 use tower_service::Service;
@@ -31,12 +31,16 @@ use crate::Body;
 
 /// A server that listens on a port. It stops, and closes all its connections, when this is dropped.
 ///
+/// To let clients meet a server that is down, [`stop`](Self::stop) it. To let it come back, start a
+/// server with the same [`address`](Self::address).
+///
 /// [`AuthServer::serve`](crate::AuthServer::serve) and [`Api::serve`](crate::Api::serve) start one.
 #[derive(Debug)]
 pub struct Server {
     scheme: &'static str,
     address: SocketAddr,
-    accepting: AbortHandle,
+    /// Owns the tasks of its connections.
+    accepting: JoinHandle<()>,
 }
 
 impl Server {
@@ -99,11 +103,10 @@ impl Server {
     {
         let listener = TcpListener::bind(address).await?;
         let address = listener.local_addr()?;
-        let accepting = tokio::spawn(accept_connections(listener, service, accept));
         Ok(Self {
             scheme,
             address,
-            accepting: accepting.abort_handle(),
+            accepting: tokio::spawn(accept_connections(listener, service, accept)),
         })
     }
 
@@ -116,11 +119,22 @@ impl Server {
     pub fn url(&self, path: &str) -> String {
         format!("{}://{}{path}", self.scheme, self.address)
     }
+
+    /// Stops the server, and waits until its port is closed. After that, clients that connect are
+    /// refused.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future also stops the server, but doesn't wait.
+    pub async fn stop(mut self) {
+        self.accepting.abort();
+        // An error says that the task was aborted.
+        let _ = (&mut self.accepting).await;
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // The task owns the tasks of its connections.
         self.accepting.abort();
     }
 }

@@ -68,6 +68,11 @@ impl TlsServer {
         self.server.url(path)
     }
 
+    /// See [`Server::stop`].
+    pub async fn stop(self) {
+        self.server.stop().await;
+    }
+
     /// Returns the certificate of the certification authority in PEM.
     pub fn certificate_pem(&self) -> String {
         self.certificate.pem()

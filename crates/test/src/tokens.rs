@@ -196,3 +196,39 @@ impl Tokens {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_tokens_are_forgotten_but_counted() {
+        let token = |text: &str| IssuedToken {
+            number: 0,
+            text: text.to_owned(),
+            client_id: String::new(),
+            scopes: Vec::new(),
+            lifetime: Lifetime::Unstated,
+            issued_at: Duration::ZERO,
+            revoked: false,
+        };
+        let mut tokens = Tokens::default();
+        tokens.add(token("twice"));
+        tokens.add(token("first"));
+        for number in 2..MAX_TOKENS {
+            tokens.add(token(&number.to_string()));
+        }
+        assert_eq!(tokens.by_text("first").map(IssuedToken::number), Some(2));
+
+        // Forgets the older one of the tokens with the same text, and then the first one.
+        tokens.add(token("twice"));
+        let last = tokens.add(token("last"));
+
+        assert_eq!(last.number(), MAX_TOKENS + 2);
+        assert_eq!(tokens.len(), MAX_TOKENS + 2);
+        assert_eq!(tokens.iter().count(), MAX_TOKENS);
+        assert!(tokens.by_text("first").is_none() && !tokens.revoke(2));
+        let twice = tokens.by_text("twice").map(IssuedToken::number);
+        assert_eq!(twice, Some(MAX_TOKENS + 1));
+    }
+}

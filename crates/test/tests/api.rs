@@ -2,10 +2,16 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
+use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use support::{auth_server, hyper_client, in_time, token, with_token};
 use tower::ServiceExt;
@@ -197,6 +203,41 @@ async fn a_token_of_a_reply_in_the_script_is_accepted() {
     assert_eq!(token(&auth).await, "token-1");
 
     assert_eq!(send(&api, with_token("token-1")).await.status(), 200);
+}
+
+#[tokio::test]
+async fn a_body_is_read_up_to_64_mib() {
+    let auth = auth_server();
+    let token = token(&auth).await;
+    for (megabytes, expected) in [(64, 200), (65, 413)] {
+        let api = Api::new(&auth);
+        let request = Request::put("/")
+            .header("authorization", format!("Bearer {token}"))
+            .body(Megabytes(megabytes))
+            .unwrap();
+
+        let response = api.clone().oneshot(request).await.unwrap();
+
+        assert_eq!(response.status(), expected);
+        assert_eq!(api.requests()[0].body().is_some(), expected == 200);
+    }
+}
+
+/// A body of this many megabytes.
+struct Megabytes(usize);
+
+impl http_body::Body for Megabytes {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let left = self.0.checked_sub(1);
+        self.0 = left.unwrap_or_default();
+        Poll::Ready(left.map(|_| Ok(Frame::data(Bytes::from(vec![0; 1024 * 1024])))))
+    }
 }
 
 #[tokio::test]

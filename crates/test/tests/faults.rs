@@ -153,6 +153,28 @@ async fn a_hanging_server_in_the_process_answers_at_no_time() {
 }
 
 #[tokio::test]
+async fn a_stopped_server_refuses_connections_until_it_comes_back() {
+    let OnPort { auth, server, .. } = OnPort::start(false).await;
+    let (address, url) = (server.address(), server.url("/token"));
+    let client = hyper_client(false);
+    in_time(client.request(token_request(&url))).await.unwrap();
+
+    in_time(server.stop()).await;
+    // The pooled connection is closed as well.
+    let error = in_time(hyper_client(false).request(token_request(&url)))
+        .await
+        .unwrap_err();
+    assert_eq!(io_kind(error), Some(ErrorKind::ConnectionRefused));
+
+    let _server = Server::start_at(address, auth.clone()).await.unwrap();
+    let response = in_time(hyper_client(false).request(token_request(&url)))
+        .await
+        .unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
+    auth.assert_token_requests(2);
+}
+
+#[tokio::test]
 async fn a_body_that_is_cut_off_ends_after_its_half() {
     for on_port in OnPort::both().await {
         let reply = Reply::status(200).with_body("0123456789").cut_off();
