@@ -1,4 +1,5 @@
 use std::{
+    collections::HashMap,
     fmt, io, mem,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -242,27 +243,26 @@ impl Api {
         let state = self.lock();
         let mut text = state.log.describe("the API");
         if state.script.remaining() > 0 {
-            text += &format!("\n{} scripted replies are left", state.script.remaining());
+            text += &format!(
+                "\nscripted replies that are left: {}",
+                state.script.remaining()
+            );
         }
         text
     }
 }
 
-/// Assertions.
+/// Assertions. The message of a failed assertion lists the requests, and those of the authorization
+/// server.
 impl Api {
     /// Asserts the number of requests that have arrived.
     ///
     /// # Panics
     ///
-    /// Panics if the number is different. The message lists the requests, and those of the
-    /// authorization server.
+    /// Panics if the number is different.
     #[track_caller]
     pub fn assert_sends(&self, expected: usize) {
-        let actual = self.sends();
-        self.assert(
-            actual == expected,
-            format_args!("expected {expected} requests to the API, but {actual} arrived"),
-        );
+        self.assert_equal("requests to the API", expected, self.sends());
     }
 
     /// Asserts that no request was refused: neither because of its token, nor with a scripted status
@@ -273,9 +273,7 @@ impl Api {
     /// Panics if a request was refused.
     #[track_caller]
     pub fn assert_no_refusals(&self) {
-        let refused = self.refused_requests();
-        let message = format_args!("expected no refusals, but {refused} requests were refused");
-        self.assert(refused == 0, message);
+        self.assert_equal("refused requests to the API", 0, self.refused_requests());
     }
 
     /// Asserts that each request which was sent again after a refusal had the same body as before.
@@ -288,16 +286,11 @@ impl Api {
     /// Panics if a body is different, or failed before its end.
     #[track_caller]
     pub fn assert_replays_match(&self) {
-        let requests = self.requests();
-        let damaged = requests.iter().enumerate().find_map(|(index, replay)| {
-            let refused = refused_before(&requests[..index], replay)?;
-            (!bodies_match(refused, replay)).then_some((refused.number(), replay.number()))
-        });
-        if let Some((refused, replay)) = damaged {
-            let message = format_args!(
-                "expected request {replay} to have the body of request {refused}, which it replays"
+        if let Some((refused, replay)) = damaged_replay(&self.requests()) {
+            panic!(
+                "request {replay} repeats request {refused}, but has another body\n{}",
+                self.describe_both()
             );
-            self.assert(false, message);
         }
     }
 
@@ -309,28 +302,36 @@ impl Api {
     #[track_caller]
     pub fn assert_script_used(&self) {
         let left = self.lock().script.remaining();
-        let message = format_args!("expected every scripted reply to be used, but {left} are left");
-        self.assert(left == 0, message);
+        self.assert_equal("scripted replies that are left", 0, left);
     }
 
     #[track_caller]
-    fn assert(&self, holds: bool, message: fmt::Arguments<'_>) {
-        let auth = &self.0.auth;
-        assert!(holds, "{message}\n{}\n{}", self.describe(), auth.describe());
+    fn assert_equal(&self, what: &str, expected: usize, actual: usize) {
+        assert!(
+            expected == actual,
+            "number of {what}: expected {expected}, got {actual}\n{}",
+            self.describe_both()
+        );
+    }
+
+    fn describe_both(&self) -> String {
+        format!("{}\n{}", self.describe(), self.0.auth.describe())
     }
 }
 
-/// The last send of the same request, if it was refused.
-fn refused_before<'a>(
-    earlier: &'a [ReceivedRequest],
-    replay: &ReceivedRequest,
-) -> Option<&'a ReceivedRequest> {
-    let id = |request: &ReceivedRequest| request.headers().get("x-request-id").cloned();
-    let is_same = |it: &&ReceivedRequest| {
-        it.method() == replay.method() && it.uri() == replay.uri() && id(it) == id(replay)
-    };
-    let last = earlier.iter().rev().find(is_same)?;
-    last.is_refused().then_some(last)
+/// The numbers of a refused request, and of a replay with another body.
+fn damaged_replay(requests: &[ReceivedRequest]) -> Option<(usize, usize)> {
+    let mut last_sends: HashMap<_, &ReceivedRequest> = HashMap::new();
+    for request in requests {
+        let id = request.headers().get("x-request-id");
+        let same = (request.method(), request.uri(), id);
+        if let Some(last) = last_sends.insert(same, request) {
+            if last.is_refused() && !bodies_match(last, request) {
+                return Some((last.number(), request.number()));
+            }
+        }
+    }
+    None
 }
 
 fn bodies_match(refused: &ReceivedRequest, replay: &ReceivedRequest) -> bool {

@@ -323,7 +323,10 @@ impl AuthServer {
         let state = self.lock();
         let mut text = state.log.describe("the authorization server");
         if state.script.remaining() > 0 {
-            text += &format!("\n{} scripted replies are left", state.script.remaining());
+            text += &format!(
+                "\nscripted replies that are left: {}",
+                state.script.remaining()
+            );
         }
         text
     }
@@ -338,11 +341,7 @@ impl AuthServer {
     /// Panics if the number is different. The message lists the requests.
     #[track_caller]
     pub fn assert_token_requests(&self, expected: usize) {
-        let actual = self.token_requests();
-        self.assert(
-            actual == expected,
-            format_args!("expected {expected} token requests, but {actual} arrived"),
-        );
+        self.assert_equal("token requests", expected, self.token_requests());
     }
 
     /// Asserts that the server refused no token request.
@@ -352,9 +351,7 @@ impl AuthServer {
     /// Panics if a request was refused. The message says why.
     #[track_caller]
     pub fn assert_no_refusals(&self) {
-        let refused = self.refused_requests();
-        let message = format_args!("expected no refusals, but {refused} requests were refused");
-        self.assert(refused == 0, message);
+        self.assert_equal("refused token requests", 0, self.refused_requests());
     }
 
     /// Asserts that every reply that was set by [`next_once`](Self::next_once) was used.
@@ -365,13 +362,16 @@ impl AuthServer {
     #[track_caller]
     pub fn assert_script_used(&self) {
         let left = self.lock().script.remaining();
-        let message = format_args!("expected every scripted reply to be used, but {left} are left");
-        self.assert(left == 0, message);
+        self.assert_equal("scripted replies that are left", 0, left);
     }
 
     #[track_caller]
-    fn assert(&self, holds: bool, message: fmt::Arguments<'_>) {
-        assert!(holds, "{message}\n{}", self.describe());
+    fn assert_equal(&self, what: &str, expected: usize, actual: usize) {
+        assert!(
+            expected == actual,
+            "number of {what}: expected {expected}, got {actual}\n{}",
+            self.describe()
+        );
     }
 }
 

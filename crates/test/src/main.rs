@@ -178,7 +178,7 @@ fn header(text: String) -> Result<String, String> {
 
 fn serve(options: &Options) -> io::Result<()> {
     let runtime = runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(async {
+    runtime.block_on(async {
         let auth = AuthServer::new().personality(Arc::clone(&options.personality));
         let api = Api::new(&auth);
         let token_path = options.token_path.as_deref();
@@ -201,10 +201,7 @@ fn serve(options: &Options) -> io::Result<()> {
         })?;
         announce(&server, token_path, &options.personality)?;
         ended.await
-    });
-    // Doesn't wait for requests that hang.
-    runtime.shutdown_background();
-    outcome
+    })
 }
 
 fn announce(

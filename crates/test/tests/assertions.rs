@@ -46,7 +46,7 @@ async fn the_number_of_token_requests() {
     assert_eq!(failure(|| auth.assert_token_requests(1)), None);
     for wrong in [0, 2] {
         let message = failure(|| auth.assert_token_requests(wrong)).expect("a failure");
-        assert!(message.contains(&format!("expected {wrong} token requests, but 1 arrived")));
+        assert!(message.contains(&format!("token requests: expected {wrong}, got 1")));
         assert!(message.contains("POST /token client \"my-client\" by client_secret_post"));
         assert!(message.contains("→ 200, token #1"), "{message}");
     }
@@ -68,7 +68,7 @@ async fn no_refusals_of_the_authorization_server() {
     .await;
 
     let message = failure(|| auth.assert_no_refusals()).expect("a failure");
-    assert!(message.contains("1 requests were refused"), "{message}");
+    assert!(message.contains("expected 0, got 1"), "{message}");
     assert!(
         message.contains("→ 401 invalid_client: the secret is wrong"),
         "{message}"
@@ -87,9 +87,9 @@ async fn scripts_that_are_used() {
     api.next_once(Reply::status(500));
 
     let message = failure(|| auth.assert_script_used()).expect("a failure");
-    assert!(message.contains("but 2 are left"), "{message}");
+    assert!(message.contains("left: expected 0, got 2"), "{message}");
     let message = failure(|| api.assert_script_used()).expect("a failure");
-    assert!(message.contains("but 1 are left"), "{message}");
+    assert!(message.contains("left: expected 0, got 1"), "{message}");
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn the_number_of_sends() {
 
     assert_eq!(failure(|| api.assert_sends(1)), None);
     let message = failure(|| api.assert_sends(2)).expect("a failure");
-    assert!(message.contains("expected 2 requests to the API, but 1 arrived"));
+    assert!(message.contains("number of requests to the API: expected 2, got 1"));
     assert!(
         message.contains("GET /orders token #1 (live), 0 bytes → 200"),
         "{message}"
@@ -137,7 +137,7 @@ async fn no_refusals_of_the_api() {
         }
 
         let message = failure(|| api.assert_no_refusals()).expect(name);
-        assert!(message.contains("1 requests were refused"), "{message}");
+        assert!(message.contains("expected 0, got 1"), "{message}");
     }
 }
 
@@ -165,7 +165,7 @@ async fn replays_with_the_same_body() {
 
         let message = failure(|| api.assert_replays_match()).expect(name);
         assert!(
-            message.contains("request 3 to have the body of request 1"),
+            message.contains("request 3 repeats request 1, but has another body"),
             "{message}"
         );
         assert!(!message.contains("chairs"), "{message}");

@@ -141,6 +141,9 @@ async fn every_reply_can_be_scripted() {
         let (accepted, answer) = program.post("/control/auth/next_once", reply.clone()).await;
         assert_eq!((accepted, answer), (200, json!({})), "{reply}");
         assert_eq!(program.token().await, (status, expected), "{reply}");
+        let request = program.auth.requests().pop().unwrap();
+        let is_body_read = request.parameter("grant_type").is_some();
+        assert_ne!(is_body_read, reply.get("before_body").is_some(), "{reply}");
     }
 
     program
