@@ -85,7 +85,7 @@ impl TlsServer {
 }
 
 impl AuthServer {
-    /// Like [`serve`](Self::serve), with TLS.
+    /// Like [`serve`](Self::serve), with TLS. Needs the feature `tls`.
     ///
     /// # Errors
     ///
@@ -100,7 +100,7 @@ impl AuthServer {
 }
 
 impl Api {
-    /// Like [`serve`](Self::serve), with TLS.
+    /// Like [`serve`](Self::serve), with TLS. Needs the feature `tls`.
     ///
     /// # Errors
     ///
