@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tower_service::Service;
 
 use crate::{
-    AuthServer, Body, BoxError, HttpClient, ReceivedRequest, Reply, ResponseFuture, Server,
-    TokenState,
+    AuthServer, Body, BoxError, FailureReport, HttpClient, ReceivedRequest, Reply, ResponseFuture,
+    Server, TokenState,
     auth_server::{outcome, wait_for},
     received::{Log, ReceivedBody},
     reply::wait,
@@ -303,6 +303,21 @@ impl Api {
     pub fn assert_script_used(&self) {
         let left = self.lock().script.remaining();
         self.assert_equal("scripted replies that are left", 0, left);
+    }
+
+    /// Prints the latest requests of both servers if the test panics before the returned value is
+    /// dropped. With it, assertions of your own show what the servers saw, too.
+    ///
+    /// ```
+    /// use tower_client_credentials_test::{Api, AuthServer};
+    ///
+    /// let api = Api::new(&AuthServer::new());
+    /// let _report = api.report_on_failure();
+    /// assert_eq!(api.sends(), 0);
+    /// ```
+    pub fn report_on_failure(&self) -> FailureReport {
+        let api = self.clone();
+        FailureReport::new(move || api.describe_both())
     }
 
     #[track_caller]

@@ -15,9 +15,9 @@ use tokio::{sync::watch, time::Instant};
 use tower_service::Service;
 
 use crate::{
-    AuthReply, Body, BoxError, Client, HttpClient, IssuedToken, Outcome, Personality,
-    ReceivedTokenRequest, Refusal, Reply, ResponseFuture, Server, TestClock, TokenReply,
-    TokenState,
+    AuthReply, Body, BoxError, Client, FailureReport, HttpClient, IssuedToken, Outcome,
+    Personality, ReceivedTokenRequest, Refusal, Reply, ResponseFuture, Server, TestClock,
+    TokenReply, TokenState,
     grant::{self, Credentials, Grant},
     personality::Standard,
     received::Log,
@@ -363,6 +363,14 @@ impl AuthServer {
     pub fn assert_script_used(&self) {
         let left = self.lock().script.remaining();
         self.assert_equal("scripted replies that are left", 0, left);
+    }
+
+    /// Prints the latest token requests if the test panics before the returned value is dropped.
+    ///
+    /// [`Api::report_on_failure`](crate::Api::report_on_failure) prints those of both servers.
+    pub fn report_on_failure(&self) -> FailureReport {
+        let server = self.clone();
+        FailureReport::new(move || server.describe())
     }
 
     #[track_caller]

@@ -76,6 +76,7 @@ mod body;
 mod client;
 mod clock;
 pub mod control;
+mod failure_report;
 mod grant;
 pub mod personality;
 mod received;
@@ -94,6 +95,7 @@ pub use self::{
     body::Body,
     client::{AuthMethod, Client},
     clock::TestClock,
+    failure_report::FailureReport,
     grant::Refusal,
     personality::Personality,
     received::{Outcome, ReceivedRequest, ReceivedTokenRequest},

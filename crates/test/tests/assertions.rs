@@ -2,7 +2,11 @@
 
 mod support;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::{
+    env,
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::Command,
+};
 
 use bytes::Bytes;
 use http::Request;
@@ -188,6 +192,32 @@ async fn replays_are_told_apart_by_their_id() {
     }
 
     assert_eq!(failure(|| api.assert_replays_match()), None);
+}
+
+/// The test runs itself in another process, in which it panics.
+#[tokio::test]
+async fn a_test_that_panics_prints_what_both_servers_saw() {
+    const PANICS: &str = "TEST_KIT_PANICS";
+    let auth = auth_server();
+    let api = Api::new(&auth);
+    let _report = api.report_on_failure();
+    let token = token(&auth).await;
+    send(&api, with_token(&token)).await;
+    if env::var_os(PANICS).is_some() {
+        panic!("an assertion of the user's own");
+    }
+
+    let name = "a_test_that_panics_prints_what_both_servers_saw";
+    let output = Command::new(env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(PANICS, "1")
+        .output()
+        .unwrap();
+
+    let printed = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(printed.contains("GET /orders token #1 (live)"), "{printed}");
+    assert!(printed.contains("POST /token client"), "{printed}");
 }
 
 #[tokio::test]
