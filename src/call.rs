@@ -472,7 +472,9 @@ where
     may_answer_challenge: bool,
     /// The request may be sent again with another token.
     may_replace_token: bool,
-    /// The status of the response that rejected the token, which may have been dropped.
+    /// The token that the API rejected for this request.
+    rejected: Option<Arc<CachedToken>>,
+    /// The status of the response that rejected it, which may have been dropped.
     rejected_status: Option<StatusCode>,
     /// How often the request may still wait for another token before it is sent.
     waits_left: u8,
@@ -496,7 +498,7 @@ where
     }
 
     fn await_token<F, Res>(&self) -> Stage<F, Res> {
-        let token = self.cache().clone().acquire(None);
+        let token = self.cache().clone().acquire(self.rejected.clone());
         Stage::AwaitingToken { token }
     }
 }
@@ -521,6 +523,7 @@ where
             saved,
             may_answer_challenge: true,
             may_replace_token: true,
+            rejected: None,
             rejected_status: None,
             waits_left: WAITS,
             outcome: TokenOutcome::default(),
@@ -529,7 +532,8 @@ where
 
     /// The service is ready, and `token` was usable when the wait for the service began.
     fn service_ready<Res>(&mut self, token: &Arc<CachedToken>) -> Result<Stage<F, Res>, Error> {
-        if let Some(token) = self.cache().still_usable(token) {
+        let rejected = self.rejected.as_deref();
+        if let Some(token) = self.cache().still_usable(token, rejected) {
             return self.send(token);
         }
         let Some(waits_left) = self.waits_left.checked_sub(1) else {
@@ -600,6 +604,7 @@ where
             Stage::draining(sent.token, response, self.cache().runtime())
         } else {
             self.rejected_status = Some(response.status());
+            self.rejected = Some(Arc::clone(&sent.token));
             let cache = self.cache().clone();
             Stage::Renewing {
                 token: cache.acquire(Some(Arc::clone(&sent.token))),

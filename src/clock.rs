@@ -5,6 +5,7 @@
 
 use std::{
     fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -16,6 +17,8 @@ use tokio::{
     task::{JoinSet, yield_now},
     time::{Instant, Sleep, sleep_until},
 };
+
+use crate::Error;
 
 /// How long the system's wall clock is assumed to advance with the monotonic clock.
 ///
@@ -191,14 +194,16 @@ impl Deadline {
 }
 
 impl Future for Deadline {
-    type Output = ();
+    /// An error if the wall clock panics.
+    type Output = Result<(), Error>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         loop {
             ready!(self.next_check.as_mut().poll(cx));
-            let now = self.clock.now();
+            let now = catch_unwind(AssertUnwindSafe(|| self.clock.now()));
+            let now = now.map_err(|_payload| Error::clock_panicked())?;
             if now.has_reached(&self.ends_at) {
-                return Poll::Ready(());
+                return Poll::Ready(Ok(()));
             }
             let next = now.after(CHECK_INTERVAL).monotonic;
             let next = next.min(self.ends_at.monotonic);
@@ -215,13 +220,14 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
-    /// Returns the moment `duration` later, up to 30 years, which any clock can represent.
+    /// Returns the moment `duration` later, up to 30 years, which the monotonic clock can represent.
     pub(crate) fn after(self, duration: Duration) -> Self {
         const FARTHEST: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
         let duration = duration.min(FARTHEST);
         Self {
             monotonic: self.monotonic + duration,
-            wall: self.wall + duration,
+            // A wall clock may be set to any time.
+            wall: self.wall.checked_add(duration).unwrap_or(self.wall),
         }
     }
 

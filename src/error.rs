@@ -256,6 +256,15 @@ impl Error {
         )
     }
 
+    /// Returns whether the API rejected the token, and the cache had no other one.
+    ///
+    /// Either the last renewal is too recent for another one, or the renewal returned the rejected token.
+    /// A call through the layer fails with this error only if it has dropped the API's response, so
+    /// [`rejected_status`](Self::rejected_status) is set.
+    pub fn is_token_rejected(&self) -> bool {
+        matches!(self.inner.kind, Kind::CoolingDown | Kind::SameToken)
+    }
+
     /// Returns whether the call's tokens became unusable before the HTTP client was ready.
     ///
     /// Each time the call got a token, the token expired or was rejected before the HTTP client
@@ -469,6 +478,10 @@ impl Error {
         Self::new(Kind::Configuration(message.into()))
     }
 
+    pub(crate) fn clock_panicked() -> Self {
+        Self::configuration("wall clock of the token cache panicked")
+    }
+
     pub(crate) fn unsendable(what: &'static str, fact: &'static str) -> Self {
         Self::new(Kind::InvalidToken { what, fact })
     }
@@ -510,7 +523,7 @@ impl Error {
 
     /// Names the token cache.
     pub(crate) fn in_cache(mut self, name: Option<&Arc<str>>) -> Self {
-        if let Some(name) = name {
+        if let Some(name) = name.filter(|_| self.inner.context.cache.is_none()) {
             Arc::make_mut(&mut self.inner).context.cache = Some(Arc::clone(name));
         }
         self
@@ -555,7 +568,7 @@ impl fmt::Display for Error {
             let status = status.as_u16();
             write!(
                 f,
-                "API answered {status}, and no other token could be had: "
+                "API answered {status}, and no other token is available: "
             )?;
         }
         let context = &self.inner.context;

@@ -3,7 +3,7 @@
 //! | chapter | questions it answers |
 //! |---|---|
 //! | [Getting started](getting_started) | How do I set up the crate? How do services share a token? How do I use tokens outside HTTP requests? |
-//! | [Testing](testing) | How do I test my client without sockets and without waiting? |
+//! | [Testing](testing) | How do I test my client, also with servers that fail? How do I control the time? |
 //! | [HTTP clients](clients) | What does my HTTP client need? In which order do I add layers? |
 //! | [Replay](replay) | How is a request sent a second time? How do I prevent that? |
 //! | [Rejected tokens](rejections) | What happens when the API answers 401? Why does my caller still get a 401? |
@@ -21,6 +21,8 @@
 #[doc = include_str!("../docs/guide/getting-started.md")]
 pub mod getting_started {}
 
+// `crates/test` compiles its examples, which need the test kit.
+#[cfg(not(doctest))]
 #[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/testing.md")]
 pub mod testing {}

@@ -198,7 +198,7 @@ impl fmt::Display for NotReplayed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let reason = match self {
             Self::RenewalFailed(error) => {
-                return write!(f, "not sent again, as no other token could be had: {error}");
+                return write!(f, "not sent again, as no other token is available: {error}");
             }
             Self::RejectedAgain => {
                 return f.write_str("a second send with another token was rejected, too");

@@ -200,7 +200,7 @@ async fn wall_clock_that_is_set_back_extends_no_token_request() {
     assert_eq!(issuer.requests(), 3, "each attempt has its own limit");
 }
 
-/// The wall clock is wrong, and no other token can be had. The API still accepts the token.
+/// The wall clock is wrong, and no other token is available. The API still accepts the token.
 #[tokio::test(start_paused = true)]
 async fn token_serves_until_its_end_if_only_the_wall_clock_says_that_it_expired() {
     for failure in [Failure::Transient, Failure::Permanent] {

@@ -817,7 +817,7 @@ async fn errors_after_a_rejection_name_the_cache() {
     let error = service.clone().oneshot(request()).await.unwrap_err();
     assert_eq!(
         error.to_string(),
-        "API answered 401, and no other token could be had: cache \"orders\": token service failed"
+        "API answered 401, and no other token is available: cache \"orders\": token service failed"
     );
 
     // The reason that is attached to a response names the cache, too.

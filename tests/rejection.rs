@@ -267,7 +267,7 @@ async fn caller_sees_what_the_api_said_however_long_the_renewal_takes() {
         assert_eq!(error.waited(), Some(renewal));
         assert_eq!(
             error.to_string(),
-            "API answered 401, and no other token could be had: token service failed"
+            "API answered 401, and no other token is available: token service failed"
         );
         // The error that calls share says nothing of this call.
         advance(COOL_DOWN).await;
@@ -847,7 +847,7 @@ async fn request_is_sent_once_if_the_renewal_returns_the_rejected_token() {
             assert_eq!(error.rejected_status(), Some(StatusCode::UNAUTHORIZED));
             assert_eq!(
                 error.to_string(),
-                "API answered 401, and no other token could be had: renewal returned the access \
+                "API answered 401, and no other token is available: renewal returned the access \
                  token that the API had rejected"
             );
         }

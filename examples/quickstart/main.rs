@@ -11,7 +11,6 @@
 //! Every step checks its results. The example exits non-zero if a check fails.
 
 mod report;
-mod servers;
 mod stack;
 mod steps;
 

@@ -9,12 +9,15 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tower_client_credentials::{BoxError, Error, NotReplayed, TokenCache};
+use tower_client_credentials_test::{ReceivedRequest, Reply};
 
 use crate::{
     report::{check, check_that, gap, note},
-    servers::{APPLICATION, INVALID, ReceivedRequest, TOKEN_DELAY, UNPRIVILEGED},
-    stack::{Outcome, Stack},
+    stack::{APPLICATION, Outcome, Stack, TOKEN_DELAY, UNPRIVILEGED},
 };
+
+/// LinkedIn's response to an invalid token.
+const INVALID: &str = r#"{"serviceErrorCode":65600,"message":"Invalid access token","status":401}"#;
 
 /// The lifetime of LinkedIn's tokens.
 const HALF_AN_HOUR: Duration = Duration::from_secs(30 * 60);
@@ -24,10 +27,9 @@ const INTERVAL: Duration = Duration::from_millis(10);
 
 pub(crate) async fn first_call() -> Result<(), BoxError> {
     let stack = Stack::start(HALF_AN_HOUR).await?;
-    let servers = &stack.servers;
-    note("authorization server", &servers.token_url);
-    note("API", &servers.api_url);
-    check("token requests so far", servers.token_requests(), 0)?;
+    note("authorization server", &stack.token_url);
+    note("API", &stack.api_url);
+    check("token requests so far", stack.auth.token_requests(), 0)?;
 
     let first = stack.get().await?;
     check("first call", summary(&first), "200 with token #1")?;
@@ -36,7 +38,7 @@ pub(crate) async fn first_call() -> Result<(), BoxError> {
     let second = stack.get().await?;
     check("second call", summary(&second), "200 with token #1")?;
     check("waited for the token", second.waited, false)?;
-    check("token requests", servers.token_requests(), 1)
+    check("token requests", stack.auth.token_requests(), 1)
 }
 
 pub(crate) async fn cold_cache() -> Result<(), BoxError> {
@@ -47,7 +49,7 @@ pub(crate) async fn cold_cache() -> Result<(), BoxError> {
 
     check("calls with status 200", accepted(&outcomes), CALLS)?;
     note("calls that waited for the token", waiting(&outcomes));
-    check("token requests", stack.servers.token_requests(), 1)
+    check("token requests", stack.auth.token_requests(), 1)
 }
 
 pub(crate) async fn steady_traffic() -> Result<(), BoxError> {
@@ -68,7 +70,7 @@ pub(crate) async fn steady_traffic() -> Result<(), BoxError> {
     let calls = outcomes.len();
     note("interval between calls", format!("{INTERVAL:?}"));
     check("further calls with status 200", accepted(&outcomes), calls)?;
-    let expired = stack.servers.expired_tokens();
+    let expired = stack.expired_tokens();
     check_that(
         "tokens that expired",
         expired,
@@ -77,10 +79,10 @@ pub(crate) async fn steady_traffic() -> Result<(), BoxError> {
     )?;
     check("calls that waited for a token", waiting(&outcomes), 0)?;
     // The outcomes don't show rejected tokens, because those calls are replayed.
-    let rejected = rejected_sends(&stack.servers.received());
+    let rejected = rejected_sends(&stack.api.requests());
     check("tokens that the API rejected", rejected, 0)?;
     // The first request, and a refresh before each expiry.
-    let token_requests = stack.servers.token_requests();
+    let token_requests = stack.auth.token_requests();
     check("token requests", token_requests, EXPIRIES + 1)?;
     let slowest = outcomes.iter().map(|outcome| outcome.elapsed).max();
     let slowest = slowest.unwrap_or_default();
@@ -95,7 +97,7 @@ async fn call_until_expired(stack: &Stack, tokens: usize) -> Result<Vec<Outcome>
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut calls = JoinSet::new();
-    while stack.servers.expired_tokens() < tokens && calls.len() < MAX_CALLS {
+    while stack.expired_tokens() < tokens && calls.len() < MAX_CALLS {
         ticks.tick().await;
         let stack = stack.clone();
         calls.spawn(async move { stack.get().await });
@@ -107,13 +109,13 @@ pub(crate) async fn revoked_token() -> Result<(), BoxError> {
     let stack = Stack::start(HALF_AN_HOUR).await?;
     let first = stack.get().await?;
     check("first call", summary(&first), "200 with token #1")?;
-    stack.servers.revoke_tokens();
+    stack.auth.revoke_all();
     note("token #1", "revoked");
 
     let document = document();
     let outcome = stack.post(document.clone()).await?;
 
-    let received = &stack.servers.received()[1..];
+    let received = stack.api.requests().split_off(1);
     check("sends of the POST", received.len(), 2)?;
     let sends = received.iter().map(|request| describe(request, &document));
     let expected = [
@@ -123,7 +125,7 @@ pub(crate) async fn revoked_token() -> Result<(), BoxError> {
     for (send, expected) in sends.zip(expected) {
         check("sent", send, expected)?;
     }
-    let renewals = stack.servers.token_requests() - 1;
+    let renewals = stack.auth.token_requests() - 1;
     check("renewals", renewals, 1)?;
     let expected = "200 with token #2";
     check("response to the caller", summary(&outcome), expected)?;
@@ -139,11 +141,10 @@ fn document() -> Bytes {
 }
 
 fn describe(request: &ReceivedRequest, document: &Bytes) -> String {
-    let status = request.status.as_u16();
-    let token = request.token.unwrap_or_default();
-    let is_complete = request.body == document;
+    let token = request.token_number().unwrap_or_default();
+    let is_complete = request.body() == Some(document);
     let body = if is_complete { "complete" } else { "damaged" };
-    format!("{status} with token #{token}, body {body}")
+    format!("{} with token #{token}, body {body}", request.outcome())
 }
 
 pub(crate) async fn refused_credentials() -> Result<(), BoxError> {
@@ -180,8 +181,8 @@ async fn refused(mistake: &str, credentials: (&str, &str), expected: &str) -> Re
         errors.iter().filter(is_expected).count(),
         CALLS,
     )?;
-    check("token requests", stack.servers.token_requests(), 1)?;
-    check("requests to the API", stack.servers.received().len(), 0)?;
+    check("token requests", stack.auth.token_requests(), 1)?;
+    check("requests to the API", stack.api.sends(), 0)?;
     let leaks = format!("{last} {last:?}").contains(credentials.1);
     check("the error contains the secret", leaks, false)
 }
@@ -189,23 +190,22 @@ async fn refused(mistake: &str, credentials: (&str, &str), expected: &str) -> Re
 pub(crate) async fn rejected_tokens() -> Result<(), BoxError> {
     const CALLS: usize = 100;
     let stack = Stack::start(HALF_AN_HOUR).await?;
-    let servers = &stack.servers;
     let first = stack.get().await?;
     check("first call", summary(&first), "200 with token #1")?;
-    servers.reject_every_token();
+    stack.api.always(Reply::status(401).with_body(INVALID));
 
     let outcomes = all(stack.get_all(CALLS).await)?;
-    let sends = rejected_sends(&servers.received());
+    let sends = rejected_sends(&stack.api.requests());
     note("concurrent calls", CALLS);
     check("original 401 responses", rejections(&outcomes), CALLS)?;
-    check("renewals", servers.token_requests() - 1, 1)?;
+    check("renewals", stack.auth.token_requests() - 1, 1)?;
     check_that("sends", sends, sends <= 2 * CALLS, "at most two per call")?;
 
     let outcomes = all(stack.get_all(CALLS).await)?;
-    let further_sends = rejected_sends(&servers.received()) - sends;
+    let further_sends = rejected_sends(&stack.api.requests()) - sends;
     note("further calls within the cool-down", CALLS);
     check("original 401 responses", rejections(&outcomes), CALLS)?;
-    check("renewals", servers.token_requests() - 2, 0)?;
+    check("renewals", stack.auth.token_requests() - 2, 0)?;
     check("sends", further_sends, CALLS)?;
 
     let reason = outcomes
@@ -226,7 +226,7 @@ fn accepted(outcomes: &[Outcome]) -> usize {
 }
 
 fn rejected_sends(received: &[ReceivedRequest]) -> usize {
-    let is_rejected = |request: &&ReceivedRequest| request.status != StatusCode::OK;
+    let is_rejected = |request: &&ReceivedRequest| request.is_refused();
     received.iter().filter(is_rejected).count()
 }
 

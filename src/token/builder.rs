@@ -36,7 +36,8 @@ use crate::clock::Clock;
 ///     .jitter(0.8)
 ///     .default_lifetime(Duration::from_secs(3600))
 ///     // How long to try.
-///     .deadline(Duration::from_secs(10))
+///     .deadline(Duration::from_secs(20))
+///     .attempt_timeout(Duration::from_secs(4))
 ///     .max_attempts(5)
 ///     .retry_backoff(Duration::from_millis(100))
 ///     // When to try again.
@@ -208,7 +209,9 @@ impl TokenCacheBuilder {
     /// Sets how long an attempt of a token request may take. Default: 10 seconds.
     ///
     /// An attempt without an answer fails as a timeout, and the next attempt follows. The
-    /// [`deadline`](Self::deadline) limits all attempts together.
+    /// [`deadline`](Self::deadline) limits all attempts together, so there is only one attempt if this
+    /// limit isn't shorter than the deadline. With a limit of zero, only token services that answer at
+    /// once succeed.
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.settings.limits.attempt_timeout = timeout;
         self
@@ -257,7 +260,7 @@ impl TokenCacheBuilder {
         self
     }
 
-    /// Sets the maximum time between a renewal and the next one. Default: 30 seconds.
+    /// Sets the longest pause that is enforced between two renewals. Default: 30 seconds.
     ///
     /// How soon a rejected token is renewed depends on whether the API has accepted the token
     /// before, with a 2xx response:

@@ -188,6 +188,41 @@ impl TokenCache {
         update.result
     }
 
+    /// Reports that the API accepted `token`.
+    ///
+    /// How soon a rejected token is renewed depends on whether the API has accepted it before; see
+    /// [`TokenCacheBuilder::cool_down`]. The layer reports this itself. Call this method if you use the
+    /// token without the layer, for example after a successful WebSocket handshake. It is cheap.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use tower_client_credentials::{AccessToken, TokenRequest};
+    /// # use tower::{BoxError, service_fn};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), BoxError> {
+    /// # let token_service = service_fn(|_: TokenRequest| async {
+    /// #     Ok::<_, BoxError>(AccessToken::new("token-1")?)
+    /// # });
+    /// # let handshake_succeeded = true;
+    /// use tower_client_credentials::TokenCache;
+    ///
+    /// let cache = TokenCache::new(token_service);
+    /// let token = cache.token().await?;
+    /// if handshake_succeeded {
+    ///     cache.accept(&token);
+    /// } else {
+    ///     cache.reject(&token);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn accept(&self, token: &AccessToken) {
+        if let Some(cached) = self.last_token().filter(|last| last.token().is_same(token)) {
+            cached.note_accepted();
+        }
+    }
+
     /// Forgets everything about the token: the token itself, rejections, the cool-down, and the
     /// back-off after a failure.
     ///
@@ -490,11 +525,17 @@ impl TokenCache {
         }
     }
 
-    /// Returns a token to send now for a call that was granted a token a while ago.
-    pub(crate) fn still_usable(&self, granted: &Arc<CachedToken>) -> Option<Arc<CachedToken>> {
+    /// Returns a token to send now for a call that got `token` a while ago, and whose token `rejected`
+    /// was rejected before that.
+    pub(crate) fn still_usable(
+        &self,
+        token: &Arc<CachedToken>,
+        rejected: Option<&CachedToken>,
+    ) -> Option<Arc<CachedToken>> {
         let now = self.key.now();
-        self.current_at(&now)
-            .or_else(|| self.key.grantee_token(granted, &now))
+        let current = self.current_at(&now);
+        let usable = current.or_else(|| self.key.still_usable(token, &now))?;
+        (!rejected.is_some_and(|rejected| usable.is_same(rejected))).then_some(usable)
     }
 
     /// Rejects a token whose request isn't sent again, and renews it for the calls that follow.
@@ -534,13 +575,14 @@ impl TokenCache {
         let Some(runtime) = self.key.runtime() else {
             return self.fall_back(rejected, Kind::NoRuntime);
         };
+        // Before a flight is joined: this task must not start another one either.
+        if task::is_requesting(&self.key) {
+            return self.unexpired(rejected).ok_or_else(waits_for_itself);
+        }
         let (mut restarts, mut misses) = (0, 0);
         loop {
             let joined = match self.join(rejected, &runtime) {
                 NextStep::Return(result) => return result,
-                NextStep::Await(_) if task::is_requesting(&self.key) => {
-                    return Err(waits_for_itself());
-                }
                 NextStep::Await(joined) => joined,
             };
             wait.get_or_insert_with(Wait::start);
@@ -574,15 +616,15 @@ impl TokenCache {
         let Some(runtime) = self.key.runtime() else {
             return Err(Error::new(Kind::NoRuntime));
         };
+        if task::is_requesting(&self.key) {
+            return Err(waits_for_itself());
+        }
         for _ in 0..=MAX_RESTARTS {
             let (now, settings) = (self.key.now(), self.key.settings());
             let join = self.key.update(|entry| entry.refresh_now(&now, settings));
             let NextStep::Await(joined) = self.next_step(join, &runtime) else {
                 unreachable!("a refresh always waits");
             };
-            if task::is_requesting(&self.key) {
-                return Err(waits_for_itself());
-            }
             match joined.awaited.result(&runtime).await {
                 Waited::Result(result) => return result,
                 Waited::Lost | Waited::TimeIsUp => {}
@@ -630,7 +672,7 @@ impl TokenCache {
     ) -> Option<Arc<CachedToken>> {
         self.unexpired(rejected).or_else(|| {
             let is_rejected = rejected.is_some_and(|rejected| rejected.is_same(token));
-            let token = self.key.grantee_token(token, &self.key.now());
+            let token = self.key.still_usable(token, &self.key.now());
             token.filter(|_| !is_rejected)
         })
     }

@@ -211,18 +211,32 @@ pub(super) struct DropAfterUnlock {
 /// ```
 /// use tower_client_credentials::Rejection;
 ///
-/// /// Returns whether to try again with the next token.
-/// fn may_try_again(rejection: &Rejection) -> bool {
-///     matches!(rejection, Rejection::Withheld | Rejection::Replaced)
+/// use tower_client_credentials::{AccessToken, Error, TokenCache};
+///
+/// /// Returns a token to try again with after the API has rejected `token`, if there is one.
+/// async fn next_token(
+///     cache: &TokenCache,
+///     token: &AccessToken,
+/// ) -> Result<Option<AccessToken>, Error> {
+///     match cache.reject(token) {
+///         Rejection::Replaced => cache.token().await.map(Some),
+///         Rejection::Withheld | Rejection::Renewing => cache.refresh().await.map(Some),
+///         Rejection::Failing(error) => Err(error),
+///         _ => Ok(None),
+///     }
 /// }
-/// # assert!(!may_try_again(&Rejection::CoolingDown));
+/// # drop(next_token);
 /// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Rejection {
-    /// The token will be replaced: a token request is under way, or the next caller starts one. Until
-    /// then, callers wait for at most one second.
+    /// The token will be renewed. The next caller starts a token request, unless one is under way, and
+    /// callers wait for it, for at most one second. After that, they get the rejected token until the
+    /// token request ends. [`TokenCache::refresh`](crate::TokenCache::refresh) waits for its end.
     Withheld,
+    /// A token request is under way, but it takes longer than a second. Until it ends, callers get the
+    /// rejected token. [`TokenCache::refresh`](crate::TokenCache::refresh) waits for its end.
+    Renewing,
     /// The cache already holds another token.
     Replaced,
     /// The token stays in use, because the last renewal is too recent. See
@@ -237,6 +251,7 @@ impl Rejection {
     pub(super) fn label(&self) -> &'static str {
         match self {
             Self::Withheld => "withheld",
+            Self::Renewing => "renewing",
             Self::Replaced => "replaced",
             Self::CoolingDown => "cooling_down",
             Self::Failing(_) => "failing",
@@ -264,7 +279,9 @@ enum Standing {
     /// The API rejected the token. Calls wait for its renewal until `until`, which is set as soon as
     /// there is a flight to wait for.
     Withheld { until: Option<Instant> },
-    /// The API rejected the token, but it is used: its renewal takes long, failed, or may not start.
+    /// The API rejected the token. It is in use again, because its renewal takes long.
+    Released,
+    /// The API rejected the token, but it is used: its renewal failed, or may not start.
     InUseAgain,
 }
 
@@ -314,7 +331,7 @@ impl Entry {
             match self.withhold(usable.evidence(), now.monotonic, settings) {
                 Rejection::CoolingDown => return Join::CoolingDown,
                 Rejection::Failing(error) => return Join::Failing(error),
-                Rejection::Withheld | Rejection::Replaced => {}
+                Rejection::Withheld | Rejection::Renewing | Rejection::Replaced => {}
             }
         }
         if let Some(flight) = self.active_flight(now.monotonic) {
@@ -417,17 +434,10 @@ impl Entry {
         let may_renew = self.renewals.may_renew(evidence, now, settings.cool_down);
         match (self.standing, self.active_flight(now)) {
             (Standing::Withheld { .. }, _) => Rejection::Withheld,
-            // Whatever the flight was started for, it may bring another token.
-            (Standing::Unrejected, Some(_)) if may_renew => {
-                let until = Some(now + WITHHELD_FOR);
-                self.standing = Standing::Withheld { until };
-                Rejection::Withheld
-            }
-            (_, Some(_)) => {
-                self.standing = Standing::InUseAgain;
-                Rejection::Withheld
-            }
-            (_, None) => {
+            (Standing::Released, Some(_)) => Rejection::Renewing,
+            (_, flight) => {
+                // Whatever a flight was started for, it may bring another token.
+                let until = flight.map(|_| now + WITHHELD_FOR);
                 self.standing = Standing::InUseAgain;
                 if let Some(error) = self.recent_failure(now) {
                     return Rejection::Failing(error);
@@ -435,7 +445,7 @@ impl Entry {
                 if !may_renew {
                     return Rejection::CoolingDown;
                 }
-                self.standing = Standing::Withheld { until: None };
+                self.standing = Standing::Withheld { until };
                 Rejection::Withheld
             }
         }
@@ -509,7 +519,7 @@ impl Entry {
     ///
     /// Called if no token is current. `token` need not be the cached one: its flight may have been
     /// replaced, or the entry reset.
-    pub(super) fn may_serve_grantee(&self, token: &CachedToken, now: &Moment) -> bool {
+    pub(super) fn may_still_serve(&self, token: &CachedToken, now: &Moment) -> bool {
         let is_cached = self.cached.as_ref().is_some_and(|c| c.is_same(token));
         let may_serve = match token.exception {
             Exception::None => false,
@@ -591,6 +601,8 @@ impl Entry {
                 _ => token,
             })
         });
+        // No pause follows this failure, so its error names none.
+        let result = result.map_err(|error| error.with_retry_after(None));
         Completed {
             result: Some(result),
             to_drop: DropAfterUnlock::default(),
@@ -637,13 +649,13 @@ impl Entry {
             return;
         };
         if until.is_some_and(|until| now >= until) {
-            self.standing = Standing::InUseAgain;
+            self.standing = Standing::Released;
         }
     }
 
     /// Lets calls use a rejected token although it was not renewed.
     fn use_again(&mut self) {
-        if let Standing::Withheld { .. } = self.standing {
+        if self.standing != Standing::Unrejected {
             self.standing = Standing::InUseAgain;
         }
     }
@@ -709,7 +721,7 @@ impl Entry {
     fn token_to_renew(&self) -> Option<AccessToken> {
         match self.standing {
             Standing::Withheld { .. } => self.cached.as_ref().map(|cached| cached.token.clone()),
-            Standing::Unrejected | Standing::InUseAgain => None,
+            Standing::Unrejected | Standing::Released | Standing::InUseAgain => None,
         }
     }
 
@@ -1026,7 +1038,7 @@ mod tests {
         let join = entry.join(Some(&rejected), &released, &settings);
         assert!(matches!(join, Join::Wait(_)));
         let again = entry.reject(rejected.token(), &released, &settings);
-        assert!(matches!(again, Rejection::Withheld), "it is still renewed");
+        assert!(matches!(again, Rejection::Renewing), "{again:?}");
         assert!(entry.current().is_some(), "it is not withheld twice");
     }
 
@@ -1082,13 +1094,13 @@ mod tests {
 
         let stated_end = start.after(1800 * SECOND);
         let almost = start.after(1800 * SECOND - NANOSECOND);
-        assert!(entry.may_serve_grantee(&token, &almost));
-        assert!(!entry.may_serve_grantee(&token, &stated_end));
+        assert!(entry.may_still_serve(&token, &almost));
+        assert!(!entry.may_still_serve(&token, &stated_end));
         assert!(entry.last_resort(None, almost.monotonic).is_some());
         assert!(entry.last_resort(None, stated_end.monotonic).is_none());
         entry.reject(token.token(), &almost, &settings);
         assert!(entry.last_resort(None, almost.monotonic).is_none());
-        assert!(!entry.may_serve_grantee(&token, &almost));
+        assert!(!entry.may_still_serve(&token, &almost));
     }
 
     #[test]
@@ -1101,7 +1113,7 @@ mod tests {
         let completed = entry.complete(renewal.generation, issued, start.monotonic, &settings);
 
         let token = completed.result.unwrap().unwrap();
-        assert!(entry.may_serve_grantee(&token, &start));
+        assert!(entry.may_still_serve(&token, &start));
         assert!(entry.current().is_none() && entry.last_token().is_none());
         assert!(matches!(
             entry.join(None, &start, &settings),
@@ -1143,7 +1155,7 @@ mod tests {
         assert!(
             tokens
                 .iter()
-                .all(|token| entry.may_serve_grantee(token, &now))
+                .all(|token| entry.may_still_serve(token, &now))
         );
 
         entry.reject(tokens[1].token(), &now, &settings);
@@ -1151,7 +1163,7 @@ mod tests {
         assert!(
             !tokens
                 .iter()
-                .any(|token| entry.may_serve_grantee(token, &now))
+                .any(|token| entry.may_still_serve(token, &now))
         );
         let released = now.after(2 * SECOND);
         let _renewal = entry.join(None, &now, &settings);
@@ -1159,7 +1171,7 @@ mod tests {
         assert!(
             !tokens
                 .iter()
-                .any(|token| entry.may_serve_grantee(token, &released))
+                .any(|token| entry.may_still_serve(token, &released))
         );
     }
 }

@@ -176,11 +176,11 @@ pub(super) struct Limits {
 impl Limits {
     /// How long the server asks to wait, if it makes sense to obey.
     ///
-    /// Longer times are mostly Unix times or milliseconds. A permanent error doesn't go away by
-    /// waiting, but by a correction, which should take effect soon.
+    /// Longer times are mostly Unix times or milliseconds, and zero says nothing. A permanent error
+    /// doesn't go away by waiting, but by a correction, which should take effect soon.
     pub(super) fn plausible_retry_after(&self, error: &Error) -> Option<Duration> {
         let asked_for = error.retry_after().filter(|_| error.is_transient());
-        asked_for.filter(|asked_for| *asked_for <= self.max_retry_after)
+        asked_for.filter(|asked_for| !asked_for.is_zero() && *asked_for <= self.max_retry_after)
     }
 
     /// Whether an error may be followed by another attempt of the same token request.
@@ -225,9 +225,12 @@ impl Attempts {
             let Some(pause) = self.pause_before_retry(failed_attempts, &error) else {
                 return Err(error);
             };
-            sleep(pause).await;
+            // The process may stand still during the pause, and a reply would come too late.
+            let deadline = Deadline::new(&self.clock, self.deadline);
+            if let Either::Right((ended, _)) = select(pin!(sleep(pause)), deadline).await {
+                return Err(ended.err().unwrap_or_else(|| self.timed_out(Some(error))));
+            }
             if self.clock.now().has_reached(&self.deadline) {
-                // The process stood still during the pause: a reply would come too late.
                 return Err(self.timed_out(Some(error)));
             }
             last_error = Some(error);
@@ -318,7 +321,8 @@ impl SharedTokenService {
             };
             match select(pin!(answer), deadline).await {
                 Either::Left((answer, _)) => Some(answer),
-                Either::Right(_) => None,
+                Either::Right((Ok(()), _)) => None,
+                Either::Right((Err(error), _)) => Some(Err(error)),
             }
         };
         match AssertUnwindSafe(call).catch_unwind().await {

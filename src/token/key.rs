@@ -135,13 +135,13 @@ impl Key {
         update.result
     }
 
-    /// The token that a call was granted a while ago, if the call may still send it.
-    pub(super) fn grantee_token(
+    /// The token that a call got a while ago, if the call may still send it.
+    pub(super) fn still_usable(
         &self,
         granted: &Arc<CachedToken>,
         now: &Moment,
     ) -> Option<Arc<CachedToken>> {
-        let may_serve = self.lock().may_serve_grantee(granted, now);
+        let may_serve = self.lock().may_still_serve(granted, now);
         may_serve.then(|| Arc::clone(granted))
     }
 

@@ -1,7 +1,7 @@
 //! The task of a flight, and what keeps a token warm between flights.
 
 use std::{
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{Arc, Weak},
     time::Duration,
@@ -91,13 +91,15 @@ struct FlightTask {
 
 impl FlightTask {
     async fn run(mut self, mut attempts: Attempts, place: Option<OwnedSemaphorePermit>) {
-        let Some(result) = self.result(&mut attempts, place).await else {
+        // Without a result, nobody has waited for it.
+        if let Some(result) = self.result(&mut attempts, place).await {
+            self.complete(result, attempts);
+        }
+        let Some(keys) = self.keys.upgrade() else {
             return;
         };
-        self.complete(result, attempts);
-        if let Some(keys) = self.keys.upgrade() {
-            keys.sweep();
-        }
+        keys.sweep();
+        drop(keys);
         if self.key.settings().refresh_mode == RefreshMode::KeepWarm {
             let warm = Warm {
                 key: Arc::downgrade(&self.key),
@@ -128,11 +130,7 @@ impl FlightTask {
             Either::Left(_) => return None,
             Either::Right((result, _)) => result?,
         };
-        Some(result.unwrap_or_else(|_payload| {
-            Err(Error::configuration(
-                "wall clock of the token cache panicked",
-            ))
-        }))
+        Some(result.unwrap_or_else(|_payload| Err(Error::clock_panicked())))
     }
 
     fn complete(&mut self, result: Result<IssuedToken, Error>, attempts: Attempts) {
@@ -204,10 +202,17 @@ impl Warm {
     /// Waits until the token is due for refresh, and starts the flight that carries on from there.
     async fn refresh_when_due(mut self) {
         let earliest = Clock::monotonic() + SHORTEST_KEEP_WARM_PAUSE;
-        while let Some(check_at) = self.check(earliest) {
+        while let Some(check_at) = self.check_with_any_clock(earliest) {
             let last_handle_dropped = self.handles.changed();
             select(pin!(sleep_until(check_at)), pin!(last_handle_dropped)).await;
         }
+    }
+
+    /// Checks again later if the wall clock panics.
+    fn check_with_any_clock(&self, earliest: Instant) -> Option<Instant> {
+        let check = AssertUnwindSafe(|| self.check(earliest));
+        catch_unwind(check)
+            .unwrap_or_else(|_payload| Some(Clock::monotonic() + CLOCK_CHECK_INTERVAL))
     }
 
     /// Starts the refresh if it is due. Otherwise, returns when to check again.

@@ -113,6 +113,7 @@ pub(crate) enum Phase {
     Attempting(Option<oneshot::Sender<Reply>>),
     /// Between two attempts.
     Pausing {
+        since: Duration,
         at_least_until: Duration,
         at_most_until: Duration,
     },
@@ -517,11 +518,7 @@ impl Observer {
     /// A step is over. If the process stood still past the deadline of a token request that paused
     /// between two attempts, the request fails without another attempt.
     pub(crate) fn step_is_over(&mut self) {
-        let now = self.now().monotonic;
-        let request = self.request.as_ref();
-        if request.is_some_and(|request| now >= request.pause_ends_at()) {
-            self.fail_paused_request_after_its_deadline();
-        }
+        self.fail_paused_request_after_its_deadline();
         self.token_due_for_refresh_is_refreshed();
         self.rejected_token_is_renewed_for_the_next_call();
         self.stands_still = false;
@@ -538,23 +535,26 @@ impl Observer {
         let now = self.now();
         let request = self.request.as_ref();
         if let Some(request) = request.filter(|request| request.may_have_failed(now)) {
-            self.request_failed_since(request.pause_starts_at(), Duration::ZERO);
+            // It may have ended without a pause, if that would not have ended in time.
+            self.request_failed_since(request.pausing_since(), Duration::ZERO);
         }
     }
 
     /// `TokenCache::reject` was called with the newest token, and withheld it or not.
     pub(crate) fn rejected_through_the_cache(&mut self, is_withheld: bool) {
         let fate = self.newest_rejected();
-        self.rejections.resolve_as(is_withheld);
+        let now = self.now().monotonic;
+        self.rejections.resolve_as(is_withheld, now);
         self.rejection_through_the_cache_is_answered(fate, is_withheld);
     }
 
-    /// How long a token request whose deadline has passed still pauses, at most.
+    /// How long it takes until a token request that pauses notices that its deadline has passed.
     pub(crate) fn last_pause(&self) -> Option<Duration> {
         let now = self.now();
         let request = self.request.as_ref()?;
         let is_last = request.is_pausing() && request.age(now) >= DEADLINE;
-        is_last.then(|| request.pause_ends_at() + TIMER_RESOLUTION - now.monotonic)
+        let left = request.pause_ends_at().saturating_sub(now.monotonic);
+        is_last.then_some(left.min(CHECK_INTERVAL) + TIMER_RESOLUTION)
     }
 
     /// How long the process stands still so that it is visible whether another attempt follows the one
@@ -668,6 +668,7 @@ impl Observer {
         if request.attempts < MOST_ATTEMPTS && ends_in_time {
             request.over_since = None;
             request.phase = Phase::Pausing {
+                since: now,
                 at_least_until: now + retry_after,
                 at_most_until: now + pause.max(retry_after.mul_f64(1.5)),
             };
@@ -748,17 +749,16 @@ impl TokenRequest {
         matches!(self.phase, Phase::Pausing { .. })
     }
 
-    /// The earliest end of a pause between two attempts.
-    fn pause_starts_at(&self) -> Duration {
-        match self.phase {
-            Phase::Pausing { at_least_until, .. } => at_least_until,
-            Phase::Attempting(_) => Duration::MAX,
-        }
-    }
-
     /// Whether it may have failed after a pause, because a clock has reached its deadline.
     pub(crate) fn may_have_failed(&self, now: Moment) -> bool {
-        self.is_pausing() && self.age(now) >= DEADLINE && now.monotonic >= self.pause_starts_at()
+        self.is_pausing() && self.age(now) >= DEADLINE
+    }
+
+    fn pausing_since(&self) -> Duration {
+        match self.phase {
+            Phase::Pausing { since, .. } => since,
+            Phase::Attempting(_) => Duration::MAX,
+        }
     }
 
     fn pause_ends_at(&self) -> Duration {

@@ -19,6 +19,10 @@ pub(crate) struct Rejections {
     /// Whether the API has rejected the newest token.
     pub(crate) is_rejected: bool,
     withheld: Withheld,
+    /// Whether the token is in use again because its renewal takes long.
+    is_released: bool,
+    /// The same, if it was withheld at all.
+    may_be_released: bool,
     /// Whether a renewal is due: the token was withheld, and no token request has ended since.
     is_renewal_due: bool,
     renewed_at: Option<Duration>,
@@ -82,16 +86,15 @@ impl Rejections {
         match self.withheld(now) {
             Withheld::Yes(_) => return Fate::Renewed,
             Withheld::Perhaps { .. } => return Fate::Unknown,
+            // The call waits for the token request, although the token is in use.
+            Withheld::No if self.is_released && is_requesting => return Fate::Renewed,
+            Withheld::No if self.may_be_released && is_requesting => {
+                self.withhold(now, is_requesting, false);
+                return Fate::Unknown;
+            }
             Withheld::No => {}
         }
-        let was_rejected = std::mem::replace(&mut self.is_rejected, true);
-        if is_requesting {
-            // The call waits for the token request, whether the token is withheld or not.
-            if !was_rejected && self.may_be_renewed(now) {
-                self.withhold(now, is_requesting, self.has_to_be_renewed(now));
-            }
-            return Fate::Renewed;
-        }
+        self.is_rejected = true;
         if back_off == BackOff::NotOver || !self.may_be_renewed(now) {
             return Fate::InUse;
         }
@@ -150,6 +153,7 @@ impl Rejections {
             }
             // Nobody has used the token since it was withheld for long enough.
             Withheld::Perhaps { .. } | Withheld::No => {
+                self.may_be_released |= self.withheld != Withheld::No;
                 self.withheld = Withheld::No;
                 !is_renewal || self.is_renewal_due
             }
@@ -168,11 +172,13 @@ impl Rejections {
         }
         (self.is_accepted, self.may_be_accepted, self.is_rejected) = (false, false, false);
         (self.withheld, self.is_renewal_due) = (Withheld::No, false);
+        (self.is_released, self.may_be_released) = (false, false);
     }
 
     /// A token request failed. A rejected token is in use again.
     pub(crate) fn token_request_failed(&mut self) {
         (self.withheld, self.is_renewal_due) = (Withheld::No, false);
+        (self.is_released, self.may_be_released) = (false, false);
     }
 
     /// A step is over: nothing that a random back-off allowed has started.
@@ -186,17 +192,13 @@ impl Rejections {
     }
 
     /// The result of `TokenCache::reject` shows whether a token is withheld.
-    pub(crate) fn resolve_as(&mut self, is_withheld: bool) {
-        let perhaps = Withheld::Perhaps {
-            is_requesting: false,
+    pub(crate) fn resolve_as(&mut self, is_withheld: bool, now: Duration) {
+        let Withheld::Perhaps { is_requesting } = self.withheld else {
+            return;
         };
-        if self.withheld == perhaps {
-            self.is_renewal_due = is_withheld;
-            self.withheld = if is_withheld {
-                Withheld::Yes(None)
-            } else {
-                Withheld::No
-            };
+        self.withheld = Withheld::No;
+        if is_withheld {
+            self.withhold(now, is_requesting, true);
         }
     }
 
@@ -218,7 +220,7 @@ impl Rejections {
 
     fn withheld(&mut self, now: Duration) -> Withheld {
         if self.withheld_until().is_some_and(|until| now >= until) {
-            self.withheld = Withheld::No;
+            (self.withheld, self.is_released) = (Withheld::No, true);
         }
         self.withheld
     }

@@ -307,7 +307,7 @@ impl World {
         }
     }
 
-    /// If that ends a token request between two attempts, it ends when the pause does, which is random.
+    /// A token request between two attempts notices that its deadline has passed within a second.
     fn set_wall_clock(&mut self, seconds: i64) {
         self.clocks.move_wall(seconds);
         let pause = self.observer.lock().last_pause();
@@ -477,7 +477,8 @@ impl World {
         };
         let Some(newest) = newest else { return };
         let token = AccessToken::new(newest).unwrap();
-        let is_withheld = matches!(self.cache.reject(&token), Rejection::Withheld);
+        let rejection = self.cache.reject(&token);
+        let is_withheld = matches!(rejection, Rejection::Withheld | Rejection::Renewing);
         self.observer.lock().rejected_through_the_cache(is_withheld);
     }
 

@@ -1,0 +1,87 @@
+use std::{collections::VecDeque, fmt, mem, sync::Arc};
+
+/// Which replies a server gives, and in which order.
+pub(crate) struct Script<Reply, Received> {
+    once: VecDeque<Reply>,
+    always: Always<Reply, Received>,
+}
+
+/// The reply to each request that has none of its own.
+pub(crate) enum Always<Reply, Received> {
+    Normal,
+    Reply(Reply),
+    By(ReplyBy<Reply, Received>),
+}
+
+/// A function that chooses a reply for a request.
+pub(crate) type ReplyBy<Reply, Received> = Arc<dyn Fn(&Received) -> Reply + Send + Sync>;
+
+/// The reply to one request.
+pub(crate) enum Scripted<Reply, Received> {
+    Normal,
+    Once(Reply),
+    Always(Reply),
+    /// The caller must not hold a lock when it calls this.
+    By(ReplyBy<Reply, Received>),
+}
+
+impl<Reply: Clone, Received> Script<Reply, Received> {
+    pub(crate) fn new() -> Self {
+        Self {
+            once: VecDeque::new(),
+            always: Always::Normal,
+        }
+    }
+
+    pub(crate) fn next_once(&mut self, reply: Reply) {
+        self.once.push_back(reply);
+    }
+
+    /// Returns what it replaces, so that the caller can drop it without holding a lock.
+    pub(crate) fn always(&mut self, reply: Reply) -> Always<Reply, Received> {
+        mem::replace(&mut self.always, Always::Reply(reply))
+    }
+
+    pub(crate) fn always_by(
+        &mut self,
+        choose: ReplyBy<Reply, Received>,
+    ) -> Always<Reply, Received> {
+        mem::replace(&mut self.always, Always::By(choose))
+    }
+
+    /// Takes the reply to the next request.
+    pub(crate) fn take(&mut self) -> Scripted<Reply, Received> {
+        if let Some(reply) = self.once.pop_front() {
+            return Scripted::Once(reply);
+        }
+        match &self.always {
+            Always::Normal => Scripted::Normal,
+            Always::Reply(reply) => Scripted::Always(reply.clone()),
+            Always::By(choose) => Scripted::By(Arc::clone(choose)),
+        }
+    }
+
+    /// Returns a reply that did not apply to its request.
+    pub(crate) fn put_back(&mut self, reply: Reply) {
+        self.once.push_front(reply);
+    }
+
+    /// The number of replies that wait for a request.
+    pub(crate) fn remaining(&self) -> usize {
+        self.once.len()
+    }
+}
+
+impl<Reply: fmt::Debug, Received> fmt::Debug for Script<Reply, Received> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let always: &dyn fmt::Debug = match &self.always {
+            Always::Normal => &"the normal reply",
+            Always::Reply(reply) => reply,
+            Always::By(_) => &"a function",
+        };
+        f.debug_struct("Script")
+            .field("next_once", &self.once)
+            .field("always", always)
+            .finish()
+    }
+}

@@ -1,0 +1,234 @@
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    time::Duration,
+};
+
+use crate::reply::Lifetime;
+
+/// A server forgets its oldest tokens beyond this number, so that a test that runs for days needs
+/// bounded memory.
+const MAX_TOKENS: usize = 100_000;
+
+/// An access token that an [`AuthServer`](crate::AuthServer) issued.
+///
+/// `Debug` shows the number of the token, but not its text.
+#[derive(Clone)]
+pub struct IssuedToken {
+    pub(crate) number: usize,
+    pub(crate) text: String,
+    pub(crate) client_id: String,
+    pub(crate) scopes: Vec<String>,
+    pub(crate) lifetime: Lifetime,
+    /// Since the server was created, as are all times here.
+    pub(crate) issued_at: Duration,
+    pub(crate) revoked: bool,
+}
+
+impl IssuedToken {
+    /// Returns the number of the token. The first token of a server is number 1.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Returns the text of the token.
+    pub fn expose(&self) -> &str {
+        &self.text
+    }
+
+    /// Returns the id of the client that got the token.
+    pub fn client_id(&self) -> &str {
+        &self.client_id
+    }
+
+    /// Returns the scopes that were granted.
+    pub fn scopes(&self) -> &[String] {
+        &self.scopes
+    }
+
+    /// Returns the lifetime, or `None` if the token doesn't expire.
+    pub fn lifetime(&self) -> Option<Duration> {
+        match self.lifetime {
+            Lifetime::Of(lifetime) => Some(lifetime),
+            Lifetime::Unstated => None,
+        }
+    }
+
+    fn age(&self, now: Duration) -> Duration {
+        now.saturating_sub(self.issued_at)
+    }
+
+    /// Returns how much of the lifetime is left.
+    pub(crate) fn remaining(&self, now: Duration) -> Lifetime {
+        match self.lifetime {
+            Lifetime::Of(lifetime) => Lifetime::Of(lifetime.saturating_sub(self.age(now))),
+            Lifetime::Unstated => Lifetime::Unstated,
+        }
+    }
+}
+
+impl fmt::Debug for IssuedToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IssuedToken")
+            .field("number", &self.number)
+            .field("client_id", &self.client_id)
+            .field("scopes", &self.scopes)
+            .field("lifetime", &self.lifetime)
+            .field("revoked", &self.revoked)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a server thinks of a token. Only [`Live`](Self::Live) tokens are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TokenState {
+    /// The request carries no token.
+    Missing,
+    /// The server didn't issue this token.
+    Unknown,
+    /// The token is younger than [`AuthServer::accept_from`](crate::AuthServer::accept_from) asks
+    /// for.
+    TooYoung,
+    /// The API accepts the token.
+    Live,
+    /// The token has reached the end of its lifetime.
+    Expired,
+    /// The token was revoked.
+    Revoked,
+}
+
+impl fmt::Display for TokenState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Missing => "no token",
+            Self::Unknown => "unknown",
+            Self::TooYoung => "too young",
+            Self::Live => "live",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        })
+    }
+}
+
+/// The tokens that a server has issued.
+#[derive(Debug, Default)]
+pub(crate) struct Tokens {
+    issued: VecDeque<IssuedToken>,
+    /// The number of the newest token with this text.
+    numbers: HashMap<String, usize>,
+    forgotten: usize,
+    pub(crate) accept_from: Duration,
+}
+
+impl Tokens {
+    pub(crate) fn len(&self) -> usize {
+        self.forgotten + self.issued.len()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &IssuedToken> {
+        self.issued.iter()
+    }
+
+    /// Adds a token and sets its number.
+    pub(crate) fn add(&mut self, mut token: IssuedToken) -> IssuedToken {
+        token.number = self.len() + 1;
+        self.numbers.insert(token.text.clone(), token.number);
+        self.issued.push_back(token.clone());
+        if self.issued.len() > MAX_TOKENS {
+            self.forget_oldest();
+        }
+        token
+    }
+
+    fn forget_oldest(&mut self) {
+        let Some(oldest) = self.issued.pop_front() else {
+            return;
+        };
+        self.forgotten += 1;
+        // A later token can have the same text.
+        if self.numbers.get(&oldest.text) == Some(&oldest.number) {
+            self.numbers.remove(&oldest.text);
+        }
+    }
+
+    pub(crate) fn last_of(&self, client_id: &str) -> Option<&IssuedToken> {
+        let is_of = |token: &&IssuedToken| token.client_id == client_id;
+        self.issued.iter().rev().find(is_of)
+    }
+
+    pub(crate) fn by_text(&self, text: &str) -> Option<&IssuedToken> {
+        self.by_number(*self.numbers.get(text)?)
+    }
+
+    pub(crate) fn by_number(&self, number: usize) -> Option<&IssuedToken> {
+        self.issued.get(self.index(number)?)
+    }
+
+    fn index(&self, number: usize) -> Option<usize> {
+        number.checked_sub(self.forgotten + 1)
+    }
+
+    pub(crate) fn revoke(&mut self, number: usize) -> bool {
+        let index = self.index(number);
+        let Some(token) = index.and_then(|index| self.issued.get_mut(index)) else {
+            return false;
+        };
+        token.revoked = true;
+        true
+    }
+
+    pub(crate) fn revoke_all(&mut self) {
+        for token in &mut self.issued {
+            token.revoked = true;
+        }
+    }
+
+    pub(crate) fn state(&self, token: &IssuedToken, now: Duration) -> TokenState {
+        if token.revoked {
+            TokenState::Revoked
+        } else if token.remaining(now) == Lifetime::Of(Duration::ZERO) {
+            TokenState::Expired
+        } else if token.age(now) < self.accept_from {
+            TokenState::TooYoung
+        } else {
+            TokenState::Live
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_tokens_are_forgotten_but_counted() {
+        let token = |text: &str| IssuedToken {
+            number: 0,
+            text: text.to_owned(),
+            client_id: String::new(),
+            scopes: Vec::new(),
+            lifetime: Lifetime::Unstated,
+            issued_at: Duration::ZERO,
+            revoked: false,
+        };
+        let mut tokens = Tokens::default();
+        tokens.add(token("twice"));
+        tokens.add(token("first"));
+        for number in 2..MAX_TOKENS {
+            tokens.add(token(&number.to_string()));
+        }
+        assert_eq!(tokens.by_text("first").map(IssuedToken::number), Some(2));
+
+        // Forgets the older one of the tokens with the same text, and then the first one.
+        tokens.add(token("twice"));
+        let last = tokens.add(token("last"));
+
+        assert_eq!(last.number(), MAX_TOKENS + 2);
+        assert_eq!(tokens.len(), MAX_TOKENS + 2);
+        assert_eq!(tokens.iter().count(), MAX_TOKENS);
+        assert!(tokens.by_text("first").is_none() && !tokens.revoke(2));
+        let twice = tokens.by_text("twice").map(IssuedToken::number);
+        assert_eq!(twice, Some(MAX_TOKENS + 1));
+    }
+}
