@@ -20,6 +20,7 @@ use tower::{BoxError, Service};
 
 use crate::{
     Error, NotReplayed, Rejection, TokenCache, TokenOmitted, TokenOutcome, TokenParameters,
+    TokenRemoved,
     error::Kind,
     origin::Destinations,
     replay::{NotSaved, ReplayPolicy, Saved, SavedRequest},
@@ -240,8 +241,15 @@ impl SentToken {
     /// Notes that the API accepted the token. Only a success proves that: other responses may come
     /// from something in between that doesn't look at tokens.
     #[inline]
-    fn note_accepted(&self, status: StatusCode) {
-        if status.is_success() {
+    fn note_accepted<B>(&self, response: &Response<B>) {
+        if response.status().is_success() && !self.token.is_accepted() {
+            self.note_first_acceptance(response);
+        }
+    }
+
+    #[cold]
+    fn note_first_acceptance<B>(&self, response: &Response<B>) {
+        if response.extensions().get::<TokenRemoved>().is_none() {
             self.token.note_accepted();
         }
     }
@@ -254,7 +262,7 @@ impl<S, R, K> FirstSend<S, R, K> {
         let scheme = self.sent.token.token().scheme();
         let is_settled = self.options.rejected_when.is_none() && !scheme.must_read(response);
         if is_settled {
-            self.sent.note_accepted(response.status());
+            self.sent.note_accepted(response);
         }
         is_settled
     }
@@ -329,7 +337,7 @@ impl<R> Options<R> {
         let response = Response::from_parts(head, body);
         match verdict {
             Verdict::Accepted => {
-                sent.note_accepted(response.status());
+                sent.note_accepted(&response);
                 return response;
             }
             Verdict::Rejected => cache.reject_and_renew(&sent.token),
@@ -589,7 +597,7 @@ where
         let response = Response::from_parts(head, body);
         let request = match verdict {
             Verdict::Accepted => {
-                sent.note_accepted(response.status());
+                sent.note_accepted(&response);
                 return Break(self.finish(response));
             }
             Verdict::Rejected => self.request_after_rejection(&sent.token),

@@ -626,6 +626,17 @@ async fn only_a_success_proves_that_a_token_was_accepted() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn success_of_a_request_without_its_token_proves_nothing() {
+    let mut redirected = answer(200);
+    redirected.extensions_mut().insert(TokenRemoved);
+
+    for sent in EVERY_SEND {
+        let is_renewed = is_renewed_again(sent, redirected.clone(), None).await;
+        assert!(!is_renewed, "{sent:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn success_that_rejected_when_calls_a_rejection_proves_nothing() {
     fn rejects(response: &http::response::Parts) -> bool {
         response.status == StatusCode::UNAUTHORIZED || response.headers.contains_key("expired")

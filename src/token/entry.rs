@@ -63,13 +63,16 @@ impl CachedToken {
         &self.token
     }
 
-    /// Notes that the API accepted a request with this token.
+    /// Whether the API has accepted a request with this token.
     #[inline]
+    pub(crate) fn is_accepted(&self) -> bool {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the API accepted a request with this token. All calls share the flag, so check
+    /// [`is_accepted`](Self::is_accepted) before.
     pub(crate) fn note_accepted(&self) {
-        // A load first: the flag is shared by all calls, and a store would invalidate their caches.
-        if !self.accepted.load(Ordering::Relaxed) {
-            self.accepted.store(true, Ordering::Relaxed);
-        }
+        self.accepted.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn fresh_until(&self) -> Instant {
@@ -127,7 +130,7 @@ impl CachedToken {
     }
 
     fn evidence(&self) -> Evidence {
-        if self.accepted.load(Ordering::Relaxed) {
+        if self.is_accepted() {
             Evidence::Accepted
         } else {
             Evidence::None
