@@ -86,6 +86,8 @@ struct Context {
     endpoint: Option<Arc<str>>,
     /// In a form that is safe to show.
     client_id: Option<Arc<str>>,
+    /// The label of the tenant, in a form that is safe to show. Only where no client id is known.
+    tenant: Option<Arc<str>>,
 }
 
 /// One variant per thing that a caller would do differently.
@@ -115,6 +117,8 @@ pub(crate) enum Kind {
     },
     /// A function given to `ClientAuth` failed, or returned credentials that cannot be sent.
     ClientAuth { transient: bool },
+    /// The function that chooses the token URL failed, or returned a URL that cannot be used.
+    TokenUrl { transient: bool },
     /// A token service of the user's failed.
     TokenService { transient: bool },
     /// The token service panicked.
@@ -234,6 +238,13 @@ impl Error {
         matches!(self.inner.kind, Kind::ClientAuth { .. })
     }
 
+    /// Returns whether the function passed to
+    /// [`TokenEndpoint::with_url_fn`](crate::TokenEndpoint::with_url_fn) failed, or returned a URL that
+    /// can't be used.
+    pub fn is_token_url(&self) -> bool {
+        matches!(self.inner.kind, Kind::TokenUrl { .. })
+    }
+
     /// Returns whether your own token service failed, or any token service panicked.
     pub fn is_token_service(&self) -> bool {
         matches!(self.inner.kind, Kind::TokenService { .. } | Kind::Panicked)
@@ -298,7 +309,9 @@ impl Error {
     /// * transport errors, timeouts, panics, a missing or lost runtime, and
     ///   [expired tokens](Self::is_expired);
     /// * errors of your own token services and of functions passed to
-    ///   [`ClientAuth`](crate::ClientAuth), unless they are [`permanent`](Self::permanent).
+    ///   [`ClientAuth`](crate::ClientAuth) or
+    ///   [`TokenEndpoint::with_url_fn`](crate::TokenEndpoint::with_url_fn), unless they are
+    ///   [`permanent`](Self::permanent).
     ///
     /// All other errors are permanent.
     pub fn is_transient(&self) -> bool {
@@ -306,7 +319,8 @@ impl Error {
             Kind::Refused(refusal) => refusal.transient,
             Kind::InvalidReply { transient, .. }
             | Kind::TokenService { transient }
-            | Kind::ClientAuth { transient } => *transient,
+            | Kind::ClientAuth { transient }
+            | Kind::TokenUrl { transient } => *transient,
             Kind::Transport { .. }
             | Kind::Panicked
             | Kind::TimedOut(_)
@@ -451,6 +465,7 @@ impl Error {
             Kind::InvalidReply { .. } => "invalid_reply",
             Kind::Transport { .. } => "transport",
             Kind::ClientAuth { .. } => "client_auth",
+            Kind::TokenUrl { .. } => "token_url",
             Kind::TokenService { .. } => "token_service",
             Kind::Panicked => "panicked",
             Kind::TimedOut(_) => "timeout",
@@ -541,6 +556,14 @@ impl Error {
         self
     }
 
+    /// Names the tenant by its label, in a form that is safe to show.
+    pub(crate) fn for_tenant(mut self, label: Option<&str>) -> Self {
+        if let Some(label) = label {
+            Arc::make_mut(&mut self.inner).context.tenant = Some(label.into());
+        }
+        self
+    }
+
     fn from_parts(kind: Kind, source: Option<Arc<dyn StdError + Send + Sync>>) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -592,10 +615,24 @@ impl fmt::Display for Error {
                 write!(f, "request to {} failed: {cause}", endpoint())
             }
             Kind::Transport { cause: None } => write!(f, "request to {} failed", endpoint()),
-            Kind::ClientAuth { .. } => match &context.endpoint {
-                Some(_) => write!(f, "function given to ClientAuth for {} failed", endpoint()),
-                None => f.write_str("function given to ClientAuth failed"),
-            },
+            Kind::ClientAuth { .. } => {
+                f.write_str("function given to ClientAuth")?;
+                context.describe_tenant(f)?;
+                if context.endpoint.is_some() {
+                    let preposition = if context.tenant.is_some() {
+                        "at"
+                    } else {
+                        "for"
+                    };
+                    write!(f, " {preposition} {}", endpoint())?;
+                }
+                f.write_str(" failed")
+            }
+            Kind::TokenUrl { .. } => {
+                f.write_str("function given to TokenEndpoint::with_url_fn")?;
+                context.describe_tenant(f)?;
+                f.write_str(" failed")
+            }
             Kind::TokenService { .. } => f.write_str("token service failed"),
             Kind::Panicked => f.write_str("token service panicked"),
             Kind::TimedOut(deadline) => {
@@ -681,6 +718,13 @@ impl Context {
         match &self.endpoint {
             Some(host) => format!("token endpoint {host}"),
             None => "token endpoint".to_owned(),
+        }
+    }
+
+    fn describe_tenant(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.tenant {
+            Some(label) => write!(f, " for tenant {label:?}"),
+            None => Ok(()),
         }
     }
 

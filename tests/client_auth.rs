@@ -170,7 +170,7 @@ async fn none_sends_only_the_client_id() {
 async fn each_attempt_gets_a_new_assertion_for_the_token_url() {
     let server = Server::default();
     let made = Arc::new(AtomicUsize::new(0));
-    let auth = ClientAuth::jwt_assertion("my-client", move |url: Uri| {
+    let auth = ClientAuth::jwt_assertion("my-client", move |url: Uri, _| {
         let jti = made.fetch_add(1, Ordering::Relaxed);
         async move { Ok::<_, Infallible>(format!("jwt-{jti} for {url}")) }
     });
@@ -204,7 +204,7 @@ async fn assertion_function_may_use_the_permit_of_the_http_client() {
         .service(server.http());
     let signer = http.clone();
     // Signs with a request of its own.
-    let auth = ClientAuth::jwt_assertion("my-client", move |_| {
+    let auth = ClientAuth::jwt_assertion("my-client", move |_, _| {
         let request = Request::get("https://signer.example/")
             .body(Full::default())
             .unwrap();
@@ -325,7 +325,7 @@ async fn refusal_is_returned_if_the_function_fails_afterwards() {
 #[tokio::test]
 async fn another_client_id_counts_as_rotated_credentials() {
     let assertion =
-        |id: &'static str| ClientAuth::jwt_assertion(id, |_| async { infallible("jwt") });
+        |id: &'static str| ClientAuth::jwt_assertion(id, |_, _| async { infallible("jwt") });
     for auths in [
         ["old", "new"].map(|id| ClientAuth::client_secret_post(id, "same")),
         ["old", "new"].map(ClientAuth::none),
@@ -362,7 +362,7 @@ async fn another_method_counts_as_rotated_credentials() {
 async fn another_assertion_of_the_same_client_does_not_count_as_rotated() {
     let server = Server::answering([(401, INVALID_CLIENT)]);
     let assertion = |jwt: &'static str| {
-        ClientAuth::jwt_assertion("id", move |_| async move { infallible(jwt) })
+        ClientAuth::jwt_assertion("id", move |_, _| async move { infallible(jwt) })
     };
 
     let error = server
@@ -393,12 +393,10 @@ async fn failure_of_a_function_is_transient_unless_its_error_is_permanent() {
     let broken = || Err::<&str, _>(BoxError::from("signer is away"));
     let revoked = || Err::<&str, _>(Error::permanent("key was revoked"));
 
-    let transient =
-        server.request_token(ClientAuth::jwt_assertion(
-            "id",
-            move |_| async move { broken() },
-        ));
-    let permanent = server.request_token(ClientAuth::jwt_assertion("id", move |_| async move {
+    let transient = server.request_token(ClientAuth::jwt_assertion("id", move |_, _| async move {
+        broken()
+    }));
+    let permanent = server.request_token(ClientAuth::jwt_assertion("id", move |_, _| async move {
         revoked()
     }));
     let (transient, permanent) = (transient.await.unwrap_err(), permanent.await.unwrap_err());
@@ -428,7 +426,7 @@ async fn failure_of_a_function_is_transient_unless_its_error_is_permanent() {
 async fn refusal_inside_a_function_is_not_a_refusal_of_the_token_endpoint() {
     let other = Server::answering([(429, INVALID_CLIENT)]);
     let server = Server::default();
-    let auth = ClientAuth::jwt_assertion("id", move |_| {
+    let auth = ClientAuth::jwt_assertion("id", move |_, _| {
         let identity = other.request_token(ClientAuth::none("other"));
         async { Ok::<_, Error>(identity.await?.expose().to_owned()) }
     });
@@ -448,7 +446,7 @@ async fn function_may_return_a_retry_after() {
     let busy = move || Err::<ClientAuth, _>(Error::transient("busy", wait));
 
     let error = Server::default()
-        .request_token(ClientAuth::from_fn(move || async move { busy() }))
+        .request_token(ClientAuth::from_fn(move |_| async move { busy() }))
         .await
         .unwrap_err();
 
@@ -460,7 +458,7 @@ async fn function_may_return_a_retry_after() {
 async fn each_retry_of_the_cache_gets_a_new_assertion() {
     let server = Server::answering([(503, ""), (503, ""), (200, TOKEN)]);
     let made = Arc::new(AtomicUsize::new(0));
-    let auth = ClientAuth::jwt_assertion("id", move |_| {
+    let auth = ClientAuth::jwt_assertion("id", move |_, _| {
         let jti = made.fetch_add(1, Ordering::Relaxed);
         async move { infallible(format!("jwt-{jti}")) }
     });
@@ -480,7 +478,7 @@ async fn each_retry_of_the_cache_gets_a_new_assertion() {
 async fn file_that_is_being_rewritten_is_read_again() {
     let server = Server::default();
     let reads = Arc::new(AtomicUsize::new(0));
-    let auth = ClientAuth::jwt_assertion("id", move |_| {
+    let auth = ClientAuth::jwt_assertion("id", move |_, _| {
         let is_first = reads.fetch_add(1, Ordering::Relaxed) == 0;
         async move { infallible(if is_first { "" } else { "jwt" }) }
     });
@@ -502,7 +500,7 @@ fn unusable_ids_and_secrets_are_refused_and_not_shown() {
             "client id is empty",
         ),
         (
-            ClientAuth::jwt_assertion("", |_| async { infallible("MARK") }),
+            ClientAuth::jwt_assertion("", |_, _| async { infallible("MARK") }),
             "client id is empty",
         ),
         (ClientAuth::none("MARK\n"), untrimmed("client id").as_str()),
@@ -559,11 +557,11 @@ async fn credentials_of_a_function_are_checked_when_they_are_used() {
             "client id is empty".to_owned(),
         ),
         (
-            ClientAuth::jwt_assertion("id", |_| async { infallible("") }),
+            ClientAuth::jwt_assertion("id", |_, _| async { infallible("") }),
             "client assertion is empty".to_owned(),
         ),
         (
-            ClientAuth::jwt_assertion("id", |_| async { infallible("MARK\n") }),
+            ClientAuth::jwt_assertion("id", |_, _| async { infallible("MARK\n") }),
             untrimmed("client assertion"),
         ),
     ] {
@@ -580,7 +578,7 @@ async fn credentials_of_a_function_are_checked_when_they_are_used() {
 
 #[tokio::test]
 async fn from_fn_inside_from_fn_is_a_configuration_error() {
-    let nested = ClientAuth::from_fn(|| async { infallible(ClientAuth::none("id")) });
+    let nested = ClientAuth::from_fn(|_| async { infallible(ClientAuth::none("id")) });
 
     let error = Server::default()
         .request_token(from_list([nested]))
@@ -722,7 +720,7 @@ async fn credentials_are_never_sent_in_the_url() {
         ClientAuth::client_secret_basic_unencoded("MARK", "MARK"),
         ClientAuth::client_secret_post("MARK", "MARK"),
         ClientAuth::none("MARK"),
-        ClientAuth::jwt_assertion("MARK", |_| async { infallible("MARK") }),
+        ClientAuth::jwt_assertion("MARK", |_, _| async { infallible("MARK") }),
         rotating(["MARK"]),
     ] {
         let server = Server::default();
@@ -1121,7 +1119,7 @@ async fn refused_wherever_it_is_set(
     message: &str,
 ) {
     let server = Server::default();
-    let auth = || ClientAuth::from_fn(|| async { Err::<ClientAuth, BoxError>("called".into()) });
+    let auth = || ClientAuth::from_fn(|_| async { Err::<ClientAuth, BoxError>("called".into()) });
     let of_the_endpoint = set(server.endpoint(auth())).oneshot(TokenRequest::default());
     let of_the_request = server
         .endpoint(auth())
@@ -1196,7 +1194,7 @@ fn debug_shows_no_secret() {
         ClientAuth::client_secret_basic("my-id", "MARK"),
         ClientAuth::client_secret_basic_unencoded("my-id", "MARK"),
         ClientAuth::client_secret_post("my-id", secret.clone()),
-        ClientAuth::jwt_assertion("my-id", |_| async { infallible("MARK") }),
+        ClientAuth::jwt_assertion("my-id", |_, _| async { infallible("MARK") }),
         rotating(["MARK"]),
     ];
 
@@ -1236,7 +1234,7 @@ fn debug_shows_the_iana_name_of_the_method_and_the_client_id() {
             r#"method: "none", id: Some("my-id")"#,
         ),
         (
-            ClientAuth::jwt_assertion("my-id", |_| async { infallible("MARK") }),
+            ClientAuth::jwt_assertion("my-id", |_, _| async { infallible("MARK") }),
             r#"method: "jwt_assertion", id: Some("my-id")"#,
         ),
         (rotating(["MARK"]), r#"method: "from_fn", id: None"#),
@@ -1368,7 +1366,7 @@ fn rotating<const N: usize>(secrets: [&'static str; N]) -> ClientAuth {
 
 fn from_list<const N: usize>(auths: [ClientAuth; N]) -> ClientAuth {
     let auths = Mutex::new(VecDeque::from(auths));
-    ClientAuth::from_fn(move || {
+    ClientAuth::from_fn(move |_| {
         let next = auths.lock().unwrap().pop_front();
         async { next.ok_or("no more credentials") }
     })

@@ -95,6 +95,20 @@ fn unused(auth: ClientAuth) -> Result<TokenEndpoint, Error> {
     TokenEndpoint::new(http, URL, auth)
 }
 
+/// A token endpoint whose URL function returns `url`.
+fn without_url(url: Result<&'static str, &'static str>) -> TokenEndpoint {
+    let http = service_fn(|_: Request<Full<Bytes>>| async {
+        Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+    });
+    let url = move |_| std::future::ready(url);
+    TokenEndpoint::with_url_fn(
+        http,
+        url,
+        ClientAuth::client_secret_post("id", "SECRET-MARK"),
+    )
+    .unwrap()
+}
+
 async fn error_of<T>(token_service: T) -> Error
 where
     T: Service<TokenRequest, Response = AccessToken, Error: Into<BoxError>, Future: Send>
@@ -170,10 +184,10 @@ async fn every_error() -> Vec<(&'static str, Error)> {
         .url("http://auth.example/PATH-MARK?key=QUERY-MARK")
         .unwrap();
     let no_secret = endpoint(200, "{}").url("https://id:SECRET-MARK@auth.example/");
-    let failing = ClientAuth::from_fn(|| async { Err::<ClientAuth, _>("no file: SECRET-MARK") });
+    let failing = ClientAuth::from_fn(|_| async { Err::<ClientAuth, _>("no file: SECRET-MARK") });
     let half_written =
-        ClientAuth::jwt_assertion("id", |_| async { Ok::<_, Infallible>("SECRET-MARK\n") });
-    let disabled = ClientAuth::from_fn(|| async {
+        ClientAuth::jwt_assertion("id", |_, _| async { Ok::<_, Infallible>("SECRET-MARK\n") });
+    let disabled = ClientAuth::from_fn(|_| async {
         Err::<ClientAuth, _>(Error::permanent("SECRET-MARK is disabled"))
     });
     let line_break = unused(ClientAuth::client_secret_post("id", "SECRET-MARK\n"));
@@ -225,6 +239,21 @@ async fn every_error() -> Vec<(&'static str, Error)> {
         (
             "failing credentials",
             error_of(unused(failing).unwrap()).await,
+        ),
+        (
+            "failing URL function",
+            error_of(without_url(Err("no URL: SECRET-MARK"))).await,
+        ),
+        (
+            "URL of a function with user information",
+            error_of(without_url(Ok("https://id:SECRET-MARK@auth.example/"))).await,
+        ),
+        (
+            "plain http URL of a function",
+            error_of(without_url(Ok(
+                "http://auth.example/PATH-MARK?key=QUERY-MARK",
+            )))
+            .await,
         ),
         (
             "assertion with a line break",
@@ -316,6 +345,7 @@ async fn exactly_one_question_is_true_of_each_error() {
             ("invalid reply", error.is_invalid_reply()),
             ("transport", error.is_transport()),
             ("client auth", error.is_client_auth()),
+            ("token URL", error.is_token_url()),
             ("token service", error.is_token_service()),
             ("timeout", error.is_timeout()),
             ("no runtime", error.is_no_runtime()),
@@ -339,6 +369,13 @@ async fn exactly_one_question_is_true_of_each_error() {
             ("secret with a line break", "configuration", false),
             ("parameter twice", "configuration", false),
             ("failing credentials", "client auth", true),
+            ("failing URL function", "token URL", true),
+            (
+                "URL of a function with user information",
+                "token URL",
+                false,
+            ),
+            ("plain http URL of a function", "token URL", false),
             ("assertion with a line break", "client auth", true),
             ("disabled credentials", "client auth", false),
             ("refused, with an echo", "refused", false),
@@ -400,6 +437,18 @@ async fn messages_name_the_party_the_fact_and_what_to_do() {
         (
             "failing credentials",
             "function given to ClientAuth for token endpoint auth.example failed",
+        ),
+        (
+            "failing URL function",
+            "function given to TokenEndpoint::with_url_fn failed",
+        ),
+        (
+            "URL of a function with user information",
+            "function given to TokenEndpoint::with_url_fn failed",
+        ),
+        (
+            "plain http URL of a function",
+            "function given to TokenEndpoint::with_url_fn failed",
         ),
         (
             "assertion with a line break",
@@ -552,8 +601,8 @@ async fn no_debug_output_shows_a_secret_a_token_or_a_body() {
         ClientAuth::client_secret_basic("id", "SECRET-MARK"),
         ClientAuth::client_secret_basic_unencoded("id", "SECRET-MARK"),
         ClientAuth::client_secret_post("id", "SECRET-MARK"),
-        ClientAuth::jwt_assertion("id", |_| async { Ok::<_, Infallible>("SECRET-MARK") }),
-        ClientAuth::from_fn(|| async {
+        ClientAuth::jwt_assertion("id", |_, _| async { Ok::<_, Infallible>("SECRET-MARK") }),
+        ClientAuth::from_fn(|_| async {
             Ok::<_, Infallible>(ClientAuth::client_secret_basic("id", "SECRET-MARK"))
         }),
     ];
@@ -673,7 +722,7 @@ async fn token_service_that_waits_for_its_own_token_fails_at_once() {
 async fn function_that_waits_for_its_own_token_fails_at_once() {
     let cache: Arc<std::sync::OnceLock<TokenCache>> = Arc::default();
     let own = cache.clone();
-    let auth = ClientAuth::jwt_assertion("id", move |_| {
+    let auth = ClientAuth::jwt_assertion("id", move |_, _| {
         let own = own.get().unwrap().clone();
         async move { Ok::<_, Error>(own.token().await?.expose().to_owned()) }
     });

@@ -1222,7 +1222,7 @@ async fn every_common_error_has_a_hint() {
     let unencoded = || ClientAuth::client_secret_basic_unencoded("id", "s3cret");
     let post = || ClientAuth::client_secret_post("id", "s3cret");
     let none = || ClientAuth::none("id");
-    let assertion = || ClientAuth::jwt_assertion("id", |_| async { Ok::<_, Infallible>("jwt") });
+    let assertion = || ClientAuth::jwt_assertion("id", |_, _| async { Ok::<_, Infallible>("jwt") });
     let error = |code: &str| json(&[("error", code)]);
     let (client, scope, target) = (
         error("invalid_client"),
@@ -2213,9 +2213,9 @@ async fn every_secret_is_found_in_every_encoding_whatever_the_method() {
     );
     let secret = || ClientAuth::none("my-client");
     let assertion =
-        || ClientAuth::jwt_assertion("my-client", |_| async { Ok::<_, Infallible>(SECRET) });
+        || ClientAuth::jwt_assertion("my-client", |_, _| async { Ok::<_, Infallible>(SECRET) });
     let rotated = || {
-        ClientAuth::from_fn(|| async {
+        ClientAuth::from_fn(|_| async {
             Ok::<_, Infallible>(ClientAuth::client_secret_post("my-client", SECRET))
         })
     };

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString, zeroize::Zeroizing};
 use tower::BoxError;
 
 use super::redaction::is_unsafe_to_print;
-use crate::{Error, error::Kind, secret::wiped_on_drop};
+use crate::{Error, TokenRequest, error::Kind, secret::wiped_on_drop};
 
 /// How a client authenticates at the token endpoint (RFC 6749 §2.3).
 ///
@@ -41,12 +41,14 @@ use crate::{Error, error::Kind, secret::wiped_on_drop};
 /// ```
 /// use tower_client_credentials::ClientAuth;
 ///
-/// let auth = ClientAuth::from_fn(|| async {
+/// let auth = ClientAuth::from_fn(|_request| async {
 ///     let secret = std::fs::read_to_string("/run/secrets/client_secret")?;
 ///     Ok::<_, std::io::Error>(ClientAuth::client_secret_basic("my-client", secret.trim_end()))
 /// });
 /// # drop(auth);
 /// ```
+///
+/// For tenants with credentials of their own, see [`from_fn`](Self::from_fn).
 #[derive(Clone)]
 pub struct ClientAuth(Method);
 
@@ -64,8 +66,8 @@ enum Method {
 }
 
 type BoxFuture<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
-type AssertionFn = Arc<dyn Fn(Uri) -> BoxFuture<ClientSecret> + Send + Sync>;
-type CredentialsFn = Arc<dyn Fn() -> BoxFuture<ClientAuth> + Send + Sync>;
+type AssertionFn = Arc<dyn Fn(Uri, TokenRequest) -> BoxFuture<ClientSecret> + Send + Sync>;
+type CredentialsFn = Arc<dyn Fn(TokenRequest) -> BoxFuture<ClientAuth> + Send + Sync>;
 
 /// What one attempt sends, one variant per IANA name and encoding.
 #[derive(Clone)]
@@ -181,15 +183,19 @@ impl ClientAuth {
     ///
     /// Use this method for `private_key_jwt`, `client_secret_jwt`, and workload identity tokens
     /// that a platform writes to a file. The function receives the token URL, which many servers
-    /// expect as `aud`. It is called for each attempt, because servers refuse a `jti` that they
-    /// have already seen. The function can use the same HTTP client as the token endpoint.
+    /// expect as `aud`, and the [`TokenRequest`]. It is called for each attempt, because servers refuse
+    /// a `jti` that they have already seen. The function can use the same HTTP client as the token
+    /// endpoint.
+    ///
+    /// The client id is the same for all requests. If each tenant has its own, return this method from
+    /// [`from_fn`](Self::from_fn).
     ///
     /// # Examples
     ///
     /// ```
     /// use tower_client_credentials::ClientAuth;
     ///
-    /// let auth = ClientAuth::jwt_assertion("my-client", |_token_url| async {
+    /// let auth = ClientAuth::jwt_assertion("my-client", |_token_url, _request| async {
     ///     let jwt = std::fs::read_to_string("/var/run/secrets/tokens/identity")?;
     ///     Ok::<_, std::io::Error>(jwt.trim_end().to_owned())
     /// });
@@ -208,15 +214,15 @@ impl ClientAuth {
     /// function may have read a file that was being replaced.
     pub fn jwt_assertion<F, Fut, A, E>(id: impl Into<String>, assertion: F) -> Self
     where
-        F: Fn(Uri) -> Fut + Send + Sync + 'static,
+        F: Fn(Uri, TokenRequest) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<A, E>> + Send + 'static,
         A: Into<ClientSecret>,
         E: Into<BoxError>,
     {
         Self(Method::JwtAssertion {
             id: id.into().into(),
-            assertion: Arc::new(move |url| {
-                let assertion = assertion(url);
+            assertion: Arc::new(move |url, request| {
+                let assertion = assertion(url, request);
                 Box::pin(async { assertion.await.map(Into::into).map_err(Into::into) })
             }),
         })
@@ -224,8 +230,10 @@ impl ClientAuth {
 
     /// Uses the credentials that a function returns. The function is called for each attempt.
     ///
-    /// Use it for secrets that are rotated without a restart. If the server refuses the request
-    /// with a 4xx status or with an error in a 2xx reply, the function is called again. If it
+    /// Use it for secrets that are rotated without a restart, and for tenants with credentials of
+    /// their own. The function receives the [`TokenRequest`] with its
+    /// [tenant](crate::TokenParameters::tenant) and its other parameters. If the server refuses the
+    /// request with a 4xx status or with an error in a 2xx reply, the function is called again. If it
     /// returns other credentials, the request is sent once more with them. Any permanent refusal
     /// counts, because servers use many codes for wrong credentials. Credentials differ if the
     /// method, the client id or the secret differs. Assertions count as equal if their client ids
@@ -234,18 +242,42 @@ impl ClientAuth {
     /// The function can return any method except another `from_fn`. The credentials are checked
     /// when they are used.
     ///
+    /// # Examples
+    ///
+    /// One [`TokenEndpoint`](crate::TokenEndpoint) for all tenants:
+    ///
+    /// ```
+    /// use std::{collections::HashMap, future::ready};
+    ///
+    /// use tower_client_credentials::{ClientAuth, Error, TokenRequest};
+    ///
+    /// let tenants = HashMap::from([
+    ///     ("tenant-1", ("client-1", "s3cret-1")),
+    ///     ("tenant-2", ("client-2", "s3cret-2")),
+    /// ]);
+    /// let auth = ClientAuth::from_fn(move |request: TokenRequest| {
+    ///     let tenant = request.parameters.tenant().unwrap_or_default();
+    ///     ready(match tenants.get(tenant) {
+    ///         Some((id, secret)) => Ok(ClientAuth::client_secret_post(*id, *secret)),
+    ///         None => Err(Error::permanent("unknown tenant")),
+    ///     })
+    /// });
+    /// # drop(auth);
+    /// ```
+    ///
     /// # Errors
     ///
     /// If the function fails, or returns credentials that can't be sent, the token request fails as
-    /// described for [`jwt_assertion`](Self::jwt_assertion).
+    /// described for [`jwt_assertion`](Self::jwt_assertion). The message contains the tenant's label.
+    /// For an unknown tenant, return [`Error::permanent`](crate::Error::permanent).
     pub fn from_fn<F, Fut, E>(credentials: F) -> Self
     where
-        F: Fn() -> Fut + Send + Sync + 'static,
+        F: Fn(TokenRequest) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Self, E>> + Send + 'static,
         E: Into<BoxError>,
     {
-        Self(Method::FromFn(Arc::new(move || {
-            let credentials = credentials();
+        Self(Method::FromFn(Arc::new(move |request| {
+            let credentials = credentials(request);
             Box::pin(async { credentials.await.map_err(Into::into) })
         })))
     }
@@ -265,16 +297,23 @@ impl ClientAuth {
     }
 
     /// Returns the credentials for one attempt.
-    pub(super) async fn credentials(&self, token_url: &Uri) -> Result<Credentials, Error> {
+    pub(super) async fn credentials(
+        &self,
+        token_url: &Uri,
+        request: &TokenRequest,
+    ) -> Result<Credentials, Error> {
         let method = match &self.0 {
-            Method::FromFn(credentials) => &credentials().await.map_err(function_failed)?.0,
+            Method::FromFn(credentials) => {
+                let credentials = credentials(request.clone()).await;
+                &credentials.map_err(function_failed)?.0
+            }
             method => method,
         };
         let credentials = match method {
             Method::Fixed(credentials) => credentials.clone(),
             Method::JwtAssertion { id, assertion } => Credentials::JwtAssertion {
                 id: id.clone(),
-                assertion: assertion(token_url.clone())
+                assertion: assertion(token_url.clone(), request.clone())
                     .await
                     .map_err(function_failed)?,
             },

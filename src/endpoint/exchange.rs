@@ -26,10 +26,10 @@ use super::{
     parameters::{OwnParameters, RequestParameters},
     redaction::Redaction,
     reply::Reader,
-    token_url::TokenUrl,
+    token_url::{TokenUrl, UrlSource},
 };
 use crate::{
-    AccessToken, Error, TokenParameters,
+    AccessToken, Error, TokenRequest,
     clock::Clock,
     error::{Kind, Refusal},
     secret::wiped_on_drop,
@@ -45,13 +45,19 @@ pub(super) type ReplyBody = UnsyncBoxBody<Bytes, BoxError>;
 /// Everything that a token request is made of, except the parameters of a single call.
 #[derive(Clone)]
 pub(super) struct Exchange {
-    pub(super) url: TokenUrl,
+    pub(super) url: UrlSource,
     pub(super) auth: ClientAuth,
     pub(super) parameters: OwnParameters,
     pub(super) headers: HeaderMap,
     pub(super) reply_limit: usize,
     pub(super) plain_http: PlainHttp,
     pub(super) hint: fn(&Refusal) -> Option<&'static str>,
+}
+
+/// One call of an endpoint.
+struct Call<'a> {
+    url: &'a TokenUrl,
+    request: &'a TokenRequest,
 }
 
 /// Where credentials may go over plain http.
@@ -67,62 +73,101 @@ impl Exchange {
     pub(super) async fn run(
         &self,
         client: HttpClient,
-        requested: &TokenParameters,
+        request: &TokenRequest,
     ) -> Result<AccessToken, Error> {
-        let token = self.request_token(client, requested).await;
-        token.map_err(|error| error.at_endpoint(self.url.host()))
+        let url = self.url(request).await?;
+        let call = Call { url: &url, request };
+        let token = self.request_token(client, &call).await;
+        token.map_err(|error| error.at_endpoint(url.host()))
+    }
+
+    /// Returns the URL of a token request, if credentials may be sent there.
+    async fn url(&self, request: &TokenRequest) -> Result<TokenUrl, Error> {
+        let url = match self.url.url(request).await {
+            Ok(url) => url,
+            Err(error) => return Err(error.for_tenant(self.tenant(request, None).as_deref())),
+        };
+        if self.plain_http == PlainHttp::Anywhere || !url.exposes_secrets() {
+            return Ok(url);
+        }
+        let error = Error::configuration(
+            "token URL is plain http to a host other than loopback, where others may read the \
+             client's credentials; use https, or call allow_http if the network is safe",
+        );
+        let error = match self.url {
+            UrlSource::Fixed(_) => error,
+            UrlSource::FromFn(_) => {
+                let tenant = self.tenant(request, Some(&url));
+                TokenUrl::unusable(error).for_tenant(tenant.as_deref())
+            }
+        };
+        Err(error.at_endpoint(url.host()))
     }
 
     async fn request_token(
         &self,
         client: HttpClient,
-        requested: &TokenParameters,
+        call: &Call<'_>,
     ) -> Result<AccessToken, Error> {
-        if self.plain_http == PlainHttp::Loopback && self.url.exposes_secrets() {
-            return Err(Error::configuration(
-                "token URL is plain http to a host other than loopback, where others may read the \
-                 client's credentials; use https, or call allow_http if the network is safe",
-            ));
-        }
-        let parameters = RequestParameters::new(&self.parameters, requested)?;
+        let parameters = RequestParameters::new(&self.parameters, &call.request.parameters)?;
 
-        let sent = self.auth.credentials(self.url.uri()).await?;
-        let refused = match self.attempt(client.clone(), &parameters, &sent).await {
+        let sent = self.credentials(call).await?;
+        let refused = match self.attempt(client.clone(), call, &parameters, &sent).await {
             Err(error) if self.auth.rotates() && may_be_about_credentials(&error) => error,
             outcome => return outcome,
         };
-        match self.auth.credentials(self.url.uri()).await {
+        match self.credentials(call).await {
             Ok(rotated) if !rotated.is_same(&sent) => {
-                self.attempt(client, &parameters, &rotated).await
+                self.attempt(client, call, &parameters, &rotated).await
             }
             // The server's refusal helps the user more than the reason why the function failed.
             _ => Err(refused),
         }
     }
 
+    /// Returns the credentials for one attempt.
+    async fn credentials(&self, call: &Call<'_>) -> Result<Credentials, Error> {
+        let Call { url, request, .. } = call;
+        let credentials = self.auth.credentials(url.uri(), request).await;
+        credentials.map_err(|error| {
+            // No client id is known that would tell the tenants apart.
+            error.for_tenant(self.tenant(request, Some(url)).as_deref())
+        })
+    }
+
+    /// Returns the label of the tenant in a form that is safe to show.
+    fn tenant(&self, request: &TokenRequest, url: Option<&TokenUrl>) -> Option<String> {
+        let label = request.parameters.tenant()?;
+        let redaction = Redaction::new(self.secret_texts(url, None));
+        Some(redaction.show(label, LONGEST_CLIENT_ID))
+    }
+
     async fn attempt(
         &self,
         client: HttpClient,
+        call: &Call<'_>,
         parameters: &RequestParameters<'_>,
         credentials: &Credentials,
     ) -> Result<AccessToken, Error> {
-        let redaction = Redaction::new(self.secret_texts(credentials));
+        let redaction = Redaction::new(self.secret_texts(Some(call.url), Some(credentials)));
         let client_id = redaction.show(credentials.id(), LONGEST_CLIENT_ID);
-        telemetry::token_request_sent(self.url.host(), &client_id);
 
-        self.send(client, parameters, credentials, redaction)
-            .await
-            .map_err(|error| error.for_client(&client_id))
+        telemetry::token_request_sent(call.url.host(), &client_id);
+        let token = self
+            .send(client, call, parameters, credentials, redaction)
+            .await;
+        token.map_err(|error| error.for_client(&client_id))
     }
 
     async fn send(
         &self,
         client: HttpClient,
+        call: &Call<'_>,
         parameters: &RequestParameters<'_>,
         credentials: &Credentials,
         redaction: Redaction,
     ) -> Result<AccessToken, Error> {
-        let (request, fields) = self.request(parameters, credentials)?;
+        let (request, fields) = self.request(call.url, parameters, credentials)?;
         let reply = match client.oneshot(request).await {
             Ok(reply) => reply,
             Err(error) => return Err(transport(error, &redaction)),
@@ -144,7 +189,7 @@ impl Exchange {
             fields,
         };
         let reader = Reader {
-            token_url: &self.url,
+            token_url: call.url,
             asked: &asked,
             redaction,
             provider_hint: self.hint,
@@ -166,15 +211,19 @@ impl Exchange {
     }
 
     /// Returns every secret that is sent, in case a server or an HTTP client's error repeats it.
-    fn secret_texts(&self, credentials: &Credentials) -> Vec<Zeroizing<String>> {
-        let mut texts = credentials.secret_texts();
+    fn secret_texts(
+        &self,
+        url: Option<&TokenUrl>,
+        credentials: Option<&Credentials>,
+    ) -> Vec<Zeroizing<String>> {
+        let mut texts = credentials.map_or_else(Vec::new, Credentials::secret_texts);
         for (name, value) in &self.headers {
             texts.extend(header_secrets(
                 name,
                 &String::from_utf8_lossy(value.as_bytes()),
             ));
         }
-        let query = self.url.uri().query().unwrap_or_default();
+        let query = url.and_then(|url| url.uri().query()).unwrap_or_default();
         let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
         texts.extend(pairs.map(|(_, value)| value.to_owned().into()));
         let decoded = form_urlencoded::parse(query.as_bytes());
@@ -185,6 +234,7 @@ impl Exchange {
     /// Returns a token request, and the names of the fields in its form.
     fn request(
         &self,
+        url: &TokenUrl,
         parameters: &RequestParameters<'_>,
         credentials: &Credentials,
     ) -> Result<(Request<Bytes>, Vec<String>), Error> {
@@ -214,7 +264,7 @@ impl Exchange {
             .finish();
         let mut request = Request::new(wiped_on_drop(form));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.url.uri().clone();
+        *request.uri_mut() = url.uri().clone();
         *request.headers_mut() = headers;
         Ok((request, fields))
     }

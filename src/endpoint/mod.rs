@@ -33,7 +33,7 @@ pub use self::client_auth::{ClientAuth, ClientSecret};
 use self::{
     exchange::{Exchange, HttpClient, PlainHttp, erase_body},
     parameters::OwnParameters,
-    token_url::TokenUrl,
+    token_url::{TokenUrl, UrlSource},
 };
 use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 
@@ -144,6 +144,8 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///   ([`is_configuration`](Error::is_configuration));
 /// * a function passed to [`ClientAuth`] fails or returns unusable credentials
 ///   ([`is_client_auth`](Error::is_client_auth));
+/// * a function passed to [`with_url_fn`](Self::with_url_fn) fails or returns an unusable URL
+///   ([`is_token_url`](Error::is_token_url));
 /// * the HTTP client fails ([`is_transport`](Error::is_transport));
 /// * the endpoint answers with an error ([`is_refused`](Error::is_refused));
 /// * the endpoint answers with something else ([`is_invalid_reply`](Error::is_invalid_reply)).
@@ -193,7 +195,78 @@ impl TokenEndpoint {
         B: From<Bytes>,
         ResBody: Body<Error: Into<BoxError>> + Send + 'static,
     {
-        let url = TokenUrl::new(url)?;
+        Self::from_parts(client, UrlSource::Fixed(TokenUrl::new(url)?), auth)
+    }
+
+    /// Creates a token service whose token URL depends on the [`TokenRequest`].
+    ///
+    /// Use it if each tenant has its own token URL. The function receives the request with its
+    /// [tenant](TokenParameters::tenant) and its other parameters, and returns a `&str`, a `String` or
+    /// a [`Uri`]. It is called for each attempt, before the functions passed to [`ClientAuth`].
+    ///
+    /// If the function looks the URL up somewhere, keep the result: until it returns, callers wait.
+    /// Its own limit should be shorter than that of an
+    /// [attempt](crate::TokenCacheBuilder::attempt_timeout).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::future::ready;
+    ///
+    /// use bytes::Bytes;
+    /// use http_body_util::Full;
+    /// use hyper_util::client::legacy::{Client, connect::HttpConnector};
+    /// use tower_client_credentials::{ClientAuth, Error, TokenEndpoint, TokenRequest};
+    ///
+    /// fn tokens(http: Client<HttpConnector, Full<Bytes>>) -> Result<TokenEndpoint, Error> {
+    ///     let url = |request: TokenRequest| {
+    ///         ready(match request.parameters.tenant() {
+    ///             Some("tenant-1") => Ok("https://auth.tenant-1.example/token"),
+    ///             Some("tenant-2") => Ok("https://auth.tenant-2.example/oauth/token"),
+    ///             _ => Err(Error::permanent("unknown tenant")),
+    ///         })
+    ///     };
+    ///     // The tenants' credentials can differ, too; see `ClientAuth::from_fn`.
+    ///     TokenEndpoint::with_url_fn(http, url, ClientAuth::client_secret_basic("my-client", "s3cret"))
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Fails if the client id or secret isn't valid; see [`new`](Self::new).
+    ///
+    /// If the function fails, the token request fails with [`is_token_url`](Error::is_token_url), and
+    /// the function's error is the source. By default, such errors are transient. For an unknown
+    /// tenant, return [`Error::permanent`]. A URL that `new` doesn't accept, and a plain HTTP URL of
+    /// another machine, are permanent errors of the same kind. The messages contain the tenant's label,
+    /// but not the URL.
+    pub fn with_url_fn<C, B, ResBody, F, Fut, U, E>(
+        client: C,
+        url: F,
+        auth: ClientAuth,
+    ) -> Result<Self, Error>
+    where
+        C: Service<Request<B>, Response = Response<ResBody>> + Clone + Send + 'static,
+        C::Error: Into<BoxError>,
+        C::Future: Send + 'static,
+        B: From<Bytes>,
+        ResBody: Body<Error: Into<BoxError>> + Send + 'static,
+        F: Fn(TokenRequest) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<U, E>> + Send + 'static,
+        U: TryInto<Uri, Error: Into<BoxError>> + fmt::Display,
+        E: Into<BoxError>,
+    {
+        Self::from_parts(client, UrlSource::from_fn(url), auth)
+    }
+
+    fn from_parts<C, B, ResBody>(client: C, url: UrlSource, auth: ClientAuth) -> Result<Self, Error>
+    where
+        C: Service<Request<B>, Response = Response<ResBody>> + Clone + Send + 'static,
+        C::Error: Into<BoxError>,
+        C::Future: Send + 'static,
+        B: From<Bytes>,
+        ResBody: Body<Error: Into<BoxError>> + Send + 'static,
+    {
         auth.check()?;
         let client = client
             .map_request(|request: Request<Bytes>| request.map(B::from))
@@ -215,7 +288,8 @@ impl TokenEndpoint {
 
     /// Replaces the token URL, for example with that of a test server or a proxy.
     ///
-    /// All other settings stay the same.
+    /// All other settings stay the same. The URL also replaces a function passed to
+    /// [`with_url_fn`](Self::with_url_fn).
     ///
     /// # Examples
     ///
@@ -242,7 +316,7 @@ impl TokenEndpoint {
         url: impl TryInto<Uri, Error: Into<BoxError>> + fmt::Display,
     ) -> Result<Self, Error> {
         let url = TokenUrl::new(url)?;
-        Ok(self.set(|exchange| exchange.url = url))
+        Ok(self.set(|exchange| exchange.url = UrlSource::Fixed(url)))
     }
 
     /// Adds a scope, or several separated by spaces, to each token request.
@@ -387,7 +461,7 @@ impl Service<TokenRequest> for TokenEndpoint {
     fn call(&mut self, request: TokenRequest) -> Self::Future {
         let client = self.client.clone();
         let exchange = Arc::clone(&self.exchange);
-        Box::pin(async move { exchange.run(client, &request.parameters).await })
+        Box::pin(async move { exchange.run(client, &request).await })
     }
 }
 

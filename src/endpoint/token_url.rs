@@ -1,11 +1,70 @@
 //! The URL of a token endpoint.
 
-use std::fmt;
+use std::{fmt, future::Future, pin::Pin, sync::Arc};
 
 use http::{Uri, uri::Scheme};
 use tower::BoxError;
 
-use crate::{Error, error::Kind, host::is_loopback};
+use crate::{Error, TokenRequest, error::Kind, host::is_loopback};
+
+/// Where the URL of a token request comes from.
+#[derive(Clone)]
+pub(super) enum UrlSource {
+    Fixed(TokenUrl),
+    /// What the function returns for this token request.
+    FromFn(UrlFn),
+}
+
+type UrlFn = Arc<
+    dyn Fn(TokenRequest) -> Pin<Box<dyn Future<Output = Result<TokenUrl, Error>> + Send>>
+        + Send
+        + Sync,
+>;
+
+impl UrlSource {
+    pub(super) fn from_fn<F, Fut, U, E>(url: F) -> Self
+    where
+        F: Fn(TokenRequest) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<U, E>> + Send + 'static,
+        U: TryInto<Uri, Error: Into<BoxError>> + fmt::Display,
+        E: Into<BoxError>,
+    {
+        Self::FromFn(Arc::new(move |request| {
+            let url = url(request);
+            Box::pin(async {
+                match url.await {
+                    Ok(url) => TokenUrl::new(url).map_err(TokenUrl::unusable),
+                    Err(error) => Err(function_failed(error.into())),
+                }
+            })
+        }))
+    }
+
+    /// Returns the URL of one token request.
+    pub(super) async fn url(&self, request: &TokenRequest) -> Result<TokenUrl, Error> {
+        match self {
+            Self::Fixed(url) => Ok(url.clone()),
+            Self::FromFn(url) => url(request.clone()).await,
+        }
+    }
+}
+
+impl fmt::Debug for UrlSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(url) => url.fmt(f),
+            Self::FromFn(_) => f.write_str("with_url_fn"),
+        }
+    }
+}
+
+/// Keeps what the function's error says about retries, if it is this crate's.
+fn function_failed(error: BoxError) -> Error {
+    let ours = error.downcast_ref::<Error>();
+    let transient = ours.is_none_or(Error::is_transient);
+    let retry_after = ours.and_then(Error::retry_after);
+    Error::with_source(Kind::TokenUrl { transient }, error).with_retry_after(retry_after)
+}
 
 /// An absolute http or https URL without user information or fragment.
 ///
@@ -51,6 +110,11 @@ impl TokenUrl {
             return Err(refused("has an invalid port"));
         }
         Ok(Self(uri))
+    }
+
+    /// Wraps the reason why a URL that a function returned can't be used. The same URL never can.
+    pub(super) fn unusable(reason: Error) -> Error {
+        Error::with_source(Kind::TokenUrl { transient: false }, reason)
     }
 
     pub(super) fn uri(&self) -> &Uri {
