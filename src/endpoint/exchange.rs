@@ -3,6 +3,7 @@
 use std::{
     future::{Future, pending},
     pin::pin,
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,6 +21,7 @@ use tokio::{runtime::Handle, time::sleep};
 use tower::{BoxError, ServiceExt, util::BoxCloneService};
 
 use super::{
+    budget::Budget,
     cause,
     client_auth::{ClientAuth, Credentials},
     hint::Asked,
@@ -56,6 +58,7 @@ pub(super) struct Exchange {
 
 /// One call of an endpoint.
 struct Call<'a> {
+    budget: &'a Arc<Budget>,
     url: &'a TokenUrl,
     request: &'a TokenRequest,
 }
@@ -73,10 +76,15 @@ impl Exchange {
     pub(super) async fn run(
         &self,
         client: HttpClient,
+        budget: &Arc<Budget>,
         request: &TokenRequest,
     ) -> Result<AccessToken, Error> {
         let url = self.url(request).await?;
-        let call = Call { url: &url, request };
+        let call = Call {
+            budget,
+            url: &url,
+            request,
+        };
         let token = self.request_token(client, &call).await;
         token.map_err(|error| error.at_endpoint(url.host()))
     }
@@ -142,6 +150,7 @@ impl Exchange {
         Some(redaction.show(label, LONGEST_CLIENT_ID))
     }
 
+    /// Sends one request, if the budget admits it.
     async fn attempt(
         &self,
         client: HttpClient,
@@ -152,10 +161,20 @@ impl Exchange {
         let redaction = Redaction::new(self.secret_texts(Some(call.url), Some(credentials)));
         let client_id = redaction.show(credentials.id(), LONGEST_CLIENT_ID);
 
-        telemetry::token_request_sent(call.url.host(), &client_id);
-        let token = self
-            .send(client, call, parameters, credentials, redaction)
-            .await;
+        let key = (&self.parameters, &call.request.parameters);
+        let party = call.budget.party(call.url, credentials.id(), key);
+        let token = match call.budget.admit(party).await {
+            Ok(permit) => {
+                telemetry::token_request_sent(call.url.host(), &client_id);
+                let token = self
+                    .send(client, call, parameters, credentials, redaction)
+                    .await;
+                permit.ended(&token);
+                token
+            }
+            Err(error) => Err(error),
+        };
+        // The error of another token request names the client of this one.
         token.map_err(|error| error.for_client(&client_id))
     }
 

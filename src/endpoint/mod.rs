@@ -1,5 +1,6 @@
 //! The client-credentials grant over any HTTP client.
 
+mod budget;
 mod cause;
 mod client_auth;
 mod error_reply;
@@ -31,6 +32,7 @@ use tower::{BoxError, Service, ServiceExt, util::BoxCloneService};
 
 pub use self::client_auth::{ClientAuth, ClientSecret};
 use self::{
+    budget::Budget,
     exchange::{Exchange, HttpClient, PlainHttp, erase_body},
     parameters::OwnParameters,
     token_url::{TokenUrl, UrlSource},
@@ -41,7 +43,8 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///
 /// You supply the HTTP client: any `Clone` tower service for `http` requests whose body type can be
 /// created from [`Bytes`]. Each call sends one request, or two if the server refuses credentials
-/// that were [rotated](ClientAuth::from_fn). This type doesn't cache, retry or time out. A
+/// that were [rotated](ClientAuth::from_fn), or none while the server is [known](#sharing) to be down.
+/// This type doesn't cache, retry or time out. A
 /// [`TokenCache`](crate::TokenCache) adds all three.
 ///
 /// # HTTP client
@@ -83,6 +86,27 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///
 /// Code and description of an error are read as RFC 6749 §5.2 and RFC 9457 define them, and as
 /// Apigee, Azure, Facebook, Google, Okta, X and Zoom send them.
+///
+/// # Sharing
+///
+/// Clones share what they learn about the server, so that a program with many keys doesn't multiply an
+/// outage. A key is the parameters and the tenant of a [`TokenRequest`].
+///
+/// * If the server answers with status 429, or with a transient error and `Retry-After`, other keys with
+///   the same URL and client id are paused for that time, or for one second if there is no
+///   `Retry-After` or it is longer than 5 minutes. A paused token request fails at once with the same
+///   error, and [`Error::retry_after`] returns the time that is left. The key that got the reply isn't
+///   paused here, because its [`TokenCache`](crate::TokenCache) has its own pause.
+/// * After a transport error or a 5xx status, one token request at a time is sent to that origin
+///   (scheme, host and port). Token requests that start meanwhile wait until this one has ended. If it
+///   failed like the last one, they fail with its error; otherwise, they are sent. If several keys fail
+///   in a row, there is a pause between these token requests: 10 ms, doubling up to one second.
+///   Meanwhile, other keys get the last error at once.
+/// * A token request without an answer holds up others for at most 5 seconds. If it is dropped after
+///   that, it counts as failed.
+///
+/// A reply other than 5xx ends the state of the origin, and a token ends the pause of the client.
+/// Nothing is shared between endpoints that were created separately.
 ///
 /// # Examples
 ///
@@ -158,6 +182,7 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 pub struct TokenEndpoint {
     client: HttpClient,
     exchange: Arc<Exchange>,
+    budget: Arc<Budget>,
 }
 
 impl TokenEndpoint {
@@ -283,6 +308,7 @@ impl TokenEndpoint {
                 plain_http: PlainHttp::Loopback,
                 hint: |_| None,
             }),
+            budget: Arc::default(),
         })
     }
 
@@ -461,7 +487,8 @@ impl Service<TokenRequest> for TokenEndpoint {
     fn call(&mut self, request: TokenRequest) -> Self::Future {
         let client = self.client.clone();
         let exchange = Arc::clone(&self.exchange);
-        Box::pin(async move { exchange.run(client, &request).await })
+        let budget = Arc::clone(&self.budget);
+        Box::pin(async move { exchange.run(client, &budget, &request).await })
     }
 }
 

@@ -6,7 +6,7 @@ use super::redaction::is_unsafe_to_print;
 use crate::{Error, TokenParameters};
 
 /// The parameters that an endpoint sends with each token request.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Hash)]
 pub(super) struct OwnParameters {
     /// Scopes, resources and audiences.
     pub(super) standard: TokenParameters,

@@ -5,7 +5,11 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc};
 use http::{Uri, uri::Scheme};
 use tower::BoxError;
 
-use crate::{Error, TokenRequest, error::Kind, host::is_loopback};
+use crate::{
+    Error, TokenRequest,
+    error::Kind,
+    host::{is_loopback, without_trailing_dot},
+};
 
 /// Where the URL of a token request comes from.
 #[derive(Clone)]
@@ -123,6 +127,14 @@ impl TokenUrl {
 
     pub(super) fn host(&self) -> &str {
         self.0.host().expect("a token URL has a host")
+    }
+
+    /// Returns scheme, host in lower case and port.
+    pub(super) fn origin(&self) -> (bool, String, u16) {
+        let is_https = self.0.scheme() == Some(&Scheme::HTTPS);
+        let port = self.0.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+        let host = without_trailing_dot(self.host()).to_ascii_lowercase();
+        (is_https, host, port)
     }
 
     /// Returns whether others may read a secret that is sent to this URL.

@@ -1,0 +1,461 @@
+//! What the keys of one token endpoint share: pauses of a client, and probes of an origin that is
+//! down.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Request, Response, Uri, header::RETRY_AFTER};
+use http_body_util::{BodyExt, Full};
+use tokio::{
+    task::{JoinHandle, yield_now},
+    time::{Instant, advance, sleep},
+};
+use tower::{BoxError, Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
+use tower_client_credentials::{
+    AccessToken, ClientAuth, Error, TokenCache, TokenEndpoint, TokenParameters, TokenRequest,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_cold_tenants_cost_an_endpoint_that_is_down_tens_of_requests() {
+    for latency in [Duration::ZERO, MILLISECOND, 100 * MILLISECOND] {
+        for reply in [Reply::Refused, Reply::Status(503, None)] {
+            let server = Server::new(move |_| (latency, reply));
+            // As many at a time as a cache allows.
+            let endpoint = ConcurrencyLimit::new(server.endpoint(), 64);
+            let start = Instant::now();
+            let tokens = (0..1000).map(|number| {
+                let cache = cache(&endpoint, &format!("tenant-{number}"));
+                async move { (cache.token().await.unwrap_err(), start.elapsed()) }
+            });
+
+            let outcomes = join_all(tokens).await;
+
+            let requests = server.seen().len();
+            assert!(requests < 150, "{requests} requests, {latency:?}");
+            for (error, waited) in outcomes {
+                let is_why = match reply {
+                    Reply::Refused => error.to_string().ends_with("failed: connection refused"),
+                    _ => error.status().is_some_and(|status| status == 503),
+                };
+                assert!(is_why, "{error}");
+                assert!(waited < 10 * SECOND, "{waited:?}, {latency:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_tenants_get_tokens_within_seconds_after_an_outage() {
+    let is_down = Arc::new(Mutex::new(true));
+    let server = {
+        let is_down = Arc::clone(&is_down);
+        Server::new(move |_| match *is_down.lock().unwrap() {
+            true => (MILLISECOND, Reply::Refused),
+            false => (100 * MILLISECOND, Reply::Token),
+        })
+    };
+    let endpoint = server.endpoint();
+    let tenants: Vec<_> = (0..1000).map(|number| format!("tenant-{number}")).collect();
+    for round in 0..30 {
+        for tenant in tenants.iter().skip(round).step_by(30) {
+            let _ = endpoint.clone().oneshot(of(tenant)).await;
+        }
+        sleep(SECOND).await;
+    }
+    let during = server.seen().len();
+    assert!(during < 30 * 4, "{during} requests in 30 s");
+
+    *is_down.lock().unwrap() = false;
+    let up = Instant::now();
+    let tokens = tenants.iter().map(|tenant| {
+        let endpoint = endpoint.clone();
+        async move {
+            while endpoint.clone().oneshot(of(tenant)).await.is_err() {
+                sleep(200 * MILLISECOND).await;
+            }
+            up.elapsed()
+        }
+    });
+    let waited = join_all(tokens).await.into_iter().max().unwrap();
+    assert!(waited < 3 * SECOND, "{waited:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_alone_makes_all_attempts_of_its_token_request() {
+    for reply in [
+        Reply::Refused,
+        Reply::Status(500, None),
+        Reply::Status(503, Some(2)),
+        Reply::Status(429, Some(2)),
+    ] {
+        let server = Server::new(move |_| (MILLISECOND, reply));
+        let cache = cache(&server.endpoint(), "a");
+
+        cache.token().await.unwrap_err();
+
+        assert_eq!(server.seen().len(), 3, "{reply:?}");
+    }
+    let server = Server::new(|_| (MILLISECOND, Reply::Status(429, None)));
+    cache(&server.endpoint(), "a").token().await.unwrap_err();
+    assert_eq!(server.seen().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reset_ends_the_pause_of_the_key_that_caused_it() {
+    let server = Server::new(|_| (MILLISECOND, Reply::Status(429, Some(120))));
+    let cache = cache(&server.endpoint(), "a");
+    cache.token().await.unwrap_err();
+    let before = server.seen().len();
+
+    cache.reset();
+    cache.token().await.unwrap_err();
+
+    assert!(server.seen().len() > before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_many_requests_pause_other_keys_of_the_client_but_no_other_client() {
+    for (retry_after, pause) in [
+        (Some(30), 30 * SECOND),
+        (None, SECOND),
+        // A Unix time.
+        (Some(1_764_324_000), SECOND),
+    ] {
+        let server = Server::new(move |request: &Seen| match &*request.scope {
+            "refused" => (Duration::ZERO, Reply::Status(429, retry_after)),
+            _ => (Duration::ZERO, Reply::Token),
+        });
+        let endpoint = server.endpoint();
+        let request = |client: &str, scope: &str| {
+            let parameters = TokenParameters::default().with_tenant(client);
+            endpoint
+                .clone()
+                .oneshot(TokenRequest::new(parameters.with_scope(scope)))
+        };
+        let first = request("a", "refused").await.unwrap_err();
+        assert_eq!(server.seen().len(), 1);
+
+        advance(pause / 2).await;
+        let second = request("a", "other").await.unwrap_err();
+        assert_eq!(second.to_string(), first.to_string());
+        assert_eq!(second.retry_after(), Some(pause - pause / 2));
+        assert_eq!(server.seen().len(), 1, "not sent");
+
+        request("b", "other").await.unwrap();
+        assert_eq!(server.seen().len(), 2, "another client is not paused");
+
+        advance(pause - pause / 2 - MILLISECOND).await;
+        request("a", "other").await.unwrap_err();
+        advance(MILLISECOND).await;
+        request("a", "other").await.unwrap();
+        assert_eq!(server.seen().len(), 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn retry_after_of_a_5xx_pauses_the_client_and_that_of_a_permanent_error_nobody() {
+    for (status, is_paused) in [(503, true), (401, false), (400, false)] {
+        let server = Server::new(move |request: &Seen| match &*request.scope {
+            "refused" => (Duration::ZERO, Reply::Status(status, Some(30))),
+            _ => (Duration::ZERO, Reply::Token),
+        });
+        let endpoint = server.endpoint();
+        let request = |scope: &str| {
+            let parameters = TokenParameters::default().with_scope(scope);
+            endpoint.clone().oneshot(TokenRequest::new(parameters))
+        };
+        request("refused").await.unwrap_err();
+        sleep(SECOND).await;
+
+        assert_eq!(request("other").await.is_err(), is_paused, "{status}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn error_of_an_origin_names_the_client_that_gets_it() {
+    let server = Server::new(|_| (MILLISECOND, Reply::Status(503, Some(30))));
+    let endpoint = server.endpoint();
+    endpoint.clone().oneshot(of("a")).await.unwrap_err();
+
+    let error = endpoint.oneshot(of("b")).await.unwrap_err();
+
+    assert_eq!(server.seen().len(), 1);
+    assert_eq!(error.client_id(), Some("id-b"));
+    assert_eq!(error.endpoint_host(), Some("auth.example"));
+    assert_eq!(
+        error.to_string(),
+        "token endpoint auth.example could not serve client \"id-b\": 503"
+    );
+    assert_eq!(
+        error.retry_after(),
+        None,
+        "the server asked client a to wait"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_wait_for_the_probe_and_share_its_end() {
+    for (reply, requests) in [
+        (Reply::Refused, 2),
+        // All others are sent as well.
+        (Reply::Token, 12),
+        (Reply::Status(401, None), 12),
+    ] {
+        let answers = Arc::new(Mutex::new(vec![
+            (SECOND, reply),
+            (MILLISECOND, Reply::Refused),
+        ]));
+        let server = Server::new(move |_| {
+            let next = answers.lock().unwrap().pop();
+            next.unwrap_or((MILLISECOND, reply))
+        });
+        let endpoint = server.endpoint();
+        endpoint.clone().oneshot(of("first")).await.unwrap_err();
+        sleep(20 * MILLISECOND).await;
+
+        let probe = tokio::spawn(endpoint.clone().oneshot(of("probe")));
+        settle().await;
+        let waiting: Vec<JoinHandle<_>> = (0..10)
+            .map(|number| tokio::spawn(endpoint.clone().oneshot(of(&format!("{number}")))))
+            .collect();
+        settle().await;
+        assert_eq!(server.seen().len(), 2, "one probe at a time");
+
+        let first = probe.await.unwrap();
+        for waiting in join_all(waiting).await {
+            let outcome = waiting.unwrap();
+            assert_eq!(outcome.is_ok(), first.is_ok());
+        }
+        assert_eq!(server.seen().len(), requests, "{reply:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropped_probe_hands_over_to_a_waiting_request() {
+    let answers = Arc::new(Mutex::new(vec![(MILLISECOND, Reply::Refused)]));
+    let server = Server::new(move |_| {
+        let next = answers.lock().unwrap().pop();
+        next.unwrap_or((SECOND, Reply::Token))
+    });
+    let endpoint = server.endpoint();
+    endpoint.clone().oneshot(of("first")).await.unwrap_err();
+    sleep(20 * MILLISECOND).await;
+    let probe = tokio::spawn(endpoint.clone().oneshot(of("probe")));
+    settle().await;
+    let waiting: Vec<JoinHandle<_>> = (0..10)
+        .map(|number| tokio::spawn(endpoint.clone().oneshot(of(&format!("{number}")))))
+        .collect();
+    settle().await;
+
+    probe.abort();
+    settle().await;
+    assert_eq!(server.seen().len(), 3, "one of them is sent");
+
+    for waiting in join_all(waiting).await {
+        waiting.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn probe_without_an_answer_holds_up_others_for_five_seconds() {
+    let answers = Arc::new(Mutex::new(vec![
+        (3600 * SECOND, Reply::Refused),
+        (MILLISECOND, Reply::Refused),
+    ]));
+    let server = Server::new(move |_| {
+        let next = answers.lock().unwrap().pop();
+        next.unwrap_or((MILLISECOND, Reply::Token))
+    });
+    let endpoint = server.endpoint();
+    endpoint.clone().oneshot(of("first")).await.unwrap_err();
+    sleep(20 * MILLISECOND).await;
+    let _probe = tokio::spawn(endpoint.clone().oneshot(of("probe")));
+    settle().await;
+
+    let start = Instant::now();
+    endpoint.oneshot(of("other")).await.unwrap();
+
+    assert_eq!(start.elapsed(), 5 * SECOND + MILLISECOND);
+}
+
+/// The firewall in front of the endpoint drops packets.
+#[tokio::test(start_paused = true)]
+async fn a_thousand_cold_tenants_cost_a_silent_endpoint_tens_of_requests() {
+    let server = Server::new(|_| (3600 * SECOND, Reply::Refused));
+    let endpoint = ConcurrencyLimit::new(server.endpoint(), 64);
+    let tokens = (0..1000).map(|number| {
+        let cache = cache(&endpoint, &format!("tenant-{number}"));
+        async move { cache.token().await.unwrap_err() }
+    });
+
+    for error in join_all(tokens).await {
+        assert!(error.is_timeout(), "{error}");
+    }
+
+    let requests = server.seen().len();
+    assert!(requests < 100, "{requests}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_key_that_always_fails_does_not_pause_the_others() {
+    let server = Server::new(|request: &Seen| match &*request.client {
+        "id-broken" => (MILLISECOND, Reply::Status(500, None)),
+        _ => (MILLISECOND, Reply::Token),
+    });
+    let endpoint = server.endpoint();
+    for _ in 0..100 {
+        endpoint.clone().oneshot(of("broken")).await.unwrap_err();
+        sleep(10 * MILLISECOND).await;
+    }
+
+    endpoint.oneshot(of("other")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_origins_and_other_endpoints_share_nothing() {
+    let server = Server::new(|request: &Seen| match &*request.origin {
+        "https://down.example" => (MILLISECOND, Reply::Refused),
+        _ => (MILLISECOND, Reply::Token),
+    });
+    let down = server.endpoint().url("https://down.example/token").unwrap();
+    let up = down.clone().url("https://down.example:8443/token").unwrap();
+    down.clone().oneshot(of("a")).await.unwrap_err();
+    down.clone().oneshot(of("b")).await.unwrap_err();
+    assert_eq!(server.seen().len(), 1);
+
+    let other_path = down.clone().url("https://DOWN.example:443/other").unwrap();
+    other_path.oneshot(of("b")).await.unwrap_err();
+    assert_eq!(server.seen().len(), 1, "the same origin");
+
+    up.oneshot(of("b")).await.unwrap();
+    let separate = server.endpoint().url("https://down.example/token").unwrap();
+    separate.oneshot(of("b")).await.unwrap_err();
+    assert_eq!(server.seen().len(), 3);
+}
+
+// --- The server ---
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Reply {
+    Token,
+    /// With `Retry-After` in seconds.
+    Status(u16, Option<u64>),
+    Refused,
+}
+
+/// A token request, as the server sees it.
+#[derive(Clone, Debug)]
+struct Seen {
+    origin: String,
+    client: String,
+    scope: String,
+}
+
+type Answer = dyn Fn(&Seen) -> (Duration, Reply) + Send + Sync;
+
+/// Answers as a function says, and records the token requests.
+#[derive(Clone)]
+struct Server {
+    answer: Arc<Answer>,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Server {
+    fn new(answer: impl Fn(&Seen) -> (Duration, Reply) + Send + Sync + 'static) -> Self {
+        Self {
+            answer: Arc::new(answer),
+            seen: Arc::default(),
+        }
+    }
+
+    /// Each tenant has its own client id.
+    fn endpoint(&self) -> TokenEndpoint {
+        let server = self.clone();
+        let http = service_fn(move |request: Request<Full<Bytes>>| {
+            let server = server.clone();
+            async move {
+                let seen = Seen::read(request).await;
+                server.seen.lock().unwrap().push(seen.clone());
+                let (latency, reply) = (server.answer)(&seen);
+                if latency > Duration::ZERO {
+                    sleep(latency).await;
+                }
+                reply.response()
+            }
+        });
+        let auth = ClientAuth::from_fn(|request| async move {
+            let tenant = request.parameters.tenant().unwrap_or_default();
+            Ok::<_, Error>(ClientAuth::none(format!("id-{tenant}")))
+        });
+        TokenEndpoint::new(http, "https://auth.example/token", auth).unwrap()
+    }
+
+    fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+impl Seen {
+    async fn read(request: Request<Full<Bytes>>) -> Self {
+        let uri: &Uri = request.uri();
+        let origin = format!(
+            "{}://{}",
+            uri.scheme_str().unwrap(),
+            uri.authority().unwrap()
+        );
+        let form = request.into_body().collect().await.unwrap().to_bytes();
+        let form: HashMap<_, _> = form_urlencoded::parse(&form).into_owned().collect();
+        Self {
+            origin,
+            client: form["client_id"].clone(),
+            scope: form.get("scope").cloned().unwrap_or_default(),
+        }
+    }
+}
+
+impl Reply {
+    fn response(self) -> Result<Response<String>, BoxError> {
+        match self {
+            Self::Token => Ok(Response::new(r#"{"access_token":"token-1"}"#.to_owned())),
+            Self::Refused => Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()),
+            Self::Status(status, retry_after) => {
+                let mut response = Response::builder().status(status);
+                if let Some(seconds) = retry_after {
+                    response = response.header(RETRY_AFTER, seconds);
+                }
+                Ok(response.body(String::new())?)
+            }
+        }
+    }
+}
+
+fn of(tenant: &str) -> TokenRequest {
+    TokenRequest::new(TokenParameters::default().with_tenant(tenant))
+}
+
+fn cache<S>(token_service: &S, tenant: &str) -> TokenCache
+where
+    S: Service<TokenRequest, Response = AccessToken, Error = Error, Future: Send + 'static>
+        + Clone
+        + Send
+        + 'static,
+{
+    TokenCache::builder()
+        .parameters(TokenParameters::default().with_tenant(tenant))
+        .build(token_service.clone())
+}
+
+async fn settle() {
+    for _ in 0..100 {
+        yield_now().await;
+    }
+}
