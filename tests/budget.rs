@@ -2,7 +2,7 @@
 //! down.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     sync::{Arc, Mutex},
     time::Duration,
@@ -12,9 +12,10 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use http::{Request, Response, Uri, header::RETRY_AFTER};
 use http_body_util::{BodyExt, Full};
+use proptest::{collection::vec, prelude::*};
 use tokio::{
-    task::{JoinHandle, yield_now},
-    time::{Instant, advance, sleep},
+    task::{self, JoinHandle, yield_now},
+    time::{Instant, advance, sleep, timeout},
 };
 use tower::{BoxError, Service, ServiceExt, limit::ConcurrencyLimit, service_fn};
 use tower_client_credentials::{
@@ -340,6 +341,240 @@ async fn other_origins_and_other_endpoints_share_nothing() {
     let separate = server.endpoint().url("https://down.example/token").unwrap();
     separate.oneshot(of("b")).await.unwrap_err();
     assert_eq!(server.seen().len(), 3);
+}
+
+// --- Random histories ---
+
+/// A token request of a random history.
+#[derive(Clone, Debug)]
+struct Planned {
+    /// After the previous one.
+    pause: Duration,
+    origin: usize,
+    client: usize,
+    scope: usize,
+    latency: Duration,
+    reply: Reply,
+    dropped_after: Option<Duration>,
+}
+
+fn planned() -> impl Strategy<Value = Planned> {
+    let milliseconds = |longest: u64| (0..=longest).prop_map(Duration::from_millis);
+    let pause = prop_oneof![
+        Just(Duration::ZERO),
+        milliseconds(30),
+        milliseconds(1500),
+        milliseconds(8000)
+    ];
+    let latency = prop_oneof![
+        Just(Duration::ZERO),
+        milliseconds(50),
+        milliseconds(2000),
+        milliseconds(20_000)
+    ];
+    let reply = prop_oneof![
+        3 => Just(Reply::Token),
+        4 => Just(Reply::Refused),
+        2 => Just(Reply::Status(500, None)),
+        1 => Just(Reply::Status(503, Some(3))),
+        1 => Just(Reply::Status(429, None)),
+        1 => Just(Reply::Status(429, Some(10))),
+        1 => Just(Reply::Status(401, None)),
+    ];
+    let dropped_after = prop_oneof![
+        3 => Just(None),
+        1 => milliseconds(100).prop_map(Some),
+        1 => milliseconds(12_000).prop_map(Some)
+    ];
+    let which = (0..2_usize, 0..3_usize, 0..3_usize);
+    (pause, which, latency, reply, dropped_after).prop_map(
+        |(pause, (origin, client, scope), latency, reply, dropped_after)| Planned {
+            pause,
+            origin,
+            client,
+            scope,
+            latency,
+            reply,
+            dropped_after,
+        },
+    )
+}
+
+/// What the server knows about its own state.
+#[derive(Default)]
+struct Observer {
+    /// Origins whose last answer was a failure, with those requests in flight that arrived since.
+    failing: HashMap<String, Vec<(task::Id, Instant)>>,
+    /// Until when the server asked clients of an origin to wait.
+    pauses: HashMap<(String, String), Instant>,
+    sent: HashSet<task::Id>,
+    was_silent: bool,
+}
+
+impl Observer {
+    fn arrived(&mut self, seen: &Seen) {
+        let now = Instant::now();
+        self.sent.insert(task::id());
+        if let Some(probes) = self.failing.get_mut(&seen.origin) {
+            let is_overdue = |started_at: Instant| now >= started_at + 5 * SECOND;
+            assert!(
+                probes.iter().all(|(_, started_at)| is_overdue(*started_at)),
+                "two probes at a time"
+            );
+            probes.push((task::id(), now));
+        }
+    }
+
+    fn answered(&mut self, seen: &Seen, reply: Reply) {
+        let now = Instant::now();
+        match reply {
+            Reply::Refused | Reply::Status(500.., _) => {
+                let probes = self.failing.entry(seen.origin.clone()).or_default();
+                probes.retain(|(id, _)| *id != task::id());
+            }
+            _ => drop(self.failing.remove(&seen.origin)),
+        }
+        let pause = match reply {
+            Reply::Status(_, Some(seconds)) => Duration::from_secs(seconds),
+            Reply::Status(429, None) => SECOND,
+            _ => return,
+        };
+        let client = (seen.origin.clone(), seen.client.clone());
+        let ends_at = self.pauses.entry(client).or_insert(now);
+        *ends_at = (now + pause).max(*ends_at);
+    }
+
+    fn dropped(&mut self, seen: &Seen, arrived_at: Instant) {
+        self.was_silent |= Instant::now() >= arrived_at + 5 * SECOND;
+        if let Some(probes) = self.failing.get_mut(&seen.origin) {
+            probes.retain(|(id, _)| *id != task::id());
+        }
+        // Probes that follow each other and are dropped count together.
+        self.was_silent |= self.failing.contains_key(&seen.origin);
+    }
+
+    /// Asserts that there was a reason not to send the request.
+    fn refused(&self, origin: &str, client: &str, error: &Error) {
+        let is_paused = || {
+            let client = (origin.to_owned(), client.to_owned());
+            let ends_at = self.pauses.get(&client);
+            ends_at.is_some_and(|ends_at| Instant::now() < *ends_at)
+        };
+        match error.status().map(|status| status.as_u16()) {
+            Some(429) => assert!(is_paused(), "{client} is refused but not paused"),
+            Some(503) => assert!(is_paused() || self.failing.contains_key(origin)),
+            Some(500) => assert!(self.failing.contains_key(origin)),
+            None if error.is_transport() => assert!(self.failing.contains_key(origin)),
+            None if error.is_timeout() => assert!(self.was_silent),
+            _ => panic!("refused for no reason: {error}"),
+        }
+    }
+}
+
+/// A request in flight; it counts as dropped unless it is answered.
+struct InFlight {
+    observer: Arc<Mutex<Observer>>,
+    seen: Seen,
+    arrived_at: Instant,
+    is_answered: bool,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if !self.is_answered && !std::thread::panicking() {
+            let mut observer = self.observer.lock().unwrap();
+            observer.dropped(&self.seen, self.arrived_at);
+        }
+    }
+}
+
+async fn run(history: Vec<Planned>) {
+    let observer: Arc<Mutex<Observer>> = Arc::default();
+    let plans: Arc<Mutex<HashMap<task::Id, Planned>>> = Arc::default();
+    let http = {
+        let (observer, plans) = (Arc::clone(&observer), Arc::clone(&plans));
+        service_fn(move |request: Request<Full<Bytes>>| {
+            let (observer, plans) = (Arc::clone(&observer), Arc::clone(&plans));
+            async move {
+                let seen = Seen::read(request).await;
+                observer.lock().unwrap().arrived(&seen);
+                let mut in_flight = InFlight {
+                    observer: Arc::clone(&observer),
+                    seen,
+                    arrived_at: Instant::now(),
+                    is_answered: false,
+                };
+                let plan = plans.lock().unwrap()[&task::id()].clone();
+                if plan.latency > Duration::ZERO {
+                    sleep(plan.latency).await;
+                }
+                in_flight.is_answered = true;
+                let mut observer = observer.lock().unwrap();
+                observer.answered(&in_flight.seen, plan.reply);
+                plan.reply.response()
+            }
+        })
+    };
+    let url = |request: TokenRequest| async move {
+        let tenant = request.parameters.tenant().unwrap();
+        let (origin, _) = tenant.split_once(' ').unwrap();
+        Ok::<_, Error>(format!("{origin}/token"))
+    };
+    let auth = ClientAuth::from_fn(|request| async move {
+        let tenant = request.parameters.tenant().unwrap();
+        let (_, client) = tenant.split_once(' ').unwrap();
+        Ok::<_, Error>(ClientAuth::none(client))
+    });
+    let endpoint = TokenEndpoint::with_url_fn(http, url, auth).unwrap();
+
+    let mut calls = Vec::new();
+    for plan in history {
+        sleep(plan.pause).await;
+        let (origin, client) = (
+            format!("https://{}.example", plan.origin),
+            format!("id-{}", plan.client),
+        );
+        let parameters = TokenParameters::default()
+            .with_tenant(format!("{origin} {client}"))
+            .with_scope(plan.scope.to_string());
+        let (endpoint, observer) = (endpoint.clone(), Arc::clone(&observer));
+        let plans = Arc::clone(&plans);
+        calls.push(tokio::spawn(async move {
+            plans.lock().unwrap().insert(task::id(), plan.clone());
+            let call = endpoint.oneshot(TokenRequest::new(parameters));
+            let never = 100_000 * SECOND;
+            let Ok(outcome) = timeout(plan.dropped_after.unwrap_or(never), call).await else {
+                assert!(plan.dropped_after.is_some(), "waits forever");
+                return;
+            };
+            let observer = observer.lock().unwrap();
+            match outcome {
+                Err(error) if !observer.sent.contains(&task::id()) => {
+                    observer.refused(&origin, &client, &error);
+                }
+                outcome => assert_eq!(outcome.is_ok(), plan.reply == Reply::Token),
+            }
+        }));
+    }
+    for call in calls {
+        call.await.unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_histories_never_have_two_probes_or_a_refusal_without_a_reason(
+        history in vec(planned(), 1..60),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(run(history));
+    }
 }
 
 // --- The server ---

@@ -456,3 +456,264 @@ fn evict<T, R: Ord>(entries: &mut HashMap<u64, T>, rank: impl Fn(&T) -> R) -> Op
     let lowest = lowest.map(|(id, _)| *id);
     lowest.and_then(|id| entries.remove(&id))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    /// A state with the time of a test.
+    struct World {
+        state: State,
+        now: Moment,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self {
+                state: State::default(),
+                now: Clock::default().now(),
+            }
+        }
+
+        fn advance(&mut self, duration: Duration) {
+            self.now = self.now.after(duration);
+        }
+
+        fn admit(&mut self, party: Party) -> Admission {
+            self.state.admit(party, &self.now)
+        }
+
+        fn end(&mut self, sent: &Sent, ending: &Ending) {
+            let removed = self.state.ended(sent, ending, &self.now);
+            drop(removed);
+        }
+
+        /// A request that is sent and ends at once.
+        fn send(&mut self, party: Party, ending: &Ending) {
+            let probe = match self.admit(party) {
+                Admission::Send => None,
+                Admission::Probe(id, ..) => Some(id),
+                other => panic!("not sent: {other:?}"),
+            };
+            self.end(&sent(party, self.now, probe), ending);
+        }
+    }
+
+    fn sent(party: Party, started_at: Moment, probe: Option<u64>) -> Sent {
+        Sent {
+            party,
+            started_at,
+            probe,
+        }
+    }
+
+    /// Each key has its own client id.
+    fn party(key: u64) -> Party {
+        Party {
+            key,
+            client: key,
+            origin: 0,
+        }
+    }
+
+    fn down() -> Ending {
+        let error = Error::new(Kind::Transport { cause: None });
+        Ending::of(&error)
+    }
+
+    fn too_many(retry_after: Option<Duration>) -> Ending {
+        let error = Error::transient("too many", None);
+        Ending::Refusal(error, retry_after)
+    }
+
+    #[test]
+    fn pause_between_probes_doubles_with_each_key_that_fails() {
+        let mut world = World::new();
+        for (key, pause) in [10, 20, 40, 80, 160, 320, 640, 1000, 1000]
+            .into_iter()
+            .enumerate()
+        {
+            world.send(party(key as u64), &down());
+
+            let other = party(1000);
+            world.advance(pause * MILLISECOND - Duration::from_nanos(1));
+            assert!(matches!(world.admit(other), Admission::Refused(_)), "{key}");
+            world.advance(Duration::from_nanos(1));
+        }
+        assert_eq!(probe_pause(u32::MAX), LONGEST_PROBE_PAUSE);
+    }
+
+    #[test]
+    fn key_that_fails_alone_is_never_refused_and_does_not_lengthen_the_pause() {
+        let mut world = World::new();
+        for _ in 0..100 {
+            world.send(party(1), &down());
+        }
+
+        world.advance(FIRST_PROBE_PAUSE);
+        assert!(matches!(world.admit(party(2)), Admission::Probe(..)));
+    }
+
+    #[test]
+    fn any_answer_ends_an_outage_and_only_a_newer_token_ends_a_pause() {
+        for ending in [Ending::Token, too_many(None)] {
+            let mut world = World::new();
+            world.send(party(1), &down());
+            world.send(party(1), &ending);
+            assert!(matches!(world.admit(party(2)), Admission::Send));
+        }
+
+        let mut world = World::new();
+        let other_key = Party { key: 2, ..party(1) };
+        let before = sent(other_key, world.now, None);
+        world.advance(MILLISECOND);
+        world.send(party(1), &too_many(Some(DEFAULT_PAUSE)));
+        world.end(&before, &Ending::Token);
+        assert!(matches!(world.admit(other_key), Admission::Refused(_)));
+
+        world.advance(MILLISECOND);
+        world.send(party(1), &Ending::Token);
+        assert!(matches!(world.admit(other_key), Admission::Send));
+    }
+
+    #[test]
+    fn shorter_pause_does_not_replace_a_longer_one() {
+        let mut world = World::new();
+        let other_key = Party { key: 2, ..party(1) };
+        let shorter = sent(other_key, world.now, None);
+        world.send(party(1), &too_many(Some(60 * DEFAULT_PAUSE)));
+        world.end(&shorter, &too_many(Some(DEFAULT_PAUSE)));
+
+        world.advance(2 * DEFAULT_PAUSE);
+        assert!(matches!(world.admit(other_key), Admission::Refused(_)));
+    }
+
+    #[test]
+    fn request_that_was_sent_before_the_last_failure_says_nothing_new() {
+        let mut world = World::new();
+        let before: Vec<_> = (2..100)
+            .map(|key| sent(party(key), world.now, None))
+            .collect();
+        world.advance(MILLISECOND);
+        world.send(party(1), &down());
+        for sent in before {
+            world.end(&sent, &down());
+        }
+
+        world.advance(FIRST_PROBE_PAUSE);
+        assert!(matches!(world.admit(party(200)), Admission::Probe(..)));
+    }
+
+    #[test]
+    fn replaced_probe_does_not_end_its_successor() {
+        let mut world = World::new();
+        world.send(party(1), &down());
+        let Admission::Probe(first, ..) = world.admit(party(1)) else {
+            panic!("not a probe");
+        };
+        let first = sent(party(1), world.now, Some(first));
+        world.advance(NO_ANSWER);
+        let Admission::Probe(_, _sender, _) = world.admit(party(2)) else {
+            panic!("not replaced");
+        };
+
+        for ending in [Ending::Unknown, down()] {
+            world.end(&first, &ending);
+            assert!(matches!(world.admit(party(3)), Admission::Wait(_)));
+        }
+    }
+
+    #[test]
+    fn probes_that_are_all_dropped_soon_are_silence() {
+        let mut world = World::new();
+        world.send(party(1), &down());
+        for _ in 0..5 {
+            let Admission::Probe(id, ..) = world.admit(party(1)) else {
+                panic!("not a probe");
+            };
+            let probe = sent(party(1), world.now, Some(id));
+            world.advance(NO_ANSWER / 5 - MILLISECOND);
+            let ending = world.state.ending_without_answer(&probe, &world.now);
+            assert!(matches!(ending, Ending::Unknown));
+            world.end(&probe, &ending);
+        }
+        let Admission::Probe(id, ..) = world.admit(party(1)) else {
+            panic!("not a probe");
+        };
+        let probe = sent(party(1), world.now, Some(id));
+        world.advance(5 * MILLISECOND);
+
+        let ending = world.state.ending_without_answer(&probe, &world.now);
+
+        assert!(matches!(ending, Ending::Silence(_)));
+        world.end(&probe, &ending);
+        assert!(matches!(world.admit(party(2)), Admission::Refused(_)));
+    }
+
+    #[test]
+    fn only_a_thousand_clients_and_origins_are_kept() {
+        let mut world = World::new();
+        let far = |number| Party {
+            key: number,
+            client: number,
+            origin: number,
+        };
+        for number in 0..5000 {
+            let error = Error::transient("down", None);
+            world.send(far(number), &Ending::Down(error, Some(60 * DEFAULT_PAUSE)));
+            world.advance(MILLISECOND / 1000);
+        }
+
+        assert_eq!(world.state.outages.len(), MOST_ENTRIES);
+        assert_eq!(world.state.pauses.len(), MOST_ENTRIES);
+        let is_kept = |world: &mut World, number| {
+            let other_key = Party {
+                key: u64::MAX,
+                ..far(number)
+            };
+            matches!(world.admit(other_key), Admission::Refused(_))
+        };
+        assert!(is_kept(&mut world, 4999) && is_kept(&mut world, 4000));
+        assert!(!is_kept(&mut world, 3999));
+    }
+
+    #[test]
+    fn pauses_that_are_over_are_forgotten_first() {
+        let mut world = World::new();
+        let other_origin = |number| Party {
+            key: number,
+            client: number,
+            origin: number,
+        };
+        world.send(other_origin(0), &too_many(Some(3600 * DEFAULT_PAUSE)));
+        for number in 1..5000 {
+            world.advance(MILLISECOND);
+            world.send(other_origin(number), &too_many(Some(MILLISECOND)));
+        }
+
+        let other_key = Party {
+            key: u64::MAX,
+            ..other_origin(0)
+        };
+        assert!(matches!(world.admit(other_key), Admission::Refused(_)));
+    }
+
+    #[test]
+    fn only_plausible_pauses_of_transient_errors_are_obeyed() {
+        let second = Duration::from_secs(1);
+        for (asked_for, pause) in [
+            (Some(300 * second), Some(300 * second)),
+            (Some(301 * second), Some(DEFAULT_PAUSE)),
+            (Some(Duration::ZERO), Some(Duration::ZERO)),
+            (None, None),
+        ] {
+            let error = Error::transient("busy", asked_for);
+            assert_eq!(pause_asked_for(&error), pause);
+            let permanent = Error::permanent("gone").with_retry_after(asked_for);
+            assert_eq!(pause_asked_for(&permanent), None);
+        }
+    }
+}
