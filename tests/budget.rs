@@ -3,13 +3,16 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    fmt,
+    future::Future,
     io,
     sync::{Arc, Mutex},
+    task::{Context, Wake, Waker},
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::{FutureExt, future::join_all};
 use http::{Request, Response, Uri, header::RETRY_AFTER};
 use http_body_util::{BodyExt, Full};
 use proptest::{collection::vec, prelude::*};
@@ -343,6 +346,92 @@ async fn other_origins_and_other_endpoints_share_nothing() {
     assert_eq!(server.seen().len(), 3);
 }
 
+/// An error of an HTTP client that uses the endpoint when it is dropped.
+struct UsesEndpoint(Mutex<TokenEndpoint>);
+
+impl fmt::Debug for UsesEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("UsesEndpoint")
+    }
+}
+
+impl fmt::Display for UsesEndpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("connection refused")
+    }
+}
+
+impl std::error::Error for UsesEndpoint {}
+
+impl Drop for UsesEndpoint {
+    fn drop(&mut self) {
+        let endpoint = self.0.lock().unwrap().clone();
+        let _ = endpoint.oneshot(of("drop")).now_or_never();
+    }
+}
+
+/// A waker that uses the endpoint.
+struct WakerUsesEndpoint(Mutex<TokenEndpoint>);
+
+impl Wake for WakerUsesEndpoint {
+    fn wake(self: Arc<Self>) {
+        let endpoint = self.0.lock().unwrap().clone();
+        let _ = endpoint.oneshot(of("waker")).now_or_never();
+    }
+}
+
+/// Otherwise, this test deadlocks.
+#[tokio::test(start_paused = true)]
+async fn no_user_code_runs_under_the_lock_of_a_budget() {
+    let endpoint: Arc<Mutex<Option<TokenEndpoint>>> = Arc::default();
+    let http = {
+        let endpoint = Arc::clone(&endpoint);
+        service_fn(move |request: Request<Full<Bytes>>| {
+            let endpoint = endpoint.lock().unwrap().clone().unwrap();
+            async move {
+                match &*Seen::read(request).await.client {
+                    "up" => return Reply::Token.response(),
+                    "slow" => sleep(SECOND).await,
+                    _ => {}
+                }
+                Err(BoxError::from(UsesEndpoint(Mutex::new(endpoint))))
+            }
+        })
+    };
+    let auth = ClientAuth::from_fn(|request| async move {
+        let tenant = request.parameters.tenant().unwrap();
+        Ok::<_, Error>(ClientAuth::none(tenant))
+    });
+    let tokens = TokenEndpoint::new(http, "https://auth.example/token", auth).unwrap();
+    *endpoint.lock().unwrap() = Some(tokens.clone());
+    let call = |tenant| tokens.clone().oneshot(of(tenant));
+
+    // The second error replaces the first, and a token ends the outage.
+    for tenant in ["down", "down", "other", "up"] {
+        drop(call(tenant).await);
+        sleep(20 * MILLISECOND).await;
+    }
+    // A probe that fails and one that is dropped wake those who wait.
+    for is_dropped in [false, true] {
+        drop(call("down").await);
+        sleep(100 * MILLISECOND).await;
+        let probe = tokio::spawn(call("slow"));
+        settle().await;
+        let waker = Waker::from(Arc::new(WakerUsesEndpoint(Mutex::new(tokens.clone()))));
+        let mut waiting = Box::pin(call("waiting"));
+        let mut context = Context::from_waker(&waker);
+        assert!(waiting.as_mut().poll(&mut context).is_pending());
+        settle().await;
+        match is_dropped {
+            true => probe.abort(),
+            false => sleep(SECOND).await,
+        }
+        settle().await;
+        drop(probe.await);
+    }
+    *endpoint.lock().unwrap() = None;
+}
+
 // --- Random histories ---
 
 /// A token request of a random history.
@@ -562,7 +651,7 @@ async fn run(history: Vec<Planned>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 500, ..ProptestConfig::default() })]
 
     #[test]
     fn random_histories_never_have_two_probes_or_a_refusal_without_a_reason(
