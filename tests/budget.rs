@@ -228,9 +228,9 @@ async fn requests_wait_for_the_probe_and_share_its_end() {
 
         let probe = tokio::spawn(endpoint.clone().oneshot(of("probe")));
         settle().await;
-        let waiting: Vec<JoinHandle<_>> = (0..10)
-            .map(|number| tokio::spawn(endpoint.clone().oneshot(of(&format!("{number}")))))
-            .collect();
+        // Also another cache with the same key.
+        let tenants = ["1", "2", "3", "4", "5", "6", "7", "8", "9", "probe"];
+        let waiting = tenants.map(|tenant| tokio::spawn(endpoint.clone().oneshot(of(tenant))));
         settle().await;
         assert_eq!(server.seen().len(), 2, "one probe at a time");
 
