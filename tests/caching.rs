@@ -581,6 +581,28 @@ async fn keep_warm_continues_after_the_process_was_paused_during_a_refresh() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn keep_warm_continues_after_a_reset_during_a_refresh() {
+    let issuer = Issuer::new().latency(Duration::from_secs(5));
+    let cache = TokenCache::builder()
+        .jitter(0.0)
+        .keep_warm()
+        .build(issuer.service());
+    cache.token().await.unwrap();
+    // The refresh starts after 1490 s and takes 5 s.
+    sleep(Duration::from_secs(1486)).await;
+    assert_eq!(issuer.requests(), 2, "the refresh is under way");
+
+    cache.reset();
+    sleep(Duration::from_secs(10)).await;
+
+    assert_eq!(issuer.requests(), 3);
+    let token = cache.token().now_or_never().expect("a token is there");
+    assert_eq!(token.unwrap().expose(), "token-3");
+    sleep(Duration::from_secs(1500)).await;
+    assert_eq!(issuer.requests(), 4, "it is refreshed again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn keep_warm_notices_within_a_minute_that_the_machine_was_suspended() {
     let (issuer, wall) = (Issuer::new(), Arc::new(Mutex::new(SystemTime::UNIX_EPOCH)));
     let cache = TokenCache::builder()

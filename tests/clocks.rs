@@ -3,10 +3,11 @@
 mod support;
 
 use std::{
+    error::Error as _,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime},
 };
@@ -17,9 +18,9 @@ use tokio::{
     runtime::Runtime,
     time::{Instant, advance, sleep},
 };
-use tower::{Layer, Service, ServiceExt};
+use tower::{Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, ClientCredentialsLayer, Error, TokenCache, TokenCacheBuilder,
+    AccessToken, ClientCredentialsLayer, Error, TokenCache, TokenCacheBuilder, TokenRequest,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -182,6 +183,49 @@ async fn attempt_ends_within_a_second_after_the_wall_clock_passes_its_limit() {
     }
 }
 
+/// The server asks for a pause, and the machine is suspended meanwhile.
+#[tokio::test(start_paused = true)]
+async fn pause_between_attempts_ends_within_a_second_after_the_wall_clock_passes_the_deadline() {
+    for (name, forward, ends_soon) in [
+        ("almost the deadline", 29 * SECOND, false),
+        ("the deadline", 30 * SECOND, true),
+        ("an hour", HOUR, true),
+    ] {
+        let wall = Wall::new();
+        let attempts = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&attempts);
+        let cache = wall.builder().build(service_fn(move |_: TokenRequest| {
+            let is_first = counted.fetch_add(1, Ordering::SeqCst) == 0;
+            async move {
+                if is_first {
+                    return Err(Error::transient("busy", Some(19 * SECOND)));
+                }
+                AccessToken::new("token-1")
+            }
+        }));
+        let mut waiter = tokio_test::task::spawn(cache.token());
+        assert!(waiter.poll().is_pending());
+        sleep(SECOND).await;
+
+        wall.forward(forward);
+        let start = Instant::now();
+        let result = waiter.await;
+
+        let took = start.elapsed();
+        assert_eq!(took <= NOTICED_WITHIN, ends_soon, "{name}: {took:?}");
+        if !ends_soon {
+            assert_eq!(result.unwrap().expose(), "token-1");
+            continue;
+        }
+        let error = result.unwrap_err();
+        assert!(error.is_timeout(), "{name}: {error}");
+        let source = error.source().expect("the error of the attempt");
+        let busy = source.downcast_ref::<Error>().unwrap();
+        assert!(busy.is_token_service(), "{name}: {busy}");
+        assert_eq!(attempts.load(Ordering::SeqCst), 1, "{name}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn wall_clock_that_is_set_back_extends_no_token_request() {
     let (issuer, wall) = (Issuer::new(), Wall::new());
@@ -335,6 +379,90 @@ async fn panic_of_the_wall_clock_in_a_token_request_is_its_error() {
         advance(error.retry_after().unwrap()).await;
         cache.token().await.unwrap();
         assert_eq!(issuer.requests(), requests + 1);
+    }
+}
+
+/// A wall clock that panics once, when a test says so, and otherwise follows the monotonic clock.
+fn panicking_once() -> (TokenCacheBuilder, Arc<AtomicBool>) {
+    let panics: Arc<AtomicBool> = Arc::default();
+    let (panics_once, start) = (Arc::clone(&panics), Instant::now());
+    let builder = TokenCache::builder().jitter(0.0).wall_clock(move || {
+        let panics = panics_once.swap(false, Ordering::SeqCst);
+        assert!(!panics, "the clock is broken");
+        SystemTime::UNIX_EPOCH + 1_000_000 * HOUR + start.elapsed()
+    });
+    (builder, panics)
+}
+
+#[tokio::test(start_paused = true)]
+async fn single_panic_of_the_wall_clock_during_an_attempt_is_not_blamed_on_the_token_service() {
+    for max_attempts in [1, 3] {
+        let (builder, panics) = panicking_once();
+        let issuer = Issuer::new().latency(5 * SECOND);
+        let builder = builder.max_attempts(max_attempts);
+        let cache = builder.build(issuer.service());
+        let mut waiter = tokio_test::task::spawn(cache.token());
+        assert!(waiter.poll().is_pending());
+        settle().await;
+        assert_eq!(issuer.requests(), 1, "an attempt is under way");
+
+        panics.store(true, Ordering::SeqCst);
+        let error = waiter.await.unwrap_err();
+
+        assert!(!panics.load(Ordering::SeqCst), "the clock was read");
+        assert!(error.is_configuration(), "{error}");
+        assert_eq!(error.to_string(), "wall clock of the token cache panicked");
+        assert_eq!(issuer.requests(), 1, "{max_attempts} attempts");
+        advance(error.retry_after().unwrap()).await;
+        assert_eq!(cache.token().await.unwrap().expose(), "token-2");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn keep_warm_checks_again_within_a_minute_after_a_panic_of_the_wall_clock() {
+    let (builder, panics) = panicking_once();
+    let issuer = Issuer::new();
+    let cache = builder.keep_warm().build(issuer.service());
+    cache.token().await.unwrap();
+    sleep(1489 * SECOND).await;
+    assert_eq!(issuer.requests(), 1);
+
+    panics.store(true, Ordering::SeqCst);
+    sleep(2 * SECOND).await;
+    assert!(!panics.load(Ordering::SeqCst), "the clock was read");
+    assert_eq!(issuer.requests(), 1, "the check failed");
+    sleep(60 * SECOND).await;
+
+    assert_eq!(issuer.requests(), 2);
+    assert_eq!(cache.token().await.unwrap().expose(), "token-2");
+}
+
+/// A board whose clock has lost its time may read anything.
+#[tokio::test(start_paused = true)]
+async fn wall_clock_at_the_end_of_its_range_panics_nowhere() {
+    let (mut seconds, mut farthest) = (u64::MAX / 2, SystemTime::UNIX_EPOCH);
+    while seconds > 0 {
+        let later = farthest.checked_add(Duration::from_secs(seconds));
+        farthest = later.unwrap_or(farthest);
+        seconds /= 2;
+    }
+    for before_the_end in [0, 1, 29, 31, 3600, 1_000_000_000] {
+        let now = farthest - Duration::from_secs(before_the_end);
+        let issuer = Issuer::new();
+        let builder = TokenCache::builder().keep_warm().wall_clock(move || now);
+        let cache = builder.build(issuer.service());
+        let api = Api::accepting(|token| token != "token-1");
+        let service = ClientCredentialsLayer::with_cache(cache.clone()).layer(api.service());
+
+        for _ in 0..3 {
+            call(&service).await.unwrap();
+            let token = cache.token().await.unwrap();
+            cache.reject(&token);
+            cache.refresh().await.unwrap();
+            sleep(61 * SECOND).await;
+        }
+        issuer.fail(Failure::Transient);
+        cache.refresh().await.unwrap_err();
     }
 }
 

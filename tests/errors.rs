@@ -8,7 +8,7 @@ use std::{
     io, iter,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -138,6 +138,64 @@ async fn expired() -> Error {
         }
     }
     panic!("the call is still waiting");
+}
+
+/// A token service that takes two seconds and returns the given tokens.
+fn issuing<const N: usize>(
+    tokens: [&'static str; N],
+) -> impl Service<TokenRequest, Response = AccessToken, Error = Error, Future: Send>
++ Clone
++ Send
++ 'static {
+    let issued = Arc::new(AtomicUsize::new(0));
+    service_fn(move |_: TokenRequest| {
+        let token = tokens[issued.fetch_add(1, Ordering::SeqCst)];
+        async move {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            AccessToken::new(token)
+        }
+    })
+}
+
+fn unauthorized() -> Response<String> {
+    let mut response = Response::new("BODY-MARK".to_owned());
+    *response.status_mut() = StatusCode::UNAUTHORIZED;
+    response
+}
+
+/// The renewal takes so long that the API's response has been dropped.
+async fn same_token() -> Error {
+    let layer = ClientCredentialsLayer::new(issuing(["TOKEN-MARK"; 2]));
+    let api = layer.layer(service_fn(|_: Request<String>| async {
+        Ok::<_, BoxError>(unauthorized())
+    }));
+    *api.oneshot(request())
+        .await
+        .unwrap_err()
+        .downcast()
+        .unwrap()
+}
+
+/// The token that the API rejected comes back while the HTTP client becomes ready.
+async fn cooling_down() -> Error {
+    let tokens = issuing(["TOKEN-MARK-1", "TOKEN-MARK-2", "TOKEN-MARK-1"]);
+    let cache = TokenCache::new(tokens);
+    cache.token().await.unwrap();
+    let (inner, mut api) = tower_test::mock::pair::<Request<String>, Response<String>>();
+    let service = ClientCredentialsLayer::with_cache(cache.clone()).layer(inner);
+    api.allow(1);
+    let mut call = tokio_test::task::spawn(service.oneshot(request()));
+    assert!(call.poll().is_pending());
+    let (_, respond) = api.next_request().await.unwrap();
+    respond.send_response(unauthorized());
+    assert!(call.poll().is_pending());
+    let renewed = cache.refresh().await.unwrap();
+    assert!(call.poll().is_pending());
+    cache.accept(&renewed);
+    cache.reject(&renewed);
+    cache.refresh().await.unwrap();
+    api.allow(1);
+    *call.await.unwrap_err().downcast().unwrap()
 }
 
 /// Each token request is spawned on a runtime that has shut down.
@@ -309,6 +367,8 @@ async fn every_error() -> Vec<(&'static str, Error)> {
         ("foreign", error_of(foreign).await),
         ("permanent", error_of(permanent).await),
         ("expired", expired().await),
+        ("the same token", same_token().await),
+        ("cooling down", cooling_down().await),
         ("lost runtime", runtime_lost()),
         (
             "no runtime",
@@ -352,6 +412,7 @@ async fn exactly_one_question_is_true_of_each_error() {
             ("expired", error.is_expired()),
             ("too many headers", error.is_too_many_headers()),
             ("body changed", error.is_body_changed()),
+            ("token rejected", error.is_token_rejected()),
         ];
         let mut yes = questions
             .iter()
@@ -397,6 +458,8 @@ async fn exactly_one_question_is_true_of_each_error() {
             ("foreign", "token service", true),
             ("permanent", "token service", false),
             ("expired", "expired", true),
+            ("the same token", "token rejected", true),
+            ("cooling down", "token rejected", true),
             ("lost runtime", "no runtime", true),
             ("no runtime", "no runtime", true),
         ]
@@ -534,6 +597,16 @@ async fn messages_name_the_party_the_fact_and_what_to_do() {
              request",
         ),
         (
+            "the same token",
+            "API answered 401, and no other token is available: renewal returned the access token \
+             that the API had rejected",
+        ),
+        (
+            "cooling down",
+            "API answered 401, and no other token is available: access token was \
+             rejected, and the cool-down after the last renewal is not over",
+        ),
+        (
             "lost runtime",
             "token requests were lost because their Tokio runtimes shut down, several times in a \
              row",
@@ -559,8 +632,9 @@ async fn no_text_occurs_twice_in_a_chain_of_sources() {
                 .collect();
         for (level, message) in chain.iter().enumerate() {
             let first = message.chars().next().unwrap();
+            let may_be_upper_case = message.contains("-MARK") || message.starts_with("API ");
             assert!(
-                !first.is_uppercase() || message.contains("-MARK"),
+                !first.is_uppercase() || may_be_upper_case,
                 "{name}: {message}"
             );
             assert!(!message.ends_with('.'), "{name}: {message}");
@@ -716,6 +790,36 @@ async fn token_service_that_waits_for_its_own_token_fails_at_once() {
         );
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
+/// A reset must not let the token service start a token request of its own, which would do the same.
+#[tokio::test(start_paused = true)]
+async fn token_service_that_resets_its_cache_and_waits_for_its_own_token_fails_at_once() {
+    for forces in [false, true] {
+        let cache: Arc<std::sync::OnceLock<TokenCache>> = Arc::default();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let (own, counted) = (Arc::clone(&cache), Arc::clone(&calls));
+        let tokens = service_fn(move |_: TokenRequest| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let own = own.get().unwrap().clone();
+            async move {
+                own.reset();
+                match forces {
+                    true => own.refresh().await,
+                    false => own.token().await,
+                }
+            }
+        });
+        assert!(cache.set(TokenCache::new(tokens)).is_ok());
+        let start = tokio::time::Instant::now();
+
+        let error = cache.get().unwrap().token().await.unwrap_err();
+        support::settle().await;
+
+        assert!(error.is_configuration(), "{error}");
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

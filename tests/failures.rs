@@ -379,6 +379,16 @@ fn endpoint(
     failures: usize,
     body: &'static str,
 ) -> (TokenCache, Arc<Mutex<Vec<Instant>>>) {
+    endpoint_with(status, ("retry-after", retry_after), failures, body)
+}
+
+/// The same with another header.
+fn endpoint_with(
+    status: u16,
+    header: (&'static str, &'static str),
+    failures: usize,
+    body: &'static str,
+) -> (TokenCache, Arc<Mutex<Vec<Instant>>>) {
     let requests: Arc<Mutex<Vec<Instant>>> = Arc::default();
     let noted = Arc::clone(&requests);
     let http = service_fn(move |_: Request<Full<Bytes>>| {
@@ -386,7 +396,7 @@ fn endpoint(
         noted.push(Instant::now());
         let response = if noted.len() <= failures {
             let failure = Response::builder().status(status);
-            failure.header("retry-after", retry_after).body(body)
+            failure.header(header.0, header.1).body(body)
         } else {
             let token = r#"{"access_token":"token-1","token_type":"Bearer","expires_in":1800}"#;
             Response::builder().body(token)
@@ -480,6 +490,31 @@ async fn too_many_requests_are_retried_only_after_a_plausible_pause() {
     }
 }
 
+/// A server that is overloaded may send a header that says nothing.
+#[tokio::test(start_paused = true)]
+async fn too_many_requests_with_no_time_left_to_wait_are_not_retried() {
+    for header in [
+        ("retry-after", "0"),
+        ("retry-after", "0.0"),
+        ("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT"),
+        ("ratelimit-reset", "0"),
+        ("ratelimit", r#""default";r=0;t=0"#),
+        ("x-ratelimit-reset", "1000000001"),
+        ("x-ms-retry-after-ms", "0"),
+        ("retry-after-ms", "0"),
+    ] {
+        let (cache, requests) = endpoint_with(429, header, 3, "");
+
+        let error = cache.token().await.unwrap_err();
+
+        assert!(error.is_transient(), "{header:?}: {error}");
+        assert_eq!(requests.lock().unwrap().len(), 1, "{header:?}");
+        let pause = error.retry_after().unwrap();
+        let back_off = SECOND.mul_f64(0.8)..=SECOND.mul_f64(1.2);
+        assert!(back_off.contains(&pause), "{header:?}: {pause:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn reset_ends_a_cool_down() {
     let issuer = Issuer::new();
@@ -526,6 +561,35 @@ async fn reset_leaves_a_token_request_to_its_waiters() {
         // Neither its token nor its failure is kept.
         assert_eq!(after.await.unwrap().expose(), "token-2");
         assert_eq!(cache.token().await.unwrap().expose(), "token-2");
+    }
+}
+
+/// The next token request needs no pause, whatever the server said to the one before.
+#[tokio::test(start_paused = true)]
+async fn error_of_a_token_request_from_before_a_reset_asks_for_no_pause() {
+    for is_reset in [false, true] {
+        let issuer = Issuer::new().latency(SECOND);
+        let cache = issuer.cache();
+        issuer.fail(Failure::RateLimited);
+        let mut waiters: Vec<_> = (0..3)
+            .map(|_| tokio_test::task::spawn(cache.token()))
+            .collect();
+        assert!(waiters.iter_mut().all(|waiter| waiter.poll().is_pending()));
+        settle().await;
+
+        if is_reset {
+            cache.reset();
+        }
+        let errors = join_all(waiters).await;
+
+        assert_eq!(issuer.requests(), 1);
+        for error in errors {
+            let error = error.unwrap_err();
+            assert!(error.is_token_service(), "{error}");
+            assert_eq!(error.retry_after().is_none(), is_reset, "{error:?}");
+        }
+        issuer.fail(None);
+        assert_eq!(cache.token().await.is_ok(), is_reset);
     }
 }
 

@@ -174,6 +174,36 @@ async fn caller_sees_what_the_api_said_during_the_cool_down() {
 
 /// LinkedIn rejects a token for some seconds after issuing it.
 #[tokio::test(start_paused = true)]
+async fn caller_sees_what_the_api_said_during_the_cool_down_even_if_a_refresh_is_slow() {
+    for (latency, failure) in [(5 * SECOND, None), (Duration::ZERO, Some(Failure::Silence))] {
+        let issuer = Issuer::new().latency(latency);
+        let api = Api::accepting_none();
+        let cache = TokenCache::builder()
+            .jitter(0.0)
+            .cool_down(LONG)
+            .build(issuer.service());
+        let service = ClientCredentialsLayer::with_cache(cache).layer(api.service());
+        call(&service).await.unwrap();
+        assert_eq!(issuer.requests(), 2, "a cool-down has begun");
+        issuer.fail(failure);
+        advance(Duration::from_secs(1500)).await;
+        service.cache().token().await.unwrap();
+        settle().await;
+        assert_eq!(issuer.requests(), 3, "a refresh is under way");
+
+        let start = Instant::now();
+        let response = call(&service).await.unwrap();
+
+        assert_eq!(start.elapsed(), Duration::ZERO, "{failure:?}");
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(response.body(), rejection().body());
+        assert!(matches!(reason(&response), NotReplayed::CoolingDown));
+        assert_eq!(api.tokens(), ["token-1", "token-2", "token-2"]);
+        assert_eq!(issuer.requests(), 3);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_storm_from_an_api_that_rejects_young_tokens() {
     let issuer = Issuer::new();
     let start = Instant::now();
@@ -871,6 +901,64 @@ async fn request_is_sent_once_if_the_renewal_returns_the_rejected_token() {
     }
 }
 
+/// The token service returns a token that was rejected before. Meanwhile, a call has waited for its
+/// HTTP client.
+#[tokio::test(start_paused = true)]
+async fn rejected_token_that_comes_back_before_the_service_is_ready_is_not_sent_again() {
+    for (cool_down, next) in [(COOL_DOWN, None), (Duration::ZERO, Some("token-3"))] {
+        let remaining = Arc::new(Mutex::new(VecDeque::from([
+            "token-1", "token-2", "token-1", "token-3",
+        ])));
+        let issued = Arc::clone(&remaining);
+        let tokens = service_fn(move |_: TokenRequest| {
+            let token = issued.lock().unwrap().pop_front().unwrap();
+            async move { Ok::<_, BoxError>(AccessToken::new(token)?.with_lifetime(LONG)) }
+        });
+        let cache = TokenCache::builder().cool_down(cool_down).build(tokens);
+        let (inner, mut api) = tower_test::mock::pair::<Request<String>, Response<String>>();
+        let service = ClientCredentialsLayer::with_cache(cache.clone()).layer(inner);
+        cache.token().await.unwrap();
+
+        api.allow(1);
+        let mut waiting = tokio_test::task::spawn(service.oneshot(request()));
+        assert!(waiting.poll().is_pending());
+        let (sent, respond) = api.next_request().await.unwrap();
+        assert_eq!(sent.headers()["authorization"], "Bearer token-1");
+        respond.send_response(rejection());
+        assert!(waiting.poll().is_pending());
+        settle().await;
+        assert!(waiting.poll().is_pending(), "the service is not ready");
+        let renewed = cache.token().await.unwrap();
+        assert_eq!(renewed.expose(), "token-2");
+
+        cache.accept(&renewed);
+        assert!(matches!(cache.reject(&renewed), Rejection::Withheld));
+        assert_eq!(cache.token().await.unwrap().expose(), "token-1");
+        api.allow(1);
+        let outcome = waiting.poll();
+
+        if let Some(next) = next {
+            assert!(outcome.is_pending());
+            settle().await;
+            api.allow(1);
+            assert!(waiting.poll().is_pending());
+            let (sent, respond) = api.next_request().await.unwrap();
+            assert_eq!(sent.headers()["authorization"], format!("Bearer {next}"));
+            respond.send_response(answer(200));
+            assert_eq!(waiting.await.unwrap().status(), StatusCode::OK);
+            continue;
+        }
+        let Poll::Ready(Err(error)) = outcome else {
+            panic!("the call waits on, or has a response");
+        };
+        let error = error.downcast_ref::<Error>().unwrap();
+        assert!(error.is_token_rejected(), "{error}");
+        assert_eq!(error.rejected_status(), Some(StatusCode::UNAUTHORIZED));
+        assert!(api.next_request().now_or_never().is_none());
+        assert_eq!(remaining.lock().unwrap().len(), 1);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn calls_during_the_back_off_of_a_renewal_are_told_its_failure() {
     let issuer = Issuer::new();
@@ -957,6 +1045,112 @@ async fn reject_returns_what_happens_to_the_token() {
     assert!(matches!(cache.reject(&second), Rejection::Withheld));
     cache.token().await.unwrap();
     assert!(matches!(cache.reject(&second), Rejection::Failing(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn reject_says_that_a_renewal_takes_longer_than_a_second() {
+    let issuer = Issuer::new().latency(5 * SECOND);
+    let cache = issuer.cache();
+    let token = cache.token().await.unwrap();
+    assert!(matches!(cache.reject(&token), Rejection::Withheld));
+    let mut refresh = tokio_test::task::spawn(cache.refresh());
+    assert!(refresh.poll().is_pending());
+    settle().await;
+
+    advance(SECOND - NANOSECOND).await;
+    assert!(matches!(cache.reject(&token), Rejection::Withheld));
+    assert!(cache.token().now_or_never().is_none(), "withheld");
+    for elapsed in [NANOSECOND, 3 * SECOND] {
+        advance(elapsed).await;
+        let rejection = cache.reject(&token);
+        assert!(matches!(rejection, Rejection::Renewing), "{rejection:?}");
+        let in_use = cache.token().now_or_never().unwrap().unwrap();
+        assert_eq!(in_use.expose(), "token-1");
+    }
+    assert_eq!(refresh.await.unwrap().expose(), "token-2");
+    assert!(matches!(cache.reject(&token), Rejection::Replaced));
+    assert_eq!(issuer.requests(), 2);
+}
+
+/// Callers try again until they have another token.
+#[tokio::test(start_paused = true)]
+async fn callers_that_reject_and_refresh_make_one_token_request() {
+    let issuer = Issuer::new().latency(5 * SECOND);
+    let cache = issuer.cache();
+    cache.token().await.unwrap();
+    let caller = |delay: Duration| {
+        let cache = cache.clone();
+        async move {
+            tokio::time::sleep(delay).await;
+            let mut token = cache.token().await.unwrap();
+            let mut rejections = 0;
+            while token.expose() == "token-1" {
+                rejections += 1;
+                let next = match cache.reject(&token) {
+                    Rejection::Withheld | Rejection::Renewing => cache.refresh().await,
+                    Rejection::Replaced => cache.token().await,
+                    rejection => panic!("{rejection:?}"),
+                };
+                token = next.unwrap();
+            }
+            (token.expose().to_owned(), rejections)
+        }
+    };
+
+    let delays = (0..20).map(|number| number * Duration::from_millis(200));
+    let callers = join_all(delays.map(caller)).await;
+
+    for (token, rejections) in callers {
+        assert_eq!(token, "token-2");
+        assert!(rejections <= 1, "{rejections}");
+    }
+    assert_eq!(issuer.rejected(), [None, Some("token-1".to_owned())]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn accepted_token_is_renewed_at_once_if_the_program_reported_that() {
+    for (accepted, is_renewed) in [
+        (Some("token-2"), true),
+        (Some("token-1"), false),
+        (Some("stranger"), false),
+        (None, false),
+    ] {
+        let issuer = Issuer::new();
+        let cache = issuer.cache();
+        let first = cache.token().await.unwrap();
+        assert!(matches!(cache.reject(&first), Rejection::Withheld));
+        let second = cache.token().await.unwrap();
+        assert_eq!(second.expose(), "token-2");
+
+        if let Some(accepted) = accepted {
+            cache.accept(&AccessToken::new(accepted).unwrap());
+        }
+        advance(2 * SECOND).await;
+        let rejection = cache.reject(&second);
+
+        match rejection {
+            Rejection::Withheld => assert!(is_renewed, "{accepted:?}"),
+            Rejection::CoolingDown => assert!(!is_renewed, "{accepted:?}"),
+            rejection => panic!("{accepted:?}: {rejection:?}"),
+        }
+        cache.token().await.unwrap();
+        assert_eq!(issuer.requests(), 2 + usize::from(is_renewed));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn accepting_a_token_that_the_cache_does_not_hold_does_nothing() {
+    let issuer = Issuer::new();
+    let cache = issuer.cache();
+
+    cache.accept(&AccessToken::new("token-1").unwrap());
+    settle().await;
+
+    assert_eq!(issuer.requests(), 0);
+    assert!(cache.token().await.is_ok());
+    cache.reset();
+    cache.accept(&AccessToken::new("token-1").unwrap());
+    assert_eq!(cache.token().await.unwrap().expose(), "token-2");
 }
 
 #[tokio::test(start_paused = true)]
