@@ -800,9 +800,12 @@ async fn token_service_that_resets_its_cache_and_waits_for_its_own_token_fails_a
         let calls = Arc::new(AtomicUsize::new(0));
         let (own, counted) = (Arc::clone(&cache), Arc::clone(&calls));
         let tokens = service_fn(move |_: TokenRequest| {
-            counted.fetch_add(1, Ordering::SeqCst);
+            let is_first = counted.fetch_add(1, Ordering::SeqCst) == 0;
             let own = own.get().unwrap().clone();
             async move {
+                if !is_first {
+                    return Err(Error::permanent("called again"));
+                }
                 own.reset();
                 match forces {
                     true => own.refresh().await,
