@@ -326,6 +326,12 @@ pub(crate) fn failed_fast(cache: Option<&str>, error: &Error) {
     );
 }
 
+/// A call uses a token that has expired in the cache, because it gets no other one.
+pub(crate) fn last_resort(cache: Option<&str>) {
+    #[cfg(feature = "tracing")]
+    tracing::debug!(cache, "using an expired token until its stated end");
+}
+
 /// The API rejected a token, and `action` is what happens to it.
 ///
 /// Of the many calls that may get the same token rejected, only the first withholds the token.

@@ -640,7 +640,12 @@ impl TokenCache {
 
     fn next_step(&self, join: Join, runtime: &Handle) -> NextStep {
         match join {
-            Join::Token(token) => NextStep::Return(Ok(token)),
+            Join::Token(token) => {
+                if token.is_last_resort() {
+                    telemetry::last_resort(self.name());
+                }
+                NextStep::Return(Ok(token))
+            }
             Join::Failing(error) => {
                 telemetry::failed_fast(self.name(), &error);
                 NextStep::Return(Err(error))
@@ -679,12 +684,14 @@ impl TokenCache {
 
     /// The token request failed. Returns a token if there is one that the call may use nevertheless.
     fn despite(&self, error: Error, rejected: Option<&CachedToken>) -> FlightResult {
-        let last_resort = || {
-            let now = self.key.now().monotonic;
-            self.key.lock().last_resort(rejected, now)
-        };
-        let token = self.unexpired(rejected).or_else(last_resort);
-        token.ok_or(error)
+        if let Some(token) = self.unexpired(rejected) {
+            return Ok(token);
+        }
+        let now = self.key.now().monotonic;
+        let last_resort = self.key.lock().last_resort(rejected, now);
+        let token = last_resort.ok_or(error)?;
+        telemetry::last_resort(self.name());
+        Ok(token)
     }
 
     /// Returns the current token if it may be used; refreshes it in the background if that is due.

@@ -107,6 +107,11 @@ impl CachedToken {
         }
     }
 
+    /// Whether the token was granted because there was no other one.
+    pub(super) fn is_last_resort(&self) -> bool {
+        self.exception == Exception::LastResort
+    }
+
     /// Returns the token for a call that didn't wait for its flight.
     ///
     /// A token that was expired on arrival gets here only if a clock was set back. Such a call may

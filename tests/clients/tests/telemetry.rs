@@ -267,6 +267,34 @@ DEBUG sending the request without a token cache=orders reason=plain_http
     assert_eq!(log.lines(Level::TRACE).join("\n") + "\n", expected);
 }
 
+/// Once for each call: one that waited for the token request, and one that came during the back-off.
+#[tokio::test(start_paused = true)]
+async fn token_that_is_used_as_a_last_resort_is_logged() {
+    let log = Log::default();
+    let _tracing = log.subscribe();
+    let issuer = Issuer {
+        cache_name: Some("orders"),
+        ..Issuer::default()
+    };
+    let layer = ClientCredentialsLayer::with_cache(issuer.cache());
+    assert_eq!(call(&layer, api(1..=1)).await, 200);
+    tokio::time::advance(Duration::from_secs(1795)).await;
+    issuer.set_down(true);
+    let before = log.lines(Level::TRACE).len();
+
+    assert_eq!(call(&layer, api(1..=1)).await, 200, "within the margin");
+    assert_eq!(call(&layer, api(1..=1)).await, 200, "during the back-off");
+
+    let expected = "DEBUG using an expired token until its stated end cache=orders";
+    let lines = &log.lines(Level::TRACE)[before..];
+    let [attempt, request, uses @ ..] = lines else {
+        panic!("{lines:?}");
+    };
+    assert!(attempt.starts_with("DEBUG attempt of a token request failed"));
+    assert!(request.starts_with("WARN token request failed"));
+    assert_eq!(uses, [expected; 2]);
+}
+
 /// No matter how many calls it rejects.
 #[tokio::test(start_paused = true)]
 async fn rejection_is_logged_once_at_info() {
