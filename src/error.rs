@@ -659,7 +659,7 @@ impl fmt::Display for Error {
                  body that was sent first",
             ),
             Kind::CoolingDown => f.write_str(
-                "access token was rejected, and the cool-down after the last renewal is not over",
+                "access token was rejected, and the last renewal is too recent for another one",
             ),
             Kind::SameToken => {
                 f.write_str("renewal returned the access token that the API had rejected")

@@ -153,8 +153,8 @@ impl fmt::Display for TokenOutcome {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum NotReplayed {
-    /// The last renewal is so recent that another one wouldn't help. See
-    /// [`TokenCacheBuilder::cool_down`](crate::TokenCacheBuilder::cool_down).
+    /// The last renewal is too recent for another one: the token was revoked twice in a row, or the API
+    /// rejects new tokens. See [`TokenCacheBuilder::cool_down`](crate::TokenCacheBuilder::cool_down).
     CoolingDown,
     /// The renewal returned the token that the API had rejected.
     SameToken,
@@ -203,7 +203,7 @@ impl fmt::Display for NotReplayed {
             Self::RejectedAgain => {
                 return f.write_str("a second send with another token was rejected, too");
             }
-            Self::CoolingDown => "a renewal was tried a moment ago",
+            Self::CoolingDown => "the last renewal is too recent for another one",
             Self::SameToken => "the renewal returned the same token",
             Self::BodyNotKept => "nothing was kept of the request's body",
             Self::BodyOverLimit => "more of the request's body was sent than may be kept",

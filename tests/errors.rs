@@ -604,7 +604,7 @@ async fn messages_name_the_party_the_fact_and_what_to_do() {
         (
             "cooling down",
             "API answered 401, and no other token is available: access token was \
-             rejected, and the cool-down after the last renewal is not over",
+             rejected, and the last renewal is too recent for another one",
         ),
         (
             "lost runtime",

@@ -564,6 +564,28 @@ async fn reset_leaves_a_token_request_to_its_waiters() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn reset_cancels_a_token_request_that_nobody_waits_for() {
+    for is_reset in [false, true] {
+        let issuer = Issuer::new().latency(4 * SECOND);
+        let cache = issuer.cache();
+        let mut waiter = tokio_test::task::spawn(cache.token());
+        assert!(waiter.poll().is_pending());
+        settle().await;
+        drop(waiter);
+        settle().await;
+
+        if is_reset {
+            cache.reset();
+        }
+        settle().await;
+
+        let tasks = tokio::runtime::Handle::current().metrics();
+        assert_eq!(tasks.num_alive_tasks(), usize::from(!is_reset));
+        assert_eq!(issuer.requests(), 1);
+    }
+}
+
 /// The next token request needs no pause, whatever the server said to the one before.
 #[tokio::test(start_paused = true)]
 async fn error_of_a_token_request_from_before_a_reset_asks_for_no_pause() {

@@ -196,7 +196,8 @@ impl TokenCacheBuilder {
     /// Sets how long a token request may take, including its retries. Default: 30 seconds.
     ///
     /// Both clocks count: if the machine is suspended for longer than the deadline, the token request
-    /// ends within a second after the machine wakes up.
+    /// ends within a second after the machine wakes up. The same happens if the wall clock is set
+    /// forward by more than what is left of the deadline.
     ///
     /// If the runtime of a token request stops making progress, callers on other runtimes wait
     /// until one second after the deadline and then start another token request. A caller starts up
@@ -253,6 +254,9 @@ impl TokenCacheBuilder {
     /// ignored, and the pause is that of [`failure_backoff`](Self::failure_backoff). The
     /// `Retry-After` of a permanent error is ignored as well. Values above one day count as one day.
     ///
+    /// This limit also applies to the pauses within a token request, between its attempts. There, the
+    /// pause that replaces an ignored time is that of [`retry_backoff`](Self::retry_backoff).
+    ///
     /// A `Retry-After` that is obeyed is extended by a random time of up to half its length, so that
     /// clients that were refused at the same time don't return at the same time.
     pub fn max_retry_after(mut self, longest: Duration) -> Self {
@@ -288,6 +292,9 @@ impl TokenCacheBuilder {
     /// token that lives for less than two seconds, calls may therefore have to wait. Timers don't
     /// run while a machine is suspended, so the task checks both clocks once a minute. A call
     /// within a minute after the machine wakes up may have to wait.
+    ///
+    /// The task doesn't renew a token that the API has rejected before the token is due for refresh. The
+    /// rejected call renews it, or the next call does.
     ///
     /// # Examples
     ///

@@ -153,9 +153,9 @@ impl TokenCache {
 
     /// Reports that the API rejected `token`, so that later callers get another one.
     ///
-    /// This method doesn't send a token request. The next call to [`token`](Self::token) does. If
-    /// the cache already holds a newer token, or if the cool-down or the back-off hasn't ended,
-    /// nothing changes. The returned [`Rejection`] says what happened.
+    /// This method doesn't send a token request. The next call to [`token`](Self::token) or
+    /// [`refresh`](Self::refresh) does. If the cache already holds a newer token, or if the cool-down
+    /// or the back-off hasn't ended, nothing changes. The returned [`Rejection`] says what happened.
     ///
     /// # Examples
     ///
@@ -172,9 +172,13 @@ impl TokenCache {
     /// let cache = TokenCache::new(token_service);
     /// let token = cache.token().await?;
     /// // The server rejected the token in a WebSocket handshake.
-    /// assert!(matches!(cache.reject(&token), Rejection::Withheld));
-    /// let renewed = cache.token().await?;
-    /// # drop(renewed);
+    /// let another = match cache.reject(&token) {
+    ///     // Waits for the renewal, however long it takes.
+    ///     Rejection::Withheld | Rejection::Renewing => Some(cache.refresh().await?),
+    ///     Rejection::Replaced => Some(cache.token().await?),
+    ///     _ => None,
+    /// };
+    /// # assert!(another.is_some());
     /// # Ok(())
     /// # }
     /// ```
@@ -230,8 +234,12 @@ impl TokenCache {
     /// callers shouldn't wait for a pause to end, for example after an operator has changed the
     /// client's permissions.
     ///
-    /// A token request that is already under way continues and serves the calls that wait for it,
-    /// but its token isn't kept.
+    /// A token request that is already under way serves only the calls that already wait for it. They
+    /// share its token or its failure, but the cache doesn't keep its token, and no pause follows its
+    /// failure. If no call waits for the token request, it is cancelled.
+    ///
+    /// If the token is [kept warm](TokenCacheBuilder::keep_warm), another one is requested within a
+    /// minute, even without a call.
     ///
     /// # Examples
     ///
