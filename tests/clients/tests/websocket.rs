@@ -13,37 +13,46 @@ use tokio_tungstenite::{
         handshake::server::{ErrorResponse, Response},
     },
 };
-use tower_client_credentials::{BoxError, Rejection, TokenCache};
+use tower_client_credentials::{AccessToken, BoxError, Rejection, TokenCache};
 
 type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 /// Opens a WebSocket. If the server rejects the token, tries once more with another one.
 async fn connect(url: &str, tokens: &TokenCache) -> Result<Socket, BoxError> {
     let token = tokens.token().await?;
-    let error = match handshake(url, token.header_value().clone()).await {
-        Err(tungstenite::Error::Http(response))
-            if response.status() == StatusCode::UNAUTHORIZED =>
-        {
-            tungstenite::Error::Http(response)
-        }
+    let error = match handshake(url, tokens, &token).await {
+        Err(error) if is_unauthorized(&error) => error,
         result => return Ok(result?),
     };
-    match tokens.reject(&token) {
-        // A renewal would not help now.
-        Rejection::CoolingDown => Err(error.into()),
-        Rejection::Failing(error) => Err(error.into()),
-        // Another token is there, or the next call waits for it.
-        _ => {
-            let token = tokens.token().await?;
-            Ok(handshake(url, token.header_value().clone()).await?)
-        }
-    }
+    let another = match tokens.reject(&token) {
+        // Waits for the renewal, however long it takes.
+        Rejection::Withheld | Rejection::Renewing => tokens.refresh().await?,
+        Rejection::Replaced => tokens.token().await?,
+        // There is no other token.
+        Rejection::Failing(error) => return Err(error.into()),
+        // The last renewal is too recent for another one.
+        _ => return Err(error.into()),
+    };
+    Ok(handshake(url, tokens, &another).await?)
 }
 
-async fn handshake(url: &str, token: http::HeaderValue) -> tungstenite::Result<Socket> {
+fn is_unauthorized(error: &tungstenite::Error) -> bool {
+    let tungstenite::Error::Http(response) = error else {
+        return false;
+    };
+    response.status() == StatusCode::UNAUTHORIZED
+}
+
+async fn handshake(
+    url: &str,
+    tokens: &TokenCache,
+    token: &AccessToken,
+) -> tungstenite::Result<Socket> {
     let mut request = url.into_client_request()?;
-    request.headers_mut().insert(AUTHORIZATION, token);
+    let header = token.header_value().clone();
+    request.headers_mut().insert(AUTHORIZATION, header);
     let (socket, _response) = connect_async(request).await?;
+    tokens.accept(token);
     Ok(socket)
 }
 
