@@ -1,4 +1,5 @@
-//! Instructions of a call, counted by callgrind: the difference between a long and a short loop.
+//! Instructions of a call, and to read a reply, counted by callgrind: the difference between a long and
+//! a short loop.
 
 use std::process::Command;
 
@@ -23,6 +24,10 @@ const MIN_LOOKUP: f64 = 50.0;
 const HOT_LOOP: &str = env!("CARGO_BIN_EXE_hot_loop");
 const CALLERS: &str = env!("CARGO_BIN_EXE_callers");
 const REPLAY_CALLERS: &str = env!("CARGO_BIN_EXE_replay_callers");
+const ERROR_REPLIES: &str = env!("CARGO_BIN_EXE_error_replies");
+
+/// How much faster than their size the instructions to read error replies may grow.
+const GROWTH: f64 = 1.5;
 
 const SHORT: i64 = 500;
 const LONG: i64 = 3500;
@@ -71,7 +76,43 @@ pub(crate) fn measure(table: &mut Table) -> Result<(), BoxError> {
         let (figure, details) = row.ratio();
         table.row(&row.name, figure, CLONE_BODY, &details);
     }
-    report_lookups(table)
+    report_lookups(table)?;
+    measure_error_replies(table)
+}
+
+/// A server must not be able to keep a processor busy, so the reading takes linear time.
+fn measure_error_replies(table: &mut Table) -> Result<(), BoxError> {
+    const SIZES: [(&str, usize); 3] = [
+        ("64 KiB", 64 * 1024),
+        ("256 KiB", 256 * 1024),
+        ("1 MiB", 1024 * 1024),
+    ];
+    let per_reply = |bytes: usize| -> Result<f64, BoxError> {
+        let count = |replies| {
+            let arguments = [&bytes.to_string()];
+            count(
+                ERROR_REPLIES,
+                &arguments.map(String::as_str),
+                replies,
+                Lookups::Counted,
+            )
+        };
+        Ok((count(3)? - count(1)?) as f64 / 2.0)
+    };
+    let [small, medium, large] = SIZES.map(|(_, bytes)| per_reply(bytes));
+    let figures = [small?, medium?, large?];
+
+    table.section(
+        "Instructions to read an error reply of a token endpoint whose texts resemble its tokens: their\n\
+         growth from one size to the next, relative to that of the size:",
+    );
+    for (sizes, counts) in SIZES.windows(2).zip(figures.windows(2)) {
+        let name = format!("{} to {}", sizes[0].0, sizes[1].0);
+        let growth = (counts[1] / counts[0]) / (sizes[1].1 as f64 / sizes[0].1 as f64);
+        let details = format!("{:.0} to {:.0}", counts[0], counts[1]);
+        table.row(&name, growth, GROWTH, &details);
+    }
+    Ok(())
 }
 
 /// The budgets exclude lookups, because their number depends on the machine.
@@ -141,16 +182,11 @@ enum Lookups {
 
 /// The fraction stems from instructions that only some of the calls need.
 fn per_call(program: &str, arguments: [&str; 3], lookups: Lookups) -> Result<f64, BoxError> {
-    let count = |calls| count(program, arguments, calls, lookups);
+    let count = |calls| count(program, &arguments, calls, lookups);
     Ok((count(LONG)? - count(SHORT)?) as f64 / (LONG - SHORT) as f64)
 }
 
-fn count(
-    program: &str,
-    arguments: [&str; 3],
-    calls: i64,
-    lookups: Lookups,
-) -> Result<i64, BoxError> {
+fn count(program: &str, arguments: &[&str], calls: i64, lookups: Lookups) -> Result<i64, BoxError> {
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]);
     if let Lookups::Skipped = lookups {
