@@ -296,6 +296,9 @@ impl TokenCacheBuilder {
     /// The task doesn't renew a token that the API has rejected before the token is due for refresh. The
     /// rejected call renews it, or the next call does.
     ///
+    /// A token of [other parameters](TokenCache::with_parameters) is kept warm, too, until it is
+    /// evicted. Its refreshes don't count as use.
+    ///
     /// # Examples
     ///
     /// ```

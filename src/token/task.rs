@@ -25,7 +25,12 @@ use super::{
     key::Key,
     settings::RefreshMode,
 };
-use crate::{Error, clock::Clock, error::Kind, telemetry};
+use crate::{
+    Error,
+    clock::Clock,
+    error::Kind,
+    telemetry::{self, Cause},
+};
 
 tokio::task_local! {
     /// The key whose flight the current task is.
@@ -69,6 +74,7 @@ pub(super) fn spawn(cache: &TokenCache, new_flight: Box<NewFlight>, runtime: &Ha
         keys: Arc::downgrade(cache.keys()),
         handles: cache.keys().handles(),
         generation: new_flight.generation,
+        cause: new_flight.cause,
         completer: Some(new_flight.completer),
     };
     runtime.spawn(REQUESTING.scope(address(key), task.run(attempts, place)));
@@ -85,6 +91,7 @@ struct FlightTask {
     /// Closed when the last handle is dropped.
     handles: watch::Receiver<()>,
     generation: Generation,
+    cause: Cause,
     /// `None` once the flight has a result.
     completer: Option<Completer<FlightResult>>,
 }
@@ -95,19 +102,23 @@ impl FlightTask {
         if let Some(result) = self.result(&mut attempts, place).await {
             self.complete(result, attempts);
         }
-        let Some(keys) = self.keys.upgrade() else {
+        let refresh_mode = self.key.settings().refresh_mode;
+        let warm = Warm {
+            key: Arc::downgrade(&self.key),
+            keys: Weak::clone(&self.keys),
+            handles: self.handles.clone(),
+            generation: self.generation,
+        };
+        // The sweep doesn't evict the token that has just arrived. A refresh that no call asked for,
+        // however, is not a use of the key.
+        let in_use = (self.cause != Cause::KeepWarm).then(|| Arc::clone(&self.key));
+        drop(self);
+        let Some(keys) = warm.keys.upgrade() else {
             return;
         };
         keys.sweep();
-        drop(keys);
-        if self.key.settings().refresh_mode == RefreshMode::KeepWarm {
-            let warm = Warm {
-                key: Arc::downgrade(&self.key),
-                keys: Weak::clone(&self.keys),
-                handles: self.handles.clone(),
-                generation: self.generation,
-            };
-            drop(self);
+        drop((keys, in_use));
+        if refresh_mode == RefreshMode::KeepWarm {
             warm.refresh_when_due().await;
         }
     }
