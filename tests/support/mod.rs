@@ -5,6 +5,8 @@
     reason = "each test file uses only a part of this module"
 )]
 
+pub mod keyed;
+
 use std::{
     sync::{
         Arc, Mutex,
