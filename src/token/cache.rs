@@ -297,7 +297,9 @@ impl TokenCache {
     /// ```
     pub fn current(&self) -> Option<AccessToken> {
         let cached = self.current_at(&self.key.now()).or_else(|| {
-            let runtime = self.key.runtime()?;
+            let Some(runtime) = self.key.runtime() else {
+                return self.fall_back(None, Kind::NoRuntime).ok();
+            };
             match self.join(None, &runtime) {
                 NextStep::Return(result) => result.ok(),
                 NextStep::Await(_) => None,
