@@ -193,7 +193,9 @@ async fn request(
 async fn wait_for_place(key: &Key) -> Result<OwnedSemaphorePermit, Error> {
     let limit = MOST_DEADLINES_IN_QUEUE * key.settings().limits.deadline;
     let place = Arc::clone(&key.common.places).acquire_owned();
-    let time_is_up = sleep_until(Clock::monotonic() + limit);
+    let ends_at = Clock::monotonic() + limit;
+    let time_is_up = catch_unwind(|| sleep_until(ends_at));
+    let time_is_up = time_is_up.map_err(|_| Error::new(Kind::NoTimers))?;
     match select(pin!(place), pin!(time_is_up)).await {
         Either::Left((place, _)) => Ok(place.expect("the semaphore is never closed")),
         Either::Right(_) => Err(Error::new(Kind::Queued(limit))),
