@@ -13,8 +13,11 @@ use proptest::{
     prelude::*,
     sample::{select, subsequence},
 };
-use tower::{ServiceExt, service_fn};
-use tower_client_credentials::{ClientAuth, TokenEndpoint, TokenParameters, TokenRequest};
+use tower::{BoxError, Layer, ServiceExt, service_fn};
+use tower_client_credentials::{
+    AccessToken, ClientAuth, ClientCredentialsLayer, TokenCache, TokenEndpoint, TokenParameters,
+    TokenRequest,
+};
 
 // --- Keys ---
 
@@ -164,6 +167,137 @@ proptest! {
         let hashes = [&parameters, &other].map(|parameters| hasher.hash_one(parameters));
         // Different parameters with the same hash are not an error, but won't happen here.
         prop_assert_eq!(hashes[0] == hashes[1], is_equal);
+    }
+}
+
+// --- Requests through a layer ---
+
+proptest! {
+    #![proptest_config(cases(2000))]
+
+    #[test]
+    fn a_key_is_what_is_sent_and_decides_which_requests_share_a_token(
+        (own, other) in two_histories(),
+        choices in (any_choice(), any_choice(), any_choice()),
+    ) {
+        let ask_for = |service: &Stack, choice, steps: &[Step]| service.ask_for(choice, after(steps));
+        let service = Stack::new(after(&own));
+        let tokens = [
+            service.ask_for_own(),
+            ask_for(&service, choices.0, &own),
+            ask_for(&service, choices.1, &other),
+            ask_for(&service, choices.2, &own),
+        ];
+
+        let is_equal = Canonical::after(&own) == Canonical::after(&other);
+        prop_assert_eq!(&tokens[0], &tokens[1]);
+        prop_assert_eq!(&tokens[0], &tokens[3]);
+        prop_assert_eq!(tokens[0] == tokens[2], is_equal);
+        prop_assert_eq!(service.received().len(), if is_equal { 1 } else { 2 });
+
+        // Each with a cache to itself, so that both send a token request.
+        let alone = [(choices.0, &own), (choices.1, &other)].map(|(choice, steps)| {
+            let service = Stack::new(TokenParameters::default().with_scope("of the cache"));
+            ask_for(&service, choice, steps);
+            service.received().remove(0)
+        });
+        // What is sent keeps its order, which `Debug` shows.
+        let shown = |parameters: &TokenParameters| format!("{parameters:?}");
+        prop_assert_eq!(shown(&alone[0]), shown(&after(&own)));
+        prop_assert_eq!(shown(&alone[1]), shown(&after(&other)));
+        if is_equal {
+            let [one, other] = alone.map(|parameters| sent(parameters).sorted());
+            prop_assert_eq!(one, other);
+        }
+    }
+}
+
+/// How a request chooses its parameters.
+#[derive(Clone, Copy, Debug)]
+enum Choice {
+    Extension,
+    Function,
+    /// The extension wins.
+    Both,
+}
+
+fn any_choice() -> impl Strategy<Value = Choice> {
+    prop_oneof![
+        Just(Choice::Extension),
+        Just(Choice::Function),
+        Just(Choice::Both)
+    ]
+}
+
+/// What the function of the layer returns.
+#[derive(Clone)]
+struct ByFunction(TokenParameters);
+
+/// A layer around an API that answers with the token that it gets. Each token request returns another
+/// token.
+struct Stack {
+    service: tower::util::BoxCloneService<http::Request<String>, http::Response<String>, BoxError>,
+    received: Arc<Mutex<Vec<TokenParameters>>>,
+}
+
+impl Stack {
+    fn new(own: TokenParameters) -> Self {
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let tokens = service_fn({
+            let received = Arc::clone(&received);
+            move |request: TokenRequest| {
+                let mut received = received.lock().unwrap();
+                received.push(request.parameters);
+                let token = AccessToken::new(format!("token-{}", received.len()));
+                async move { token }
+            }
+        });
+        let echo = service_fn(|request: http::Request<String>| {
+            let token = request.headers()["authorization"]
+                .to_str()
+                .unwrap()
+                .to_owned();
+            async { Ok::<_, BoxError>(http::Response::new(token)) }
+        });
+        let cache = TokenCache::builder().parameters(own).build(tokens);
+        let layer = ClientCredentialsLayer::with_cache(cache).parameters_by(|request| {
+            let chosen = request.extensions.get::<ByFunction>();
+            chosen.map(|chosen| chosen.0.clone())
+        });
+        Self {
+            service: tower::util::BoxCloneService::new(layer.layer(echo)),
+            received,
+        }
+    }
+
+    /// Returns the token of a request that chooses no parameters.
+    fn ask_for_own(&self) -> String {
+        self.ask(http::Request::new(String::new()))
+    }
+
+    fn ask_for(&self, choice: Choice, parameters: TokenParameters) -> String {
+        let mut request = http::Request::new(String::new());
+        let extensions = request.extensions_mut();
+        match choice {
+            Choice::Extension => drop(extensions.insert(parameters)),
+            Choice::Function => drop(extensions.insert(ByFunction(parameters))),
+            Choice::Both => {
+                extensions.insert(parameters);
+                let other = TokenParameters::default().with_scope("of the function");
+                extensions.insert(ByFunction(other));
+            }
+        }
+        self.ask(request)
+    }
+
+    fn ask(&self, request: http::Request<String>) -> String {
+        let response = tokio_test::block_on(self.service.clone().oneshot(request));
+        response.unwrap().into_body()
+    }
+
+    /// The parameters of all token requests, in order.
+    fn received(&self) -> Vec<TokenParameters> {
+        self.received.lock().unwrap().clone()
     }
 }
 
