@@ -627,6 +627,31 @@ fn rejected_request_is_replayed_on_another_executor() {
 }
 
 #[test]
+fn rejection_is_held_for_a_second_on_another_executor() {
+    for (latency, is_held) in [(LATENCY, true), (SECOND + LATENCY, false)] {
+        on_a_thread(move || {
+            let runtime = named_runtime();
+            let issuer = KeyedIssuer::new();
+            let cache = issuer.build(on(&runtime));
+            block_on(cache.token()).unwrap();
+            issuer.slow_down("none", latency);
+            issuer.fail("none", Error::permanent("disabled"));
+            let service =
+                ClientCredentialsLayer::with_cache(cache).layer(Api::accepting_none().service());
+
+            match block_on(call(&service)) {
+                Ok(response) => assert!(is_held && response.status() == StatusCode::UNAUTHORIZED),
+                Err(error) => {
+                    let error = error.downcast_ref::<Error>().unwrap();
+                    assert_eq!(error.rejected_status(), Some(StatusCode::UNAUTHORIZED));
+                    assert!(!is_held);
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn rejection_of_a_request_that_is_not_replayed_is_renewed_on_the_named_runtime() {
     on_a_thread(|| {
         let runtime = named_runtime();

@@ -6,7 +6,7 @@ mod support;
 use std::{
     num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -15,7 +15,7 @@ use http::{HeaderMap, Request, Response, StatusCode, header::AUTHORIZATION};
 use support::{
     Api, call,
     keyed::{KeyedIssuer, call_with, request_with, scope, tenant},
-    rejection, settle,
+    rejection, settle, settle_briefly,
 };
 use tokio::{
     runtime::Handle,
@@ -344,6 +344,31 @@ async fn calls_of_one_key_do_not_wait_for_the_first_token_of_another() {
     assert_eq!(issuer.under_way(), 1);
 }
 
+/// Such as a token exchange, which sends one token to get another.
+#[tokio::test(start_paused = true)]
+async fn token_service_may_use_the_token_of_another_key() {
+    let cache = Arc::new(OnceLock::<TokenCache>::new());
+    let tokens = service_fn({
+        let cache = Arc::downgrade(&cache);
+        move |request: TokenRequest| {
+            let cache = cache.upgrade().unwrap();
+            async move {
+                if request.parameters.tenant().is_none() {
+                    return AccessToken::new("own");
+                }
+                let own = cache.get().unwrap().with_parameters(scope("other"));
+                let own = own.token().await?;
+                AccessToken::new(format!("in-exchange-for-{}", own.expose()))
+            }
+        }
+    });
+    let cache = cache.get_or_init(|| TokenCache::new(tokens));
+
+    let token = cache.with_parameters(tenant("a")).token().await.unwrap();
+
+    assert_eq!(token.expose(), "in-exchange-for-own");
+}
+
 // --- Each way through a call uses the request's key ---
 
 #[tokio::test(start_paused = true)]
@@ -662,7 +687,7 @@ async fn at_most_max_tokens_that_nobody_uses_are_kept() {
         for number in 0..1000 {
             let handle = cache.with_parameters(tenant(format!("key{number}")));
             handle.token().await.unwrap();
-            settle().await;
+            settle_briefly().await;
             // One more, until the next key comes, and the cache's own.
             let kept = issuer.kept().len();
             assert!(kept <= max + 2, "{kept} of {max}");

@@ -142,6 +142,23 @@ async fn callers_that_give_up_leave_their_token_requests_in_the_queue() {
     assert_eq!(issuer.most_under_way(), 1);
 }
 
+/// Even later than a token request takes that doesn't wait.
+#[tokio::test(start_paused = true)]
+async fn later_callers_join_a_token_request_that_is_still_queued() {
+    let issuer = KeyedIssuer::new().latency(9 * SECOND);
+    let cache = issuer.build(max_token_requests(1));
+    for key in ["a", "b", "c"] {
+        assert!(token(&cache, key).now_or_never().is_none());
+    }
+    sleep(15 * SECOND).await;
+
+    let (token, elapsed) = token(&cache, "c").await;
+
+    assert_eq!(token.unwrap(), "c-1");
+    assert_eq!(elapsed.as_secs(), 27 - 15);
+    assert_eq!(issuer.requests_for("c"), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn callers_of_a_queued_token_request_share_it() {
     let issuer = KeyedIssuer::new().latency(SECOND);
