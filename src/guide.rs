@@ -8,6 +8,7 @@
 //! | [Replay](replay) | How is a request sent a second time? How do I prevent that? |
 //! | [Rejected tokens](rejections) | What happens when the API answers 401? Why does my caller still get a 401? |
 //! | [Refresh and expiry](refresh) | When is a token refreshed? What happens after a suspended machine wakes up? |
+//! | [Scopes, audiences and tenants](tenants) | How do requests get different tokens? How do threads and synchronous code get tokens? What do many tokens cost? |
 //! | [Failures](failures) | What is retried? Which errors need action? What should I log? |
 //! | [Observability](observability) | What do responses, traces and metrics show? |
 //! | [Security](security) | What does the crate protect, and what are the limits? |
@@ -44,6 +45,10 @@ pub mod rejections {}
 #[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/refresh.md")]
 pub mod refresh {}
+
+#[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
+#[doc = include_str!("../docs/guide/tenants.md")]
+pub mod tenants {}
 
 #[cfg_attr(not(doctest), doc = include_str!("guide/links.md"))]
 #[doc = include_str!("../docs/guide/failures.md")]

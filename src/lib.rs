@@ -95,6 +95,7 @@
 //! | What happened to a call? Why wasn't its request replayed? | [`TokenOutcome`] |
 //! | What can fail? | [`Error`] |
 //! | How do I send a request? | [`ClientCredentials::send`] |
+//! | How do requests get different tokens? | [`TokenParameters`], [`guide::tenants`] |
 //! | How do I use tokens without the layer? | [`TokenCache`] |
 //!
 //! # Features
@@ -130,7 +131,8 @@
 //! # Runtime
 //!
 //! Token requests run as Tokio tasks and need a runtime with timers enabled. A token that is already
-//! in the cache can be used without a runtime. One cache can serve several runtimes.
+//! in the cache can be used without a runtime. One cache can serve several runtimes. Threads without a
+//! runtime, and other executors, can get tokens if you [name](TokenCacheBuilder::runtime) one.
 //!
 //! On a runtime without timers, the task of a token request panics with Tokio's message. The panic is
 //! caught, and callers get an error that says `enable_time`. With `panic = "abort"` in the Cargo

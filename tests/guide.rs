@@ -22,6 +22,7 @@ const PAGES: &[&str] = &[
     "docs/guide/refresh.md",
     "docs/guide/rejections.md",
     "docs/guide/replay.md",
+    "docs/guide/tenants.md",
     "docs/guide/testing.md",
 ];
 

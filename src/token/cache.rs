@@ -24,11 +24,13 @@ use crate::{
     telemetry,
 };
 
-/// Holds one access token and refreshes it before it expires.
+/// Holds access tokens and refreshes them before they expire.
 ///
-/// This is a handle: clones are cheap and share the token. You can use it without the layer, for
-/// example for the metadata of a gRPC call, for a WebSocket handshake, or to get the first token at
-/// startup.
+/// This is a handle to one token of a cache, at first that of the cache's own
+/// [parameters](TokenCacheBuilder::parameters). Clones are cheap and share the token.
+/// [`with_parameters`](Self::with_parameters) returns a handle to another token. You can use a handle
+/// without the layer, for example for the metadata of a gRPC call, for a WebSocket handshake, or to get
+/// the first token at startup.
 ///
 /// Any number of concurrent callers share one token request. The token request runs in its own
 /// Tokio task, so dropping a caller doesn't cancel it. Between token requests, no task runs, unless
