@@ -665,6 +665,10 @@ fn rejection_of_a_request_that_is_not_replayed_is_renewed_on_the_named_runtime()
         let response = block_on(service.oneshot(support::request())).unwrap();
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
 
+        // Nobody asks for the next token. `on_a_thread` limits the time.
+        while issuer.requests() < 2 {
+            thread::yield_now();
+        }
         assert_eq!(block_on(cache.token()).unwrap().expose(), "token-2");
     });
 }
