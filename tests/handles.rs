@@ -161,7 +161,7 @@ fn current_outside_a_runtime_starts_a_token_request_on_the_named_one_only() {
 fn rejected_token_serves_again_where_nobody_can_renew_it() {
     on_a_thread(|| {
         let cache = Issuer::new().cache();
-        cache.seed(AccessToken::new("token").unwrap().with_lifetime(LONG));
+        cache.seed(seed("token"));
         let token = cache.current().unwrap();
 
         assert!(matches!(cache.reject(&token), Rejection::Withheld));
@@ -206,7 +206,7 @@ fn blocking_token_without_a_runtime_is_an_error_unless_there_is_a_token() {
         assert_eq!(error.cache_name(), Some("orders"));
         assert_eq!(issuer.requests(), 0);
 
-        cache.seed(AccessToken::new("token").unwrap().with_lifetime(LONG));
+        cache.seed(seed("token"));
         assert_eq!(cache.blocking_token().unwrap().expose(), "token");
     });
 }
@@ -381,7 +381,7 @@ fn refresh_outside_a_runtime_needs_a_named_one() {
     on_a_thread(|| {
         let issuer = Issuer::new();
         let unnamed = TokenCache::builder().name("orders").build(issuer.service());
-        unnamed.seed(AccessToken::new("token").unwrap().with_lifetime(LONG));
+        unnamed.seed(seed("token"));
         let error = block_on(unnamed.refresh()).unwrap_err();
         assert!(error.is_no_runtime());
         assert_eq!(error.cache_name(), Some("orders"));
@@ -457,29 +457,50 @@ async fn seeded_token_that_has_expired_is_not_used() {
     }
 }
 
+fn seed(text: &str) -> AccessToken {
+    AccessToken::new(text).unwrap().with_lifetime(LONG)
+}
+
 #[tokio::test(start_paused = true)]
-async fn seed_ends_a_back_off_and_a_rejection_and_yields_to_a_token_request() {
-    let issuer = Issuer::new().latency(LATENCY);
+async fn seeded_token_is_used_during_a_back_off() {
+    let issuer = Issuer::new();
     issuer.fail(Failure::Permanent);
     let cache = issuer.cache();
-    let seed = |text: &str| AccessToken::new(text).unwrap().with_lifetime(LONG);
     cache.token().await.unwrap_err();
 
-    cache.seed(seed("seed-1"));
-    let token = cache.token().await.unwrap();
-    assert_eq!(token.expose(), "seed-1");
-    cache.reject(&token);
-    cache.seed(seed("seed-2"));
-    assert_eq!(cache.token().await.unwrap().expose(), "seed-2");
+    cache.seed(seed("seed"));
 
-    issuer.fail(None);
-    assert!(cache.refresh().now_or_never().is_none());
-    cache.seed(seed("seed-3"));
-    assert_eq!(cache.token().await.unwrap().expose(), "seed-3");
+    assert_eq!(cache.token().await.unwrap().expose(), "seed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn seeded_token_is_used_although_the_token_before_was_rejected() {
+    let issuer = Issuer::new();
+    let cache = issuer.cache();
+    cache.seed(seed("seed-1"));
+    let token = cache.current().unwrap();
+    assert!(matches!(cache.reject(&token), Rejection::Withheld));
+
+    cache.seed(seed("seed-2"));
+
+    assert_eq!(cache.token().await.unwrap().expose(), "seed-2");
     settle().await;
+    assert_eq!(issuer.requests(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn token_request_that_is_under_way_replaces_a_seeded_token() {
+    let issuer = Issuer::new().latency(LATENCY);
+    let cache = issuer.cache();
+    assert!(cache.refresh().now_or_never().is_none());
+    settle().await;
+
+    cache.seed(seed("seed"));
+    assert_eq!(cache.token().await.unwrap().expose(), "seed");
     advance(LATENCY).await;
     settle().await;
-    assert_eq!(cache.token().await.unwrap().expose(), "token-2");
+
+    assert_eq!(cache.token().await.unwrap().expose(), "token-1");
 }
 
 #[tokio::test(start_paused = true)]
@@ -487,7 +508,7 @@ async fn seed_is_for_the_key_of_its_handle() {
     let issuer = KeyedIssuer::new();
     let cache = issuer.cache();
     let a = cache.with_parameters(tenant("a"));
-    a.seed(AccessToken::new("seed").unwrap().with_lifetime(LONG));
+    a.seed(seed("seed"));
 
     assert_eq!(a.token().await.unwrap().expose(), "seed");
     assert_eq!(cache.token().await.unwrap().expose(), "none-1");
@@ -715,7 +736,7 @@ fn named_runtime_that_is_shut_down_frees_those_who_wait() {
         });
         let cache = on(&runtime).build(tokens);
         let seeded = cache.with_parameters(tenant("seeded"));
-        let token = AccessToken::new("seed").unwrap().with_lifetime(LONG);
+        let token = seed("seed");
         seeded.seed(token.clone());
         seeded.reject(&token);
 
