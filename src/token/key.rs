@@ -22,7 +22,6 @@ use super::{
     TokenParameters,
     entry::{CachedToken, Entry, Join},
     flight::SharedTokenService,
-    key_map::InUse,
     settings::Settings,
 };
 use crate::{clock::Moment, telemetry};
@@ -36,6 +35,8 @@ pub(super) struct Common {
 }
 
 /// A key of a cache with its token.
+///
+/// Handles and the tasks of flights hold references. Without one, nobody uses the key.
 pub(super) struct Key {
     pub(super) parameters: TokenParameters,
     pub(super) common: Arc<Common>,
@@ -46,13 +47,6 @@ pub(super) struct Key {
     /// Locked for one transition at a time. Meanwhile, nothing is polled, woken, spawned or dropped
     /// that could call the cache.
     entry: Mutex<Entry>,
-}
-
-/// Handles and the tasks of flights hold references. Without one, nobody uses the key.
-impl InUse for Key {
-    fn is_in_use(&self) -> bool {
-        false
-    }
 }
 
 /// The result of a transition.

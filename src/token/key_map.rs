@@ -1,7 +1,7 @@
 //! Values by key, of which those that nobody uses are bounded in number and age.
 //!
 //! Knows nothing about tokens, and reads no clock. A key is in use while its value has a reference
-//! outside the map, or says so itself.
+//! outside the map.
 
 #[cfg(not(all(test, interleavings)))]
 use std::sync::{
@@ -34,16 +34,6 @@ const MOST_EVICTED: usize = 2;
 
 /// A fraction of the idle timeout, which bounds how long idle keys stay longer than that.
 const SWEEPS_PER_IDLE_TIMEOUT: u32 = 4;
-
-/// A value that can be in use without a reference.
-pub(super) trait InUse {
-    /// Whether the value must stay, for example because a task of its own is about to change it.
-    ///
-    /// Invoked under a lock of the map: must not use the map, call user code or wait for anything
-    /// that does. Only holders of a reference may make a value in use. If the reference is an upgraded
-    /// [`Weak`](std::sync::Weak), it must be held as long as the value is in use.
-    fn is_in_use(&self) -> bool;
-}
 
 /// A concurrent map that evicts keys that nobody uses.
 ///
@@ -82,7 +72,7 @@ pub(super) struct KeyMap<K, V> {
 
 type Shards<K, V> = [RwLock<Shard<K, V>>];
 
-impl<K: Clone + Eq + Hash, V: InUse> KeyMap<K, V> {
+impl<K: Clone + Eq + Hash, V> KeyMap<K, V> {
     pub(super) fn new(limit: NonZeroUsize, idle_timeout: Duration) -> Self {
         Self {
             limit: limit.get(),
@@ -275,7 +265,7 @@ struct Evicted<K, V> {
     _keys: [K; 2],
 }
 
-impl<K: Eq + Hash, V: InUse> Shard<K, V> {
+impl<K: Eq + Hash, V> Shard<K, V> {
     fn new() -> Self {
         Self {
             slots: HashMap::default(),
@@ -362,7 +352,7 @@ enum Verdict {
     Spare,
 }
 
-impl<V: InUse> Slot<V> {
+impl<V> Slot<V> {
     fn new(value: &Arc<V>, now: u64) -> Self {
         Self {
             value: Arc::clone(value),
@@ -389,7 +379,7 @@ impl<V: InUse> Slot<V> {
     /// Decides under the write lock, so that a single reference is the map's own and stays the only
     /// one, but for an upgraded `Weak`.
     fn verdict(&self, criteria: &Criteria, evicted: usize) -> Verdict {
-        if Arc::strong_count(&self.value) > 1 || self.value.is_in_use() {
+        if Arc::strong_count(&self.value) > 1 {
             self.last_used.store(criteria.now, Ordering::Relaxed);
             return Verdict::Keep;
         }
@@ -473,14 +463,7 @@ mod tests {
     /// A value with a number, which reports that it is dropped.
     struct Value {
         id: usize,
-        is_in_use: Arc<AtomicBool>,
         dropped: Arc<Mutex<Vec<usize>>>,
-    }
-
-    impl InUse for Value {
-        fn is_in_use(&self) -> bool {
-            self.is_in_use.load(Ordering::Relaxed)
-        }
     }
 
     impl Drop for Value {
@@ -489,18 +472,11 @@ mod tests {
         }
     }
 
-    /// A value that is in use only by reference.
-    impl InUse for usize {
-        fn is_in_use(&self) -> bool {
-            false
-        }
-    }
-
-    fn key_map<K: Clone + Eq + Hash, V: InUse>(limit: usize) -> KeyMap<K, V> {
+    fn key_map<K: Clone + Eq + Hash, V>(limit: usize) -> KeyMap<K, V> {
         KeyMap::new(NonZeroUsize::new(limit).unwrap(), IDLE_TIMEOUT)
     }
 
-    impl<K: Clone + Eq + Hash, V: InUse> KeyMap<K, V> {
+    impl<K: Clone + Eq + Hash, V> KeyMap<K, V> {
         fn at(&self, seconds: u64) -> Instant {
             self.created_at + Duration::from_secs(seconds)
         }
@@ -525,13 +501,8 @@ mod tests {
 
     #[derive(Clone, Copy, Debug)]
     enum Step {
-        LookUp {
-            key: u64,
-            hold: bool,
-        },
+        LookUp { key: u64, hold: bool },
         Release(usize),
-        /// Makes a value that is held in use, or no longer, whatever its references.
-        SetInUse(usize, bool),
         Wait(u64),
         Sweep,
     }
@@ -540,7 +511,6 @@ mod tests {
         prop_oneof![
             6 => (0..12_u64, any::<bool>()).prop_map(|(key, hold)| Step::LookUp { key, hold }),
             3 => any::<usize>().prop_map(Step::Release),
-            1 => (any::<usize>(), any::<bool>()).prop_map(|(index, to)| Step::SetInUse(index, to)),
             2 => prop_oneof![0..30_u64, Just(100)].prop_map(Step::Wait),
             1 => Just(Step::Sweep),
         ]
@@ -549,7 +519,6 @@ mod tests {
     /// What the model knows about a key in the map.
     struct Known {
         id: usize,
-        is_in_use: Arc<AtomicBool>,
         looked_up_at: u64,
         /// Later than `looked_up_at` if the key was in use after that.
         used_at: u64,
@@ -585,11 +554,7 @@ mod tests {
                     let index = index % self.held.len();
                     drop(self.held.swap_remove(index));
                 }
-                Step::SetInUse(index, to) if !self.held.is_empty() => {
-                    let (_, value) = &self.held[index % self.held.len()];
-                    value.is_in_use.store(to, Ordering::Relaxed);
-                }
-                Step::Release(_) | Step::SetInUse(..) => {}
+                Step::Release(_) => {}
                 Step::Wait(seconds) => self.now += seconds,
                 Step::Sweep => self.sweep(),
             }
@@ -605,9 +570,7 @@ mod tests {
         }
 
         fn is_in_use(&self, key: u64) -> bool {
-            let is_held = self.held.iter().any(|(held, _)| *held == key);
-            let known = self.known.get(&key);
-            is_held || known.is_some_and(|known| known.is_in_use.load(Ordering::Relaxed))
+            self.held.iter().any(|(held, _)| *held == key)
         }
 
         fn look_up(&mut self, key: u64, hold: bool) {
@@ -618,7 +581,6 @@ mod tests {
                     made.set(true);
                     Value {
                         id,
-                        is_in_use: Arc::default(),
                         dropped: Arc::clone(&self.dropped),
                     }
                 });
@@ -633,7 +595,6 @@ mod tests {
                     key,
                     Known {
                         id,
-                        is_in_use: Arc::clone(&value.is_in_use),
                         looked_up_at: self.now,
                         used_at: self.now,
                     },
@@ -885,7 +846,6 @@ mod tests {
                 both_make.wait();
                 Value {
                     id,
-                    is_in_use: Arc::default(),
                     dropped: Arc::clone(&dropped),
                 }
             })
@@ -967,39 +927,24 @@ mod tests {
         }
     }
 
-    /// A value whose only weak reference is upgraded while the map decides whether to evict it.
-    struct Upgraded {
-        weak: Mutex<Weak<Upgraded>>,
-        strong: Arc<Mutex<Option<Arc<Upgraded>>>>,
-    }
-
-    impl InUse for Upgraded {
-        fn is_in_use(&self) -> bool {
-            *self.strong.lock().unwrap() = self.weak.lock().unwrap().upgrade();
-            false
-        }
-    }
-
+    /// A weak reference can be upgraded although the map has just found no other reference.
     #[test]
-    fn value_whose_weak_reference_has_just_been_upgraded_stays() {
-        let map = key_map::<_, Upgraded>(1);
-        let strong = Arc::default();
-        let make = || Upgraded {
-            weak: Mutex::default(),
-            strong: Arc::clone(&strong),
-        };
-        let value = map.get_or_insert_with(&Key(1), map.at(0), make);
-        *value.weak.lock().unwrap() = Arc::downgrade(&value);
-        drop(value);
+    fn value_that_gets_a_reference_at_the_last_moment_stays() {
+        let map = key_map(1);
+        let upgraded = map.get_or_insert_with(&Key(1), map.at(0), || 1);
+        let (shards, index) = map.shards_and_index_of(&Key(1));
+        let mut evicted = vec![];
 
-        let other = map.get_or_insert_with(&Key(2), map.at(0), make);
+        let mut shard = write(&shards[index]);
+        let key = shard.ring.pop_front().unwrap();
+        shard.remove(key, &mut evicted);
+        drop(shard);
 
-        let upgraded = strong.lock().unwrap().take().unwrap();
-        assert_eq!(map.len(), 2);
-        let same = map.get_or_insert_with(&Key(1), map.at(0), make);
+        assert!(evicted.is_empty());
+        let same = map.get_or_insert_with(&Key(1), map.at(0), || 2);
         assert!(Arc::ptr_eq(&same, &upgraded));
-        *same.weak.lock().unwrap() = Weak::new();
-        drop((same, upgraded, other));
+        // The map still looks at it.
+        drop((same, upgraded));
         map.sweep(map.at(100));
         assert_eq!(map.len(), 0);
     }
@@ -1051,12 +996,6 @@ mod tests {
         }
     }
 
-    impl InUse for Checked {
-        fn is_in_use(&self) -> bool {
-            false
-        }
-    }
-
     #[test]
     fn no_user_code_runs_under_a_lock_of_the_keys() {
         for limit in [10, MANY] {
@@ -1088,12 +1027,6 @@ mod interleavings {
     use loom::{model::Builder, thread};
 
     use super::*;
-
-    impl InUse for u32 {
-        fn is_in_use(&self) -> bool {
-            false
-        }
-    }
 
     fn in_every_interleaving(check: impl Fn() + Sync + Send + 'static) {
         let mut builder = Builder::new();
