@@ -161,9 +161,10 @@ async fn one_token_request_per_key_for_10_000_calls_over_10_keys() {
     assert!(responses.iter().all(Result::is_ok));
     assert_eq!(issuer.requests(), 10);
     assert_eq!(issuer.most_under_way(), 10);
+    let tokens = api.tokens();
     for number in 0..10 {
         let token = format!("{}-1", key(number));
-        let sent = api.tokens().iter().filter(|it| **it == token).count();
+        let sent = tokens.iter().filter(|it| **it == token).count();
         assert_eq!(sent, 1000);
     }
 }
@@ -561,6 +562,15 @@ async fn callers_own_header_wins_for_every_key() {
     assert_eq!(headers[AUTHORIZATION], "Bearer own");
     assert_eq!(headers["x-token"], "x-1");
     // The rejections of requests with a header of their own say nothing about a token.
+    assert_eq!(requests.lock().unwrap().len(), token_requests);
+
+    // Nor is a token requested after the tokens have expired.
+    advance(10 * MINUTE).await;
+    let mut request = request_with(tenant("x"));
+    let own = "own".parse().unwrap();
+    request.headers_mut().insert("x-token", own);
+    service.clone().oneshot(request).await.unwrap();
+    assert_eq!(seen.lock().unwrap().pop().unwrap()["x-token"], "own");
     assert_eq!(requests.lock().unwrap().len(), token_requests);
 }
 
