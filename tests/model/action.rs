@@ -101,6 +101,17 @@ pub(crate) fn any_history() -> impl Strategy<Value = Vec<Action>> {
     })
 }
 
+/// Up to 400 steps, each of one of two keys. Steps that let time pass are steps of both.
+pub(crate) fn any_history_of_two_keys() -> impl Strategy<Value = Vec<(usize, Action)>> {
+    let step = (0_usize..2, 0_u8..STEPS, 0_u16..1000);
+    collection::vec(step, 1..400).prop_map(|steps| {
+        let steps = steps.into_iter();
+        steps
+            .map(|(key, step, detail)| (key, action(step, detail)))
+            .collect()
+    })
+}
+
 /// The number of step codes.
 const STEPS: u8 = 100;
 

@@ -19,7 +19,7 @@ use action::{
     Action::{self, *},
     Answer::Rejected,
     Reply::*,
-    any_history,
+    any_history, any_history_of_two_keys,
 };
 use bodies::Policy::*;
 use proptest::{prelude::*, test_runner::RngSeed};
@@ -38,6 +38,18 @@ fn run(setup: Setup, seed: u64, last_lifetime: u64, history: &[Action]) -> Resul
         step.map_err(|broken| format!("step {number}, {action:?}: {broken}"))?;
     }
     let end = world.finish(last_lifetime);
+    end.map_err(|broken| format!("at the end: {broken}"))
+}
+
+/// Runs a history of two keys of a cache. Each has to keep every promise, whatever the other does.
+fn run_with_two_keys(setup: Setup, seed: u64, history: &[(usize, Action)]) -> Result<(), String> {
+    fastrand::seed(seed);
+    let mut world = World::with_keys(setup, 2);
+    for (number, (key, action)) in history.iter().enumerate() {
+        let step = world.step_of(*key, *action);
+        step.map_err(|broken| format!("step {number}, {action:?} of key {key}: {broken}"))?;
+    }
+    let end = world.finish(LASTING);
     end.map_err(|broken| format!("at the end: {broken}"))
 }
 
@@ -90,6 +102,23 @@ proptest! {
     #[test]
     fn promises_hold_for_reused_services(seed: u64, history in any_history()) {
         run(Setup::ReusedServices, seed, LASTING, &history).map_err(TestCaseError::fail)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(300))]
+
+    #[test]
+    fn promises_hold_for_each_of_two_keys(seed: u64, history in any_history_of_two_keys()) {
+        run_with_two_keys(Setup::Plain, seed, &history).map_err(TestCaseError::fail)?;
+    }
+
+    #[test]
+    fn promises_hold_for_each_of_two_keys_that_are_kept_warm(
+        seed: u64,
+        history in any_history_of_two_keys(),
+    ) {
+        run_with_two_keys(Setup::KeptWarm, seed, &history).map_err(TestCaseError::fail)?;
     }
 }
 

@@ -61,6 +61,8 @@ pub(crate) struct Observer {
     /// Includes the token requests that were lost.
     pub(crate) requests_ended: usize,
     pub(crate) attempts_in_progress: usize,
+    /// The number of the key, which its tokens begin with.
+    key: usize,
     tokens_issued: usize,
     pub(crate) tokens_obtained: usize,
     pub(crate) newest: Option<ObtainedToken>,
@@ -190,7 +192,12 @@ pub(crate) struct PendingSend {
 }
 
 impl Observer {
-    pub(crate) fn new(clocks: Clocks, current_runtime: CurrentRuntime, is_kept_warm: bool) -> Self {
+    pub(crate) fn new(
+        clocks: Clocks,
+        current_runtime: CurrentRuntime,
+        is_kept_warm: bool,
+        key: usize,
+    ) -> Self {
         Self {
             clocks,
             current_runtime,
@@ -199,6 +206,7 @@ impl Observer {
             requests_started: 0,
             requests_ended: 0,
             attempts_in_progress: 0,
+            key,
             tokens_issued: 0,
             tokens_obtained: 0,
             newest: None,
@@ -286,12 +294,12 @@ impl Observer {
         match reply {
             Reply::New(lifetime) => {
                 self.tokens_issued += 1;
-                let text = format!("token-{}", self.tokens_issued);
+                let text = format!("{}-{}", self.key, self.tokens_issued);
                 Some(self.token_obtained(text, milliseconds(lifetime)))
             }
             Reply::Same(lifetime) => {
                 self.tokens_issued = self.tokens_issued.max(1);
-                let text = format!("token-{}", self.tokens_issued);
+                let text = format!("{}-{}", self.key, self.tokens_issued);
                 Some(self.token_obtained(text, milliseconds(lifetime)))
             }
             Reply::Transient | Reply::Panic => self.attempt_failed(Duration::ZERO),

@@ -1,8 +1,8 @@
 //! Two runtimes whose paused clocks advance together. The second one can be shut down.
 //!
-//! The thread of the test drives them in turn. Only one of them has work at a time, because there
-//! is one token request at most. It therefore does not matter that the first runtime sees a whole
-//! wait before the second one does.
+//! The thread of the test drives them in turn. Only one of them has work for a key at a time, because
+//! there is one token request per key at most. It therefore does not matter that the first runtime
+//! sees a whole wait before the second one does.
 
 use std::{
     sync::{

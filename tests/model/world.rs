@@ -19,7 +19,7 @@ use tokio_test::task::{Spawn, spawn};
 use tower::{BoxError, Layer, Service, ServiceExt, service_fn};
 use tower_client_credentials::{
     AccessToken, ClientCredentials, ClientCredentialsLayer, Error, NotReplayed, Rejection,
-    TokenCache, TokenOutcome, TokenRequest,
+    TokenCache, TokenOutcome, TokenParameters, TokenRequest,
     replay::{Buffered, CloneBody, NoReplay},
 };
 
@@ -46,9 +46,16 @@ pub(crate) enum Setup {
     ReusedServices,
 }
 
+/// A cache with one or several keys.
 pub(crate) struct World {
-    setup: Setup,
     clocks: Clocks,
+    runtimes: Rc<RefCell<Runtimes>>,
+    keys: Vec<Key>,
+}
+
+/// One key of the cache with its calls, and with an API and an observer to itself.
+struct Key {
+    setup: Setup,
     observer: SharedObserver,
     gate: Gate,
     cache: TokenCache,
@@ -56,11 +63,28 @@ pub(crate) struct World {
     calls: Vec<PendingCall>,
     uploads: Vec<PendingUpload>,
     remaining_uploads: RemainingUploads,
-    runtimes: Runtimes,
+    runtimes: Rc<RefCell<Runtimes>>,
+}
+
+/// The parameters of a key. The first key is the cache's own.
+fn parameters_of(key: usize) -> TokenParameters {
+    match key {
+        0 => TokenParameters::default(),
+        key => TokenParameters::default().with_tenant(key.to_string()),
+    }
+}
+
+/// The key whose token is requested.
+fn key_of(parameters: &TokenParameters) -> usize {
+    parameters
+        .tenant()
+        .map_or(0, |tenant| tenant.parse().unwrap())
 }
 
 /// One cache behind several replay policies.
 struct Services {
+    /// The parameters that the requests choose.
+    parameters: TokenParameters,
     cloned: ClientCredentials<Api, CloneBody>,
     buffered: ClientCredentials<Api, Buffered>,
     overflowing: ClientCredentials<Api, Buffered>,
@@ -68,10 +92,11 @@ struct Services {
 }
 
 impl Services {
-    fn new(cache: &TokenCache, api: &Api) -> Self {
+    fn new(cache: &TokenCache, parameters: TokenParameters, api: &Api) -> Self {
         let layer = || ClientCredentialsLayer::with_cache(cache.clone());
         let buffered = |limit| layer().replay(Buffered::new(limit)).layer(api.clone());
         Self {
+            parameters,
             cloned: layer().layer(api.clone()),
             buffered: buffered(TEXT.len()),
             overflowing: buffered(SHORT_LIMIT),
@@ -86,13 +111,13 @@ impl Services {
         id: CallId,
         frames: &FrameSource,
     ) -> CallFuture {
-        let text = || request(id, TEXT.to_owned());
+        let parameters = self.parameters.clone();
+        let text = || request(id, parameters.clone(), TEXT.to_owned());
+        let streaming = || request(id, parameters.clone(), frames.body());
         match policy {
             Policy::Cloned => result_of(setup, &mut self.cloned, text()),
-            Policy::Buffered => result_of(setup, &mut self.buffered, request(id, frames.body())),
-            Policy::Overflowing => {
-                result_of(setup, &mut self.overflowing, request(id, frames.body()))
-            }
+            Policy::Buffered => result_of(setup, &mut self.buffered, streaming()),
+            Policy::Overflowing => result_of(setup, &mut self.overflowing, streaming()),
             Policy::NoReplay => result_of(setup, &mut self.no_replay, text()),
             Policy::OptedOut => {
                 let mut request = text();
@@ -103,9 +128,13 @@ impl Services {
     }
 }
 
-fn request<B>(id: CallId, body: B) -> Request<B> {
+fn request<B>(id: CallId, parameters: TokenParameters, body: B) -> Request<B> {
     let request = Request::post("https://api.example/people").extension(id);
-    request.body(body).unwrap()
+    let mut request = request.body(body).unwrap();
+    if parameters != parameters_of(0) {
+        request.extensions_mut().insert(parameters);
+    }
+    request
 }
 
 type CallFuture = Pin<Box<dyn Future<Output = CallResult>>>;
@@ -194,13 +223,20 @@ type RemainingUploads = Rc<RefCell<Vec<(CallId, usize, UploadFuture)>>>;
 
 impl World {
     pub(crate) fn new(setup: Setup) -> Self {
+        Self::with_keys(setup, 1)
+    }
+
+    pub(crate) fn with_keys(setup: Setup, keys: usize) -> Self {
         let is_kept_warm = setup == Setup::KeptWarm;
         let runtimes = Runtimes::start();
         let first = runtimes.handle(RuntimeId::First);
         let _context = first.enter();
         let clocks = Clocks::start();
-        let observer = Observer::new(clocks.clone(), runtimes.current(), is_kept_warm);
-        let observer = SharedObserver::new(observer);
+        let observer = |key| {
+            let observer = Observer::new(clocks.clone(), runtimes.current(), is_kept_warm, key);
+            SharedObserver::new(observer)
+        };
+        let observers: Vec<_> = (0..keys).map(observer).collect();
         let wall = clocks.clone();
         let builder = TokenCache::builder();
         let builder = match setup {
@@ -208,8 +244,129 @@ impl World {
             Setup::KeptWarm => builder.wall_clock(move || wall.system_time()).keep_warm(),
             Setup::ReusedServices => builder,
         };
-        let issuer = observer.clone();
-        let cache = builder.build(service_fn(move |request| issue(issuer.clone(), request)));
+        let issuers = observers.clone();
+        let cache = builder.build(service_fn(move |request: TokenRequest| {
+            let issuer = &issuers[key_of(&request.parameters)];
+            issue(issuer.clone(), request)
+        }));
+        let runtimes = Rc::new(RefCell::new(runtimes));
+        let keys = observers.into_iter().enumerate();
+        let keys = keys
+            .map(|(key, observer)| Key::new(setup, &cache, key, observer, Rc::clone(&runtimes)));
+        Self {
+            keys: keys.collect(),
+            clocks,
+            runtimes,
+        }
+    }
+
+    /// Takes one step, runs every task, and checks every promise.
+    pub(crate) fn step(&mut self, action: Action) -> Result<(), String> {
+        self.step_of(0, action)
+    }
+
+    /// Takes one step of a key, and checks every promise of all keys.
+    pub(crate) fn step_of(&mut self, key: usize, action: Action) -> Result<(), String> {
+        let first = self.runtimes.borrow().handle(RuntimeId::First);
+        let _context = first.enter();
+        self.act(key, action);
+        self.runtimes.borrow().settle();
+        self.keys.iter_mut().try_for_each(Key::check)
+    }
+
+    /// Lets every call succeed, and checks that nothing is left behind.
+    pub(crate) fn finish(mut self, last_lifetime: u64) -> Result<(), String> {
+        for key in 0..self.keys.len() {
+            self.step_of(key, Action::Ready)?;
+        }
+        // A call waits for at most two token requests and two sends.
+        for _ in 0..8 {
+            for key in 0..self.keys.len() {
+                for call in 0..self.keys[key].calls.len() {
+                    self.step_of(key, Action::Frame(call))?;
+                }
+                self.step_of(key, Action::PollWoken)?;
+                self.step_of(key, Action::TokenReply(Reply::New(last_lifetime)))?;
+                while !self.keys[key].observer.lock().sends.is_empty() {
+                    self.step_of(key, Action::ApiAnswer(0, Answer::Accepted))?;
+                }
+            }
+            // Long enough for any pause between attempts: a `Retry-After` of 5 s, and half of that.
+            self.step(Action::Wait(8000))?;
+        }
+        if let Some(call) = self.keys.iter().find_map(|key| key.calls.first()) {
+            return Err(format!("every call completes: {:?} does not", call.id));
+        }
+        self.leave_nothing()
+    }
+
+    fn leave_nothing(self) -> Result<(), String> {
+        let runtimes = self.runtimes;
+        let first = runtimes.borrow().handle(RuntimeId::First);
+        let _context = first.enter();
+        let observers: Vec<_> = self.keys.iter().map(|key| key.observer.clone()).collect();
+        for observer in &observers {
+            observer.lock().has_handles = false;
+        }
+        drop(self.keys);
+        runtimes.borrow().settle();
+        match runtimes.borrow().alive_tasks() {
+            0 => observers.iter().try_for_each(|it| it.lock().verdict()),
+            tasks => Err(format!("no task outlives the last handle: {tasks} do")),
+        }
+    }
+
+    fn act(&mut self, key: usize, action: Action) {
+        match action {
+            Action::Wait(time) => self.runtimes.borrow().wait(milliseconds(time)),
+            Action::StandStill(time) => self.stand_still(milliseconds(time)),
+            Action::SetWallClock(_) if self.keys[key].setup == Setup::ReusedServices => {}
+            Action::SetWallClock(seconds) => self.set_wall_clock(seconds),
+            Action::ShutDownSecond => self.shut_down_second_runtime(),
+            action => self.keys[key].act(action),
+        }
+    }
+
+    fn stand_still(&self, mut time: Duration) {
+        // A longer time may be ambiguous for a key for which the shorter one was not.
+        for _ in 0..=self.keys.len() {
+            for key in &self.keys {
+                let mut observer = key.observer.lock();
+                observer.stands_still = true;
+                time = observer.unambiguous(time);
+            }
+        }
+        self.runtimes.borrow().stand_still(time);
+    }
+
+    /// A token request between two attempts notices that its deadline has passed within a second.
+    fn set_wall_clock(&self, seconds: i64) {
+        self.clocks.move_wall(seconds);
+        let pauses = self
+            .keys
+            .iter()
+            .filter_map(|key| key.observer.lock().last_pause());
+        if let Some(pause) = pauses.max() {
+            self.runtimes.borrow().wait(pause);
+        }
+    }
+
+    fn shut_down_second_runtime(&mut self) {
+        for key in &mut self.keys {
+            key.second_runtime_shuts_down();
+        }
+        self.runtimes.borrow_mut().shut_down_second();
+    }
+}
+
+impl Key {
+    fn new(
+        setup: Setup,
+        cache: &TokenCache,
+        key: usize,
+        observer: SharedObserver,
+        runtimes: Rc<RefCell<Runtimes>>,
+    ) -> Self {
         let gate = Gate::default();
         let remaining_uploads = RemainingUploads::default();
         let api = Api {
@@ -218,61 +375,16 @@ impl World {
             remaining_uploads: remaining_uploads.clone(),
             is_ready: false,
         };
-        let services = Services::new(&cache, &api);
         Self {
             setup,
-            clocks,
             observer,
             gate,
-            cache,
-            services,
+            cache: cache.with_parameters(parameters_of(key)),
+            services: Services::new(cache, parameters_of(key), &api),
             calls: Vec::new(),
             uploads: Vec::new(),
             remaining_uploads,
             runtimes,
-        }
-    }
-
-    /// Takes one step, runs every task, and checks every promise.
-    pub(crate) fn step(&mut self, action: Action) -> Result<(), String> {
-        let first = self.runtimes.handle(RuntimeId::First);
-        let _context = first.enter();
-        self.act(action);
-        self.runtimes.settle();
-        self.check()
-    }
-
-    /// Lets every call succeed, and checks that nothing is left behind.
-    pub(crate) fn finish(mut self, last_lifetime: u64) -> Result<(), String> {
-        self.step(Action::Ready)?;
-        // A call waits for at most two token requests and two sends.
-        for _ in 0..8 {
-            for call in 0..self.calls.len() {
-                self.step(Action::Frame(call))?;
-            }
-            self.step(Action::PollWoken)?;
-            self.step(Action::TokenReply(Reply::New(last_lifetime)))?;
-            while !self.observer.lock().sends.is_empty() {
-                self.step(Action::ApiAnswer(0, Answer::Accepted))?;
-            }
-            // Long enough for any pause between attempts: a `Retry-After` of 5 s, and half of that.
-            self.step(Action::Wait(8000))?;
-        }
-        if let Some(call) = self.calls.first() {
-            return Err(format!("every call completes: {:?} does not", call.id));
-        }
-        self.leave_nothing()
-    }
-
-    fn leave_nothing(self) -> Result<(), String> {
-        let first = self.runtimes.handle(RuntimeId::First);
-        let _context = first.enter();
-        self.observer.lock().has_handles = false;
-        drop((self.cache, self.services, self.calls, self.uploads));
-        self.runtimes.settle();
-        match self.runtimes.alive_tasks() {
-            0 => self.observer.lock().verdict(),
-            tasks => Err(format!("no task outlives the last handle: {tasks} do")),
         }
     }
 
@@ -290,29 +402,12 @@ impl World {
             Action::TokenReply(reply) => self.answer_token_request(reply),
             Action::ApiAnswer(send, answer) => self.answer_send(send, answer),
             Action::Reject => self.reject(),
-            Action::Wait(time) => self.runtimes.wait(milliseconds(time)),
-            Action::StandStill(time) => {
-                let time = {
-                    let mut observer = self.observer.lock();
-                    observer.stands_still = true;
-                    observer.unambiguous(milliseconds(time))
-                };
-                self.runtimes.stand_still(time);
-            }
-            Action::SetWallClock(_) if self.setup == Setup::ReusedServices => {}
-            Action::SetWallClock(seconds) => self.set_wall_clock(seconds),
-            Action::ShutDownSecond => self.shut_down_second_runtime(),
             Action::Unready => self.gate.close(),
             Action::Ready => self.gate.open(),
-        }
-    }
-
-    /// A token request between two attempts notices that its deadline has passed within a second.
-    fn set_wall_clock(&mut self, seconds: i64) {
-        self.clocks.move_wall(seconds);
-        let pause = self.observer.lock().last_pause();
-        if let Some(pause) = pause {
-            self.runtimes.wait(pause);
+            Action::Wait(_)
+            | Action::StandStill(_)
+            | Action::SetWallClock(_)
+            | Action::ShutDownSecond => unreachable!("a step of all keys"),
         }
     }
 
@@ -358,7 +453,7 @@ impl World {
             CallId(calls.len() - 1)
         };
         let task = {
-            let handle = self.runtimes.handle(runtime);
+            let handle = self.runtimes.borrow().handle(runtime);
             let _context = handle.enter();
             spawn(call(self, id))
         };
@@ -372,7 +467,7 @@ impl World {
             if self.calls[index].task.is_woken() {
                 self.poll(index);
                 // A token request that the call has started is visible to the observer.
-                self.runtimes.settle();
+                self.runtimes.borrow().settle();
             }
         }
         self.uploads
@@ -386,7 +481,7 @@ impl World {
         self.observer.lock().polls += 1;
         self.observer.lock().about_to_be_polled(id);
         let polled = {
-            let handle = self.runtimes.handle(call.runtime);
+            let handle = self.runtimes.borrow().handle(call.runtime);
             let _context = handle.enter();
             call.task.poll()
         };
@@ -421,7 +516,7 @@ impl World {
         frames.release_next();
     }
 
-    fn shut_down_second_runtime(&mut self) {
+    fn second_runtime_shuts_down(&mut self) {
         // The calls on a runtime are its tasks, and are dropped with it.
         while let Some(call) = self
             .calls
@@ -431,7 +526,6 @@ impl World {
             self.drop_call(call);
         }
         self.observer.lock().second_runtime_shuts_down();
-        self.runtimes.shut_down_second();
     }
 
     fn answer_token_request(&mut self, reply: Reply) {
