@@ -249,6 +249,24 @@ fn token_request_whose_runtime_is_shut_down_gives_up_its_place() {
     });
 }
 
+/// The first poll of a call doesn't run the task of its token request.
+#[test]
+fn token_request_on_a_runtime_that_nobody_drives_takes_no_place() {
+    let issuer = KeyedIssuer::new();
+    let cache = issuer.build(max_token_requests(1));
+    let runtime = || Builder::new_current_thread().enable_all().build().unwrap();
+    let (undriven, driven) = (runtime(), runtime());
+    {
+        let _context = undriven.enter();
+        assert!(token(&cache, "a").now_or_never().is_none());
+    }
+
+    let (token, waited) = driven.block_on(token(&cache, "b"));
+
+    assert_eq!(token.unwrap(), "b-1");
+    assert!(waited < SECOND, "{waited:?}");
+}
+
 #[test]
 fn runtime_without_timers_is_named_as_the_cause_even_by_a_queued_token_request() {
     let issuer = KeyedIssuer::new();

@@ -55,6 +55,16 @@ struct Task {
     queue: OnceLock<Duration>,
 }
 
+/// Tells the waiters of a flight that it is queued. Not a waiter itself.
+pub(super) struct Queue(Arc<Task>);
+
+impl Queue {
+    /// The flight waits, for up to `limit`, before its deadline starts.
+    pub(super) fn waits_for_up_to(&self, limit: Duration) {
+        let _ = self.0.queue.set(limit);
+    }
+}
+
 /// A flight, as seen by the task that runs it.
 #[derive(Debug)]
 pub(super) struct Completer<T> {
@@ -100,9 +110,9 @@ impl<T: Clone> Flight<T> {
         let _ = self.task.runtime.set(runtime);
     }
 
-    /// Says that the flight waits, for up to `limit`, before its deadline starts.
-    pub(super) fn is_queued(&self, limit: Duration) {
-        let _ = self.task.queue.set(limit);
+    /// Where the flight's task says that it has to wait before it may start.
+    pub(super) fn queue(&self) -> Queue {
+        Queue(Arc::clone(&self.task))
     }
 
     /// When the flight counts as lost if it has no result.

@@ -21,7 +21,7 @@ use super::{
     TokenCache, TokenRequest,
     cache::Keys,
     entry::{FlightResult, Generation, NewFlight},
-    flight::{Attempts, Completer, IssuedToken},
+    flight::{Attempts, Completer, IssuedToken, Queue},
     key::Key,
     settings::RefreshMode,
 };
@@ -55,10 +55,7 @@ pub(super) fn spawn(cache: &TokenCache, new_flight: Box<NewFlight>, runtime: &Ha
     let common = &key.common;
     let flight = &new_flight.awaited.flight;
     flight.starts_on(runtime.id());
-    let place = Arc::clone(&common.places).try_acquire_owned().ok();
-    if place.is_none() {
-        flight.is_queued(MOST_DEADLINES_IN_QUEUE * common.settings.limits.deadline);
-    }
+    let queue = flight.queue();
     let mut request = TokenRequest::new(key.parameters.clone());
     request.rejected = new_flight.rejected;
     let attempts = Attempts {
@@ -77,7 +74,7 @@ pub(super) fn spawn(cache: &TokenCache, new_flight: Box<NewFlight>, runtime: &Ha
         cause: new_flight.cause,
         completer: Some(new_flight.completer),
     };
-    runtime.spawn(REQUESTING.scope(address(key), task.run(attempts, place)));
+    runtime.spawn(REQUESTING.scope(address(key), task.run(attempts, queue)));
 }
 
 /// How long a token request waits until it is one of those that may be under way, in deadlines.
@@ -97,9 +94,9 @@ struct FlightTask {
 }
 
 impl FlightTask {
-    async fn run(mut self, mut attempts: Attempts, place: Option<OwnedSemaphorePermit>) {
+    async fn run(mut self, mut attempts: Attempts, queue: Queue) {
         // Without a result, nobody has waited for it.
-        if let Some(result) = self.result(&mut attempts, place).await {
+        if let Some(result) = self.result(&mut attempts, &queue).await {
             self.complete(result, attempts);
         }
         let refresh_mode = self.key.settings().refresh_mode;
@@ -127,11 +124,11 @@ impl FlightTask {
     async fn result(
         &mut self,
         attempts: &mut Attempts,
-        place: Option<OwnedSemaphorePermit>,
+        queue: &Queue,
     ) -> Option<Result<IssuedToken, Error>> {
         let completer = self.completer.as_ref()?;
         let span = attempts.telemetry.span();
-        let request = request(&self.key, attempts, place);
+        let request = request(&self.key, attempts, queue);
         // Panics of the token service are caught where it is called, so a panic here is the clock's.
         let request = AssertUnwindSafe(span.instrument(request)).catch_unwind();
         let request = completer.run(request);
@@ -173,15 +170,14 @@ impl Drop for FlightTask {
 }
 
 /// Waits for a place among the token requests that may be under way, and requests a token.
-async fn request(
-    key: &Key,
-    attempts: &mut Attempts,
-    place: Option<OwnedSemaphorePermit>,
-) -> Result<IssuedToken, Error> {
-    let _place = match place {
-        Some(place) => place,
-        None => {
-            let place = wait_for_place(key).await?;
+async fn request(key: &Key, attempts: &mut Attempts, queue: &Queue) -> Result<IssuedToken, Error> {
+    // Not before the task runs: a runtime that nobody drives must not take a place.
+    let _place = match Arc::clone(&key.common.places).try_acquire_owned() {
+        Ok(place) => place,
+        Err(_) => {
+            let limit = MOST_DEADLINES_IN_QUEUE * attempts.limits.deadline;
+            queue.waits_for_up_to(limit);
+            let place = wait_for_place(key, limit).await?;
             let now = attempts.clock.now();
             attempts.deadline = now.after(attempts.limits.deadline);
             place
@@ -190,8 +186,7 @@ async fn request(
     attempts.run().await
 }
 
-async fn wait_for_place(key: &Key) -> Result<OwnedSemaphorePermit, Error> {
-    let limit = MOST_DEADLINES_IN_QUEUE * key.settings().limits.deadline;
+async fn wait_for_place(key: &Key, limit: Duration) -> Result<OwnedSemaphorePermit, Error> {
     let place = Arc::clone(&key.common.places).acquire_owned();
     let ends_at = Clock::monotonic() + limit;
     let time_is_up = catch_unwind(|| sleep_until(ends_at));
