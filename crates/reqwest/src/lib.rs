@@ -46,7 +46,7 @@
 //! | feature | adds |
 //! |---|---|
 //! | `json`, `query`, `form`, `multipart` | the method of [`ApiRequestBuilder`] with this name, and reqwest's feature |
-//! | `middleware` | `ClientCredentialsMiddleware` |
+//! | `middleware` | `ClientCredentialsMiddleware`, `SentUrl` |
 //!
 //! No feature is enabled by default. This crate enables no TLS library: that of your own dependency
 //! on reqwest is used, for token requests, too.
@@ -69,7 +69,7 @@ mod service;
 mod tokens;
 
 #[cfg(feature = "middleware")]
-pub use crate::middleware::ClientCredentialsMiddleware;
+pub use crate::middleware::{ClientCredentialsMiddleware, SentUrl};
 pub use crate::{
     api_client::{
         ApiClient, ClientBuilderExt, ClientExt, ResponseFuture, token_client, token_client_with,

@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use http::{Extensions, Request, Response};
-use reqwest::Body;
+use reqwest::{Body, Url};
 use reqwest_middleware::{Middleware, Next};
 use tower::{Layer, ServiceExt};
 use tower_client_credentials::{ClientCredentialsLayer, TokenCache, replay::NoReplay};
@@ -19,7 +19,7 @@ use crate::{
     api_client::Call,
     deadline::in_time,
     redirect::Redirects,
-    service::{finish, prepare},
+    service::{finish, prepare, token_url},
 };
 
 /// A middleware of the crate reqwest-middleware that adds an access token to every request.
@@ -38,6 +38,13 @@ use crate::{
 /// in the `Authorization` header are sent, because reqwest removes no other header there. See
 /// [`redirects_within_origin`](Self::redirects_within_origin).
 ///
+/// The middleware doesn't know the URL that the client is asked for either: another middleware may
+/// change it, or answer the request itself. So every 401 counts as a rejection, unless [`SentUrl`] is
+/// the last middleware. With it, a 401 from another origin, where reqwest removed the token, is no
+/// rejection, and the response has the extension [`TokenRemoved`].
+///
+/// [`TokenRemoved`]: tower_client_credentials::TokenRemoved
+///
 /// # Errors
 ///
 /// Errors of this crate are [`Error`]s in a [`reqwest_middleware::Error::Middleware`]. Errors of
@@ -48,11 +55,12 @@ use crate::{
 /// ```
 /// use reqwest_middleware::{ClientBuilder, ClientWithMiddleware};
 /// use tower_client_credentials::TokenEndpoint;
-/// use tower_client_credentials_reqwest::ClientCredentialsMiddleware;
+/// use tower_client_credentials_reqwest::{ClientCredentialsMiddleware, SentUrl};
 ///
 /// fn client(tokens: TokenEndpoint) -> ClientWithMiddleware {
 ///     ClientBuilder::new(reqwest::Client::new())
 ///         .with(ClientCredentialsMiddleware::new(tokens))
+///         .with(SentUrl)
 ///         .build()
 /// }
 /// ```
@@ -142,6 +150,41 @@ impl fmt::Debug for ClientCredentialsMiddleware {
     }
 }
 
+/// A middleware that notes the URL that reqwest sends a request to.
+///
+/// Needs the feature `middleware`. Add it as the last middleware: it tells
+/// [`ClientCredentialsMiddleware`] whether reqwest has followed a redirect to another origin, where it
+/// removes the token. It changes no request. A middleware that is added after it must not change the
+/// origin of a request's URL.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SentUrl;
+
+/// Where the client is asked to send a token. A request extension.
+#[derive(Clone)]
+struct TokenUrl(Url);
+
+#[async_trait]
+impl Middleware for SentUrl {
+    async fn handle(
+        &self,
+        request: reqwest::Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> reqwest_middleware::Result<reqwest::Response> {
+        match token_url(&request) {
+            Some(url) => extensions.insert(TokenUrl(url)),
+            // A retry may send the request without the token that an earlier attempt had.
+            None => extensions.remove(),
+        };
+        let response = next.run(request, extensions).await;
+        if response.is_err() {
+            // Another middleware may answer in place of the client.
+            extensions.remove::<TokenUrl>();
+        }
+        response
+    }
+}
+
 /// The middlewares below this one, and the client.
 #[derive(Clone)]
 struct NextService<'a> {
@@ -167,11 +210,15 @@ impl<'a> Service<Request<Body>> for NextService<'a> {
         } = self.clone();
         Box::pin(async move {
             let request = prepare(request, redirects)?;
-            let url = request.url().clone();
             let mut borrowed = extensions.borrow();
+            borrowed.extensions.remove::<TokenUrl>();
             let response = next.run(request, &mut borrowed.extensions).await;
             let response = response.map_err(Error::from_middleware)?;
-            Ok(finish(response, &url))
+            let token_url = borrowed.extensions.remove::<TokenUrl>();
+            Ok(finish(
+                response,
+                token_url.as_ref().map(|TokenUrl(url)| url),
+            ))
         })
     }
 }

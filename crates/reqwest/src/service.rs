@@ -4,7 +4,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use http::{Request, Response};
+use http::{Request, Response, header::AUTHORIZATION};
 use pin_project_lite::pin_project;
 use reqwest::{Body, Client, ClientBuilder, ResponseBuilderExt, Url, redirect::Policy};
 use tower_client_credentials::TokenRemoved;
@@ -26,6 +26,7 @@ use crate::{
 ///
 /// If the client follows a redirect to another origin, reqwest removes the `Authorization` header. A
 /// 401 from there says nothing about the token, so the response gets the extension [`TokenRemoved`].
+/// The response to a request without this header doesn't get it.
 ///
 /// reqwest reveals only the last URL of a redirect. So if redirects lead to another origin and back, a
 /// 401 counts as a rejection, although reqwest has removed the token on the way.
@@ -142,7 +143,7 @@ impl Service<Request<Body>> for ReqwestService {
     fn call(&mut self, request: Request<Body>) -> ServiceFuture {
         let state = match prepare(request, self.redirects) {
             Ok(request) => State::Sending {
-                url: request.url().clone(),
+                token_url: token_url(&request),
                 response: self.client.call(request),
             },
             Err(error) => State::Failed { error: Some(error) },
@@ -170,10 +171,18 @@ pub(crate) fn prepare(
     Ok(request)
 }
 
-/// Converts the response to a request that was sent to `requested`.
-pub(crate) fn finish(response: reqwest::Response, requested: &Url) -> Response<Body> {
+/// Returns the URL of a request, if reqwest removes a token from it when it leaves the URL's origin.
+pub(crate) fn token_url(request: &reqwest::Request) -> Option<Url> {
+    let has_token = request.headers().contains_key(AUTHORIZATION);
+    has_token.then(|| request.url().clone())
+}
+
+/// Converts the response to a request that reqwest was asked to send with a token to `token_url`.
+///
+/// Without this URL, nothing is known of redirects.
+pub(crate) fn finish(response: reqwest::Response, token_url: Option<&Url>) -> Response<Body> {
     let url = response.url().clone();
-    let is_elsewhere = url.origin() != requested.origin();
+    let is_elsewhere = token_url.is_some_and(|asked| asked.origin() != url.origin());
     // reqwest looks for the URL in this extension when it converts the response back.
     let mut with_url = Response::builder().url(url);
     let mut response = Response::<Body>::from(response);
@@ -208,7 +217,7 @@ pin_project! {
     #[project = StateProj]
     enum State {
         Sending {
-            url: Url,
+            token_url: Option<Url>,
             #[pin]
             response: <Client as Service<reqwest::Request>>::Future,
         },
@@ -222,9 +231,12 @@ impl Future for ServiceFuture {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            StateProj::Sending { url, response } => {
+            StateProj::Sending {
+                token_url,
+                response,
+            } => {
                 let response = ready!(response.poll(cx))?;
-                Poll::Ready(Ok(finish(response, url)))
+                Poll::Ready(Ok(finish(response, token_url.as_ref())))
             }
             StateProj::Failed { error } => {
                 let error = error.take();

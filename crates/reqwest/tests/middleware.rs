@@ -16,11 +16,11 @@ use futures_util::future::join_all;
 use http::{Extensions, StatusCode};
 use reqwest::{Client, Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next};
-use support::{Server, api_rejecting, in_time, issuer, status, tokens};
+use support::{Server, api_rejecting, in_time, issuer, redirect, status, tokens};
 use tower_client_credentials::{
-    AccessToken, BoxError, NotReplayed, TokenOutcome, TokenRequest, replay::NoReplay,
+    AccessToken, BoxError, NotReplayed, TokenOutcome, TokenRemoved, TokenRequest, replay::NoReplay,
 };
-use tower_client_credentials_reqwest::ClientCredentialsMiddleware;
+use tower_client_credentials_reqwest::{ClientCredentialsMiddleware, SentUrl};
 
 fn client(issuer: &Server) -> ClientWithMiddleware {
     ClientBuilder::new(Client::new())
@@ -168,4 +168,101 @@ async fn token_in_a_custom_header_needs_redirects_within_the_origin() {
         assert_eq!(result.is_ok(), requests == 1);
         assert_eq!(api.received().len(), requests);
     }
+}
+
+/// Sends requests to another server.
+struct Rerouting(reqwest::Url);
+
+#[async_trait]
+impl Middleware for Rerouting {
+    async fn handle(
+        &self,
+        mut request: Request,
+        extensions: &mut Extensions,
+        next: Next<'_>,
+    ) -> reqwest_middleware::Result<Response> {
+        *request.url_mut() = self.0.clone();
+        next.run(request, extensions).await
+    }
+}
+
+#[tokio::test]
+async fn rejection_by_the_server_that_another_middleware_names_renews_the_token() {
+    for notes_url in [true, false] {
+        let (issuer, api) = (issuer().await, api_rejecting(["token-1"]).await);
+        let mut builder = ClientBuilder::new(Client::new())
+            .with(ClientCredentialsMiddleware::new(tokens(&issuer)))
+            .with(Rerouting(api.url("/").parse().unwrap()));
+        if notes_url {
+            builder = builder.with(SentUrl);
+        }
+
+        let request = builder.build().get("https://api.example/");
+        let response = in_time(request.send()).await.unwrap();
+
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(api.tokens(), ["Bearer token-1", "Bearer token-2"]);
+    }
+}
+
+#[tokio::test]
+async fn rejection_by_another_middleware_renews_the_token() {
+    /// Answers without the client, as a mock does.
+    struct Mock;
+
+    #[async_trait]
+    impl Middleware for Mock {
+        async fn handle(
+            &self,
+            request: Request,
+            _: &mut Extensions,
+            _: Next<'_>,
+        ) -> reqwest_middleware::Result<Response> {
+            let is_rejected = request.headers()["authorization"] == "Bearer token-1";
+            let mut response = http::Response::new("");
+            if is_rejected {
+                *response.status_mut() = StatusCode::UNAUTHORIZED;
+            }
+            Ok(response.into())
+        }
+    }
+
+    let issuer = issuer().await;
+    let client = ClientBuilder::new(Client::new())
+        .with(ClientCredentialsMiddleware::new(tokens(&issuer)))
+        .with(Mock)
+        .with(SentUrl)
+        .build();
+
+    let response = in_time(client.get("https://api.example/").send()).await;
+
+    assert_eq!(response.unwrap().status(), StatusCode::OK);
+    assert_eq!(issuer.received().len(), 2);
+}
+
+#[tokio::test]
+async fn unauthorized_response_of_another_origin_keeps_the_token_if_the_url_is_noted() {
+    let (issuer, api) = (issuer().await, api_rejecting([]).await);
+    let other = Server::start(|_| async { status(StatusCode::UNAUTHORIZED) }).await;
+    let away = other.url("/");
+    let api_that_redirects = Server::start(move |_| {
+        let response = redirect(StatusCode::FOUND, &away);
+        async { response }
+    })
+    .await;
+    let client = ClientBuilder::new(Client::new())
+        .with(ClientCredentialsMiddleware::new(tokens(&issuer)))
+        .with(SentUrl)
+        .build();
+
+    let url = api_that_redirects.url("/");
+    let response = in_time(client.get(url).send()).await.unwrap();
+    let next = in_time(client.get(api.url("/")).send()).await.unwrap();
+
+    assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    assert!(response.extensions().get::<TokenRemoved>().is_some());
+    assert!(next.extensions().get::<TokenRemoved>().is_none());
+    assert_eq!(other.tokens(), [""]);
+    assert_eq!(api.tokens(), ["Bearer token-1"]);
+    assert_eq!(issuer.received().len(), 1);
 }

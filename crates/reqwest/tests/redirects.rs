@@ -87,7 +87,7 @@ async fn redirect_within_the_origin_is_followed_with_token_and_body_in_both_send
 }
 
 #[tokio::test]
-async fn rejection_from_another_origin_that_got_no_token_is_no_rejection() {
+async fn unauthorized_response_of_another_origin_keeps_the_token() {
     let issuer = issuer().await;
     let other = Server::start(|_| async { status(StatusCode::UNAUTHORIZED) }).await;
     let api = redirecting(StatusCode::FOUND, &other).await;
@@ -105,6 +105,23 @@ async fn rejection_from_another_origin_that_got_no_token_is_no_rejection() {
     assert_eq!(other.tokens(), ["", ""]);
     assert_eq!(api.tokens(), ["Bearer token-1", "Bearer token-1"]);
     assert_eq!(issuer.received().len(), 1);
+}
+
+#[tokio::test]
+async fn response_to_a_request_without_a_token_is_not_marked() -> Result<(), BoxError> {
+    let issuer = issuer().await;
+    let other = api_rejecting([]).await;
+    let api = redirecting(StatusCode::FOUND, &other).await;
+    let layer = ClientCredentialsLayer::new(tokens(&issuer));
+    let layer = layer.allowed_origins(["https://api.example"])?;
+    let client = Client::new().with_client_credentials(layer);
+
+    let response = in_time(client.get(api.url("/away")).send()).await?;
+
+    assert_eq!(response.url().as_str(), other.url("/stolen"));
+    assert_eq!(api.tokens(), [""]);
+    assert!(response.extensions().get::<TokenRemoved>().is_none());
+    Ok(())
 }
 
 #[tokio::test]
