@@ -11,7 +11,9 @@ use http::{Extensions, Request, Response};
 use reqwest::{Body, Url};
 use reqwest_middleware::{Middleware, Next};
 use tower::{Layer, ServiceExt};
-use tower_client_credentials::{ClientCredentialsLayer, TokenCache, replay::NoReplay};
+use tower_client_credentials::{
+    ClientCredentialsLayer, TokenCache, TokenParameters, replay::NoReplay,
+};
 use tower_service::Service;
 
 use crate::{
@@ -27,7 +29,10 @@ use crate::{
 /// Needs the feature `middleware`. It gives the same guarantees as an
 /// [`ApiClient`](crate::ApiClient): one renewal and one second send after a rejection, with the same
 /// method, URL, headers and body. A timeout of the request covers the wait for a token and both
-/// sends. The request extension [`NoReplay`] makes a single request be sent only once.
+/// sends.
+///
+/// The extension [`NoReplay`] of a request makes it be sent only once, and the extension
+/// [`TokenParameters`] makes it be sent with a token for another scope, audience or tenant.
 ///
 /// Middlewares that are added after this one see each send, with its token. Add a retry middleware
 /// there, or it repeats calls that have already been sent twice.
@@ -122,10 +127,13 @@ impl Middleware for ClientCredentialsMiddleware {
         if let Some(no_replay) = extensions.get::<NoReplay>() {
             request.extensions_mut().insert(*no_replay);
         }
-        let shared = SharedExtensions::new(mem::take(extensions));
+        if let Some(parameters) = extensions.get::<TokenParameters>() {
+            request.extensions_mut().insert(parameters.clone());
+        }
+        let lent = Lent::new(extensions);
         let service = self.layer.layer(NextService {
             next,
-            extensions: shared.clone(),
+            extensions: lent.shared.clone(),
             redirects: self.redirects,
         });
         let result = in_time(deadline, async {
@@ -135,7 +143,6 @@ impl Middleware for ClientCredentialsMiddleware {
                 .map_err(Error::from_boxed)
         })
         .await;
-        *extensions = shared.take();
         result.map_err(Error::into_middleware_error)
     }
 }
@@ -246,6 +253,25 @@ impl SharedExtensions {
     fn replace(&self, extensions: Extensions) -> Extensions {
         let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         mem::replace(&mut shared, extensions)
+    }
+}
+
+/// The extensions of the caller, who gets them back when the call ends or is dropped.
+struct Lent<'a> {
+    owner: &'a mut Extensions,
+    shared: SharedExtensions,
+}
+
+impl<'a> Lent<'a> {
+    fn new(owner: &'a mut Extensions) -> Self {
+        let shared = SharedExtensions::new(mem::take(owner));
+        Self { owner, shared }
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        *self.owner = self.shared.take();
     }
 }
 

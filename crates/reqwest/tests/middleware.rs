@@ -18,7 +18,8 @@ use reqwest::{Client, Request, Response};
 use reqwest_middleware::{ClientBuilder, ClientWithMiddleware, Error, Middleware, Next};
 use support::{Server, api_rejecting, in_time, issuer, redirect, status, tokens};
 use tower_client_credentials::{
-    AccessToken, BoxError, NotReplayed, TokenOutcome, TokenRemoved, TokenRequest, replay::NoReplay,
+    AccessToken, BoxError, NotReplayed, TokenOutcome, TokenParameters, TokenRemoved, TokenRequest,
+    replay::NoReplay,
 };
 use tower_client_credentials_reqwest::{ClientCredentialsMiddleware, SentUrl};
 
@@ -91,6 +92,64 @@ async fn extensions_pass_through_both_sends_and_back() {
 }
 
 #[tokio::test]
+async fn extensions_return_when_a_call_is_dropped() {
+    /// Drops calls after 100 ms, and then looks for the extensions.
+    struct Impatient(Sends);
+
+    #[async_trait]
+    impl Middleware for Impatient {
+        async fn handle(
+            &self,
+            request: Request,
+            extensions: &mut Extensions,
+            next: Next<'_>,
+        ) -> reqwest_middleware::Result<Response> {
+            extensions.insert(self.0.clone());
+            let call = next.run(request, extensions);
+            let dropped = tokio::time::timeout(Duration::from_millis(100), call).await;
+            assert!(dropped.is_err());
+            assert!(extensions.get::<Sends>().is_some());
+            Err(Error::middleware(std::io::Error::other("dropped")))
+        }
+    }
+
+    let silent = Server::start(|_| std::future::pending::<http::Response<_>>()).await;
+    let issuer = issuer().await;
+    for (issuer, sends) in [(&silent, 0), (&issuer, 1)] {
+        let count = Sends::default();
+        let client = ClientBuilder::new(Client::new())
+            .with(Impatient(count.clone()))
+            .with(ClientCredentialsMiddleware::new(tokens(issuer)))
+            .with(Counting { fails_after: 2 })
+            .build();
+
+        let error = in_time(client.get(silent.url("/")).send()).await;
+
+        assert_eq!(error.unwrap_err().to_string(), "dropped");
+        assert_eq!(count.0.load(Ordering::SeqCst), sends);
+    }
+}
+
+#[tokio::test]
+async fn token_parameters_in_the_extensions_of_a_request_apply() {
+    let tokens = tower::service_fn(|request: TokenRequest| async move {
+        Ok::<_, BoxError>(AccessToken::new(request.parameters.scopes().join("+"))?)
+    });
+    let api = Server::start(|_| async { status(StatusCode::OK) }).await;
+    let client = ClientBuilder::new(Client::new())
+        .with(ClientCredentialsMiddleware::new(tokens))
+        .build();
+
+    for scope in ["read", "write"] {
+        let parameters = TokenParameters::default().with_scope(scope);
+        let request = client.get(api.url("/")).with_extension(parameters);
+        in_time(request.send()).await.unwrap();
+    }
+
+    assert_eq!(api.tokens(), ["Bearer read", "Bearer write"]);
+}
+
+#[tokio::test]
 async fn hundred_callers_cause_one_renewal() {
     let (issuer, api) = (issuer().await, api_rejecting(["token-1"]).await);
     let client = client(&issuer);
@@ -132,7 +191,7 @@ async fn timeout_covers_the_wait_for_a_token() {
 }
 
 #[tokio::test]
-async fn errors_of_reqwest_and_of_the_token_endpoint_are_told_apart() {
+async fn errors_of_reqwest_and_of_the_token_endpoint_differ() {
     let refusing = Server::start(|_| async { status(StatusCode::FORBIDDEN) }).await;
 
     let error = in_time(client(&refusing).get("http://127.0.0.1:9/").send()).await;
