@@ -63,7 +63,10 @@ impl ReplayBodies {
     /// Sends requests with a streaming body only once.
     #[must_use]
     pub fn no_streams(self) -> Self {
-        Self(Bodies::InMemory)
+        Self(match self.0 {
+            Bodies::None => Bodies::None,
+            Bodies::InMemory | Bodies::All(_) => Bodies::InMemory,
+        })
     }
 }
 
@@ -179,6 +182,15 @@ mod tests {
             assert_eq!(body.as_bytes().unwrap().as_ptr(), bytes.as_ptr());
             assert_eq!(body.as_bytes(), Some(&*bytes));
         }
+    }
+
+    #[test]
+    fn no_streams_keeps_no_replay() {
+        let policy = ReplayBodies::from(NoReplay).no_streams();
+
+        assert!(policy.split(Body::from("name=Ada")).1.is_none());
+        let policy = ReplayBodies::default().no_streams();
+        assert!(policy.split(Body::from("name=Ada")).1.is_some());
     }
 
     #[test]
