@@ -237,6 +237,9 @@ impl ApiClient {
     /// combination of parameters. The parameters replace those of the cache. The scope of the
     /// [`TokenEndpoint`](tower_client_credentials::TokenEndpoint) itself is requested in addition.
     ///
+    /// A request that was converted from an [`http::Request`] with the extension [`TokenParameters`]
+    /// uses the parameters of this extension instead.
+    ///
     /// # Examples
     ///
     /// ```no_run
@@ -328,9 +331,14 @@ impl ApiClient {
         self.send(Ok(request), None)
     }
 
-    /// Returns the cache that supplies the tokens.
-    pub fn cache(&self) -> &TokenCache {
-        self.service.cache()
+    /// Returns a handle of the cache for the tokens of this client, with its
+    /// [parameters](Self::with_parameters).
+    pub fn cache(&self) -> TokenCache {
+        let cache = self.service.cache();
+        match &self.parameters {
+            Some(parameters) => cache.with_parameters(parameters.clone()),
+            None => cache.clone(),
+        }
     }
 
     /// Returns the client without tokens.
@@ -360,7 +368,8 @@ impl ApiClient {
             request.extensions_mut().insert(no_replay);
         }
         if let Some(parameters) = &self.parameters {
-            request.extensions_mut().insert(parameters.clone());
+            let extensions = request.extensions_mut();
+            extensions.get_or_insert_with(|| parameters.clone());
         }
         let response = self.service.send(request);
         ResponseFuture::new(in_time(deadline, async {

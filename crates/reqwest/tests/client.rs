@@ -10,7 +10,9 @@ use http::{Response, StatusCode};
 use http_body_util::Full;
 use reqwest::Client;
 use support::{Server, api_rejecting, in_time, issuer, status, tokens};
-use tower_client_credentials::{BoxError, ClientCredentialsLayer, TokenCache, TokenParameters};
+use tower_client_credentials::{
+    AccessToken, BoxError, ClientCredentialsLayer, TokenCache, TokenParameters, TokenRequest,
+};
 use tower_client_credentials_reqwest::{
     ApiClient, ApiRequestBuilder, ClientExt, Error, ReplayBodies, ReqwestService, ResponseFuture,
     token_client,
@@ -288,4 +290,39 @@ async fn client_of_a_token_endpoint_reuses_its_connection() {
     assert_eq!(issuer.received().len(), 2);
     assert_eq!((issuer.connections(), api.connections()), (1, 1));
     drop(token_client().unwrap().into_inner());
+}
+
+/// Issues tokens that name their scope.
+fn scope_names() -> TokenCache {
+    TokenCache::new(tower::service_fn(|request: TokenRequest| async move {
+        Ok::<_, BoxError>(AccessToken::new(request.parameters.scopes().join("+"))?)
+    }))
+}
+
+#[tokio::test]
+async fn cache_of_a_client_with_parameters_supplies_its_tokens() -> Result<(), BoxError> {
+    let scope = |name| TokenParameters::default().with_scope(name);
+    let cache = scope_names().with_parameters(scope("read"));
+    let client = Client::new().with_client_credentials(cache);
+    let writing = client.with_parameters(scope("write"));
+
+    assert_eq!(client.cache().token().await?.expose(), "read");
+    assert_eq!(writing.cache().token().await?.expose(), "write");
+    Ok(())
+}
+
+#[tokio::test]
+async fn parameters_of_a_request_replace_those_of_the_client() -> Result<(), BoxError> {
+    let api = api_rejecting([]).await;
+    let scope = |name| TokenParameters::default().with_scope(name);
+    let client = Client::new().with_client_credentials(scope_names());
+    let client = client.with_parameters(scope("read"));
+
+    let request = http::Request::get(api.url("/")).extension(scope("write"));
+    let request = request.body(reqwest::Body::default())?.try_into()?;
+    in_time(client.execute(request)).await?;
+    in_time(client.get(api.url("/")).send()).await?;
+
+    assert_eq!(api.tokens(), ["Bearer write", "Bearer read"]);
+    Ok(())
 }
