@@ -33,7 +33,7 @@ enum Kind {
     Reqwest(reqwest::Error),
     /// There is no token, or it can't be added to the request.
     Token(tower_client_credentials::Error),
-    /// The total timeout of the request ended before its response arrived.
+    /// The total timeout of the request elapsed before its response arrived.
     TimedOut(Duration),
     /// A redirect could take the token in this header to another origin.
     RedirectsMayExpose(HeaderName),
@@ -42,8 +42,11 @@ enum Kind {
 }
 
 impl Error {
-    /// Returns whether a timeout ended: that of the request, one of reqwest's, or the deadline of a
+    /// Returns whether a timeout elapsed: that of the request, one of reqwest's, or the deadline of a
     /// token request.
+    ///
+    /// If that of the request elapses, [`token_error`](Self::token_error) and
+    /// [`reqwest_error`](Self::reqwest_error) return `None`, whatever the call was waiting for.
     pub fn is_timeout(&self) -> bool {
         match &self.kind {
             Kind::Reqwest(error) => error.is_timeout(),

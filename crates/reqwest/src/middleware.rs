@@ -19,7 +19,7 @@ use tower_service::Service;
 use crate::{
     Error, ReplayBodies, Tokens,
     api_client::Call,
-    deadline::in_time,
+    deadline::in_time_or_reqwests,
     redirect::Redirects,
     service::{finish, prepare, token_url},
 };
@@ -54,6 +54,23 @@ use crate::{
 ///
 /// Errors of this crate are [`Error`]s in a [`reqwest_middleware::Error::Middleware`]. Errors of
 /// reqwest and of other middlewares are returned unchanged.
+///
+/// If a timeout elapses during a send, the error is reqwest's. If it elapses while the call waits for
+/// a token, the error is an [`Error`], for which [`reqwest_middleware::Error::is_timeout`] returns
+/// `false`. This function finds both:
+///
+/// ```
+/// use reqwest_middleware::Error;
+///
+/// fn is_timeout(error: &Error) -> bool {
+///     match error {
+///         Error::Reqwest(error) => error.is_timeout(),
+///         Error::Middleware(error) => error
+///             .downcast_ref::<tower_client_credentials_reqwest::Error>()
+///             .is_some_and(|error| error.is_timeout()),
+///     }
+/// }
+/// ```
 ///
 /// # Examples
 ///
@@ -136,7 +153,7 @@ impl Middleware for ClientCredentialsMiddleware {
             extensions: lent.shared.clone(),
             redirects: self.redirects,
         });
-        let result = in_time(deadline, async {
+        let result = in_time_or_reqwests(deadline, async {
             let response = service.oneshot(request).await;
             response
                 .map(reqwest::Response::from)

@@ -191,6 +191,22 @@ async fn timeout_covers_the_wait_for_a_token() {
 }
 
 #[tokio::test]
+async fn timeout_during_a_send_is_an_error_of_reqwest() {
+    let silent = Server::start(|_| std::future::pending::<http::Response<_>>()).await;
+    let issuer = issuer().await;
+    let client = client(&issuer);
+
+    let calls = (0..50).map(|number| {
+        let timeout = Duration::from_millis(200) + Duration::from_micros(100 * number);
+        client.get(silent.url("/")).timeout(timeout).send()
+    });
+    for error in in_time(join_all(calls)).await {
+        let error = error.unwrap_err();
+        assert!(error.is_timeout(), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn errors_of_reqwest_and_of_the_token_endpoint_differ() {
     let refusing = Server::start(|_| async { status(StatusCode::FORBIDDEN) }).await;
 

@@ -5,6 +5,7 @@ mod support;
 use std::{future::pending, time::Duration};
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use http::StatusCode;
 use http_body_util::Full;
 use reqwest::Client;
@@ -48,9 +49,27 @@ async fn timeout_ends_every_wait_of_a_call() {
             let error = in_time(request.send()).await.unwrap_err();
 
             assert!(error.is_timeout(), "{name}: {error:?}");
-            // Not the deadline of a token request, which is longer.
+            // Not the deadline of a token request, which is longer, nor a timer of reqwest.
             assert!(error.token_error().is_none(), "{name}: {error:?}");
+            assert!(error.reqwest_error().is_none(), "{name}: {error:?}");
         }
+    }
+}
+
+#[tokio::test]
+async fn timeouts_during_sends_have_one_kind() {
+    let (issuer, api) = (issuer().await, silent().await);
+    let client = Client::new().with_client_credentials(tokens(&issuer));
+    client.cache().token().await.unwrap();
+
+    let calls = (0..50).map(|number| {
+        let timeout = TIMEOUT + Duration::from_micros(100 * number);
+        client.get(api.url("/")).timeout(timeout).send()
+    });
+    for error in in_time(join_all(calls)).await {
+        let error = error.unwrap_err();
+        assert!(error.is_timeout(), "{error:?}");
+        assert!(error.reqwest_error().is_none(), "{error:?}");
     }
 }
 
