@@ -1,4 +1,7 @@
-use std::{fmt, time::Duration};
+use std::{
+    fmt::{self, Display},
+    time::Duration,
+};
 
 use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use reqwest::Body;
@@ -41,15 +44,16 @@ impl RequestBuilderExt for reqwest::RequestBuilder {
 /// A [`reqwest::RequestBuilder`] whose request is sent with an access token.
 ///
 /// Created by the methods of [`ApiClient`]. It isn't a `reqwest::RequestBuilder`, because the `send`
-/// of that would send the request without a token. It has the same methods. For those of other
-/// crates, use [`map`](Self::map).
+/// of that would send the request without a token. It has all of its methods that change a request,
+/// `send`, `build` and `try_clone`. For the methods that other crates add, use [`map`](Self::map).
 ///
 /// The methods `json`, `query`, `form` and `multipart` need the feature of the same name in this
 /// crate, which also enables reqwest's.
 ///
 /// # Examples
 ///
-/// ```no_run
+#[cfg_attr(feature = "json", doc = "```no_run")]
+#[cfg_attr(not(feature = "json"), doc = "```text")]
 /// use tower_client_credentials_reqwest::{ApiClient, Error};
 ///
 /// async fn create(api: &ApiClient) -> Result<(), Error> {
@@ -116,6 +120,22 @@ impl ApiRequestBuilder {
     /// [`reqwest::RequestBuilder::headers`].
     pub fn headers(self, headers: HeaderMap) -> Self {
         self.map(|builder| builder.headers(headers))
+    }
+
+    /// Adds an `Authorization` header with a user name and a password. See
+    /// [`reqwest::RequestBuilder::basic_auth`].
+    ///
+    /// The request is sent with this header instead of an access token.
+    pub fn basic_auth(self, username: impl Display, password: Option<impl Display>) -> Self {
+        self.map(|builder| builder.basic_auth(username, password))
+    }
+
+    /// Adds an `Authorization` header with a token. See [`reqwest::RequestBuilder::bearer_auth`].
+    ///
+    /// The request is sent with this header instead of an access token of the client, and isn't sent
+    /// again if the API rejects it.
+    pub fn bearer_auth(self, token: impl Display) -> Self {
+        self.map(|builder| builder.bearer_auth(token))
     }
 
     /// Sets the body. See [`reqwest::RequestBuilder::body`].

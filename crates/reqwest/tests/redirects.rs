@@ -262,6 +262,31 @@ async fn default_authorization_header_gives_way_to_the_token() {
 }
 
 #[tokio::test]
+async fn credentials_of_the_request_are_sent_instead_of_a_token() {
+    let issuer = issuer().await;
+    let api = Server::start(|_| async { status(StatusCode::UNAUTHORIZED) }).await;
+    let client = Client::new().with_client_credentials(tokens(&issuer));
+
+    let basic = client.get(api.url("/")).basic_auth("ada", Some("s3cret"));
+    let without_password = client.get(api.url("/")).basic_auth("ada", None::<&str>);
+    let bearer = client.get(api.url("/")).bearer_auth("own-token");
+    for request in [basic, without_password, bearer] {
+        let response = in_time(request.send()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+    }
+
+    assert_eq!(
+        api.tokens(),
+        [
+            "Basic YWRhOnMzY3JldA==",
+            "Basic YWRhOg==",
+            "Bearer own-token"
+        ]
+    );
+    assert_eq!(issuer.received().len(), 0);
+}
+
+#[tokio::test]
 async fn allowed_origins_apply_to_the_client() -> Result<(), BoxError> {
     let (issuer, api, other) = (
         issuer().await,
