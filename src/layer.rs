@@ -223,7 +223,7 @@ impl<R> ClientCredentialsLayer<R> {
         predicate: impl Fn(&Parts) -> bool + Send + Sync + 'static,
     ) -> Self {
         let rejected_when = move |response: &Parts| {
-            // Nothing that another origin says is about the token.
+            // A response of another origin says nothing about the token.
             !TokenRemoved::is_on(response) && predicate(response)
         };
         self.rejected_when = Some(Arc::new(rejected_when));

@@ -48,8 +48,8 @@
 //! | `json`, `query`, `form`, `multipart` | the method of [`ApiRequestBuilder`] with this name, and reqwest's feature |
 //! | `middleware` | `ClientCredentialsMiddleware`, `SentUrl` |
 //!
-//! No feature is enabled by default. This crate enables no TLS library: that of your own dependency
-//! on reqwest is used, for token requests, too.
+//! No feature is enabled by default. This crate enables no TLS library. Token requests and API
+//! requests use that of your own dependency on reqwest.
 //!
 //! [reqwest]: https://docs.rs/reqwest
 

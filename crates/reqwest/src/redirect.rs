@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn header_of_the_caller_is_the_callers_business() {
+    fn secret_header_of_the_caller_is_not_exposed() {
         let callers = CallersHeaders::of(&headers(&["x-api-key", "authorization"], &["accept"]));
         let sent = headers(&["x-api-key", "authorization"], &["accept"]);
         assert_eq!(exposed(&sent, callers.as_ref()), None);

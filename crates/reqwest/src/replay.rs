@@ -105,7 +105,7 @@ impl ReplayPolicy<Body> for ReplayBodies {
     fn restore(&self, kept: &mut KeptBody) -> Option<Body> {
         match &mut kept.0 {
             Kept::InMemory(bytes) => Some(Body::from(bytes.clone())),
-            // The frames know how much may be kept of them.
+            // The limit was set when the frames were kept.
             Kept::Stream(frames) => Buffered::new(0).restore(frames).map(Body::wrap),
         }
     }
@@ -131,7 +131,7 @@ fn in_memory(mut body: Body) -> Result<Bytes, Body> {
     if body.as_bytes().is_none() {
         return Err(body);
     }
-    // reqwest lends the bytes as a slice, and gives them away as the body's only frame.
+    // `as_bytes` borrows the bytes. The body's only frame owns them.
     let mut cx = Context::from_waker(Waker::noop());
     let bytes = match Pin::new(&mut body).poll_frame(&mut cx) {
         Poll::Ready(Some(Ok(frame))) => frame.into_data().unwrap_or_default(),

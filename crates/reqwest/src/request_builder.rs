@@ -194,7 +194,7 @@ impl ApiRequestBuilder {
     /// # Errors
     ///
     /// Fails if the request can't be built or sent, if there is no token to send it with, or if its
-    /// timeout ends. An error status of the API isn't an error; see
+    /// timeout elapses. An error status of the API isn't an error; see
     /// [`reqwest::Response::error_for_status`].
     pub fn send(self) -> ResponseFuture {
         self.api.send(self.builder.build(), self.no_replay)

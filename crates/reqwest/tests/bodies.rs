@@ -163,7 +163,7 @@ async fn rejected_request_is_sent_again_as_it_was_and_as_without_this_crate() {
 }
 
 #[tokio::test]
-async fn multipart_form_is_sent_again_byte_by_byte() {
+async fn multipart_form_is_sent_again_byte_for_byte() {
     let in_memory: Make = |request| {
         let form = Form::new().text("name", "Ada").part("photo", photo());
         request.multipart(form)
