@@ -106,7 +106,8 @@ impl ClientBuilderExt for ClientBuilder {
 /// client has its own connections, and uses the same TLS library as your other clients, because
 /// Cargo unifies the features of reqwest.
 ///
-/// For a proxy or a certificate authority of your own, use [`token_client_with`].
+/// Use it for every token endpoint. For a proxy or a certificate authority of your own, use
+/// [`token_client_with`].
 ///
 /// # Errors
 ///
@@ -166,12 +167,18 @@ pub fn token_client_with(builder: ClientBuilder) -> reqwest::Result<ReqwestServi
 ///
 /// * If the API rejects the token, the token is renewed and the request sent once more, with the
 ///   same method, URL, headers and body. See [`ReplayBodies`] for bodies that stream.
+/// * A 401 after a redirect within the origin counts, too, and it is the original request that is sent
+///   again. So a `POST` that the API has answered with 303 is repeated. If this does harm, use
+///   [`no_replay`](ApiRequestBuilder::no_replay).
 /// * The response has the extension [`TokenOutcome`] if the call waited for a token, was sent twice,
 ///   or was rejected. [`reqwest::Response::extensions`] contains it.
 /// * If reqwest follows a redirect to another origin, it removes the token, and the response has the
 ///   extension [`TokenRemoved`]. See [`ReqwestService`] for tokens in other headers.
 /// * A request over plain HTTP to another machine is sent without a token, unless the layer
 ///   [allows it](tower_client_credentials::ClientCredentialsLayer::allow_http).
+/// * reqwest uses the proxies in the environment, such as `HTTP_PROXY`, for plain HTTP to the own
+///   machine, too. The proxy then sees the token. Use [`ClientBuilder::no_proxy`] or the variable
+///   `NO_PROXY`.
 /// * A request that already has an `Authorization` header is sent unchanged. A default
 ///   `Authorization` header of the client doesn't count: reqwest adds it later, and only to requests
 ///   without a token.
@@ -263,9 +270,10 @@ impl ApiClient {
 
     /// Sets the total timeout of requests that have none of their own. Default: no timeout.
     ///
-    /// It starts when a request is sent, and ends when its response was read. It covers the wait for
-    /// a token, and a second send gets what is left. A call that reaches it fails with an error that
-    /// is a [timeout](Error::is_timeout). The token request continues, for other calls.
+    /// It starts when a request is sent, and covers the wait for a token, both sends, and reading the
+    /// response. The second send gets the time that the first one has left. If the timeout elapses, the
+    /// call fails with an error that is a [timeout](Error::is_timeout). A token request isn't canceled,
+    /// because other calls can use its token.
     ///
     /// # Examples
     ///

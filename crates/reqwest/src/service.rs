@@ -18,9 +18,9 @@ use crate::{
 
 /// A reqwest client as a service for requests of the `http` crate.
 ///
-/// Use it as the HTTP client of a [`TokenEndpoint`], and to put tower layers around reqwest.
-/// It is always ready. Its responses keep their URL when they are converted into a
-/// [`reqwest::Response`].
+/// Use it to put tower layers around reqwest. For the HTTP client of a [`TokenEndpoint`], use
+/// [`token_client`](crate::token_client), which returns this type. The service is always ready. Its
+/// responses keep their URL when they are converted into a [`reqwest::Response`].
 ///
 /// # Redirects
 ///
@@ -66,8 +66,8 @@ pub struct ReqwestService {
 impl ReqwestService {
     /// Wraps a client.
     ///
-    /// For token requests, use [`token_client`](crate::token_client) instead: `client` may follow
-    /// redirects with the client secret.
+    /// For a token endpoint, use [`token_client`](crate::token_client) instead. `client` may follow a
+    /// redirect and send the client secret to the URL that it names.
     pub fn new(client: Client) -> Self {
         Self {
             client,

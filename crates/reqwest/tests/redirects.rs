@@ -147,6 +147,35 @@ async fn rejection_after_a_redirect_within_the_origin_is_a_rejection() {
 }
 
 #[tokio::test]
+async fn rejection_after_see_other_repeats_the_post_unless_replays_are_off() {
+    for is_repeated in [true, false] {
+        let issuer = issuer().await;
+        let api = Server::start(|request| async move {
+            match (&*request.target, request.token()) {
+                ("/orders", _) => redirect(StatusCode::SEE_OTHER, "/orders/7"),
+                (_, "Bearer token-1") => status(StatusCode::UNAUTHORIZED),
+                _ => status(StatusCode::OK),
+            }
+        })
+        .await;
+        let client = Client::new().with_client_credentials(tokens(&issuer));
+
+        let mut request = client.post(api.url("/orders")).body("tea");
+        if !is_repeated {
+            request = request.no_replay();
+        }
+        let response = in_time(request.send()).await.unwrap();
+
+        let received = api.received();
+        let requests = received.iter().map(|it| (it.method.as_str(), &*it.target));
+        let once = [("POST", "/orders"), ("GET", "/orders/7")];
+        let sends = if is_repeated { 2 } else { 1 };
+        assert_eq!(Vec::from_iter(requests), once.repeat(sends));
+        assert_eq!(response.status() == StatusCode::OK, is_repeated);
+    }
+}
+
+#[tokio::test]
 async fn token_in_a_custom_header_is_not_sent_by_a_client_that_may_follow_redirects() {
     let other = api_rejecting([]).await;
     let api = redirecting(StatusCode::FOUND, &other).await;
