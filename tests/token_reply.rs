@@ -20,8 +20,8 @@ use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use tokio::time::Instant;
 use tower::{BoxError, ServiceExt, service_fn};
 use tower_client_credentials::{
-    AccessToken, ClientAuth, Error, TokenCache, TokenEndpoint, TokenParameters, TokenRequest,
-    provider,
+    AccessToken, ClientAuth, Error, TokenCache, TokenEndpoint, TokenParameters, TokenRemoved,
+    TokenRequest, provider,
 };
 
 /// Longer ones count as this many seconds.
@@ -1563,6 +1563,25 @@ async fn redirect_names_its_target_and_whether_to_use_that() {
         let prefix = format!("token endpoint auth.example answered {status} without a token: ");
         assert_eq!(error.to_string(), prefix + message);
         assert_shows_nothing("redirect", &error);
+    }
+}
+
+#[tokio::test]
+async fn reply_of_another_origin_is_refused() {
+    for status in [200, 400, 500] {
+        let mut reply = Reply::new(status, r#"{"access_token":"MARK"}"#);
+        assert_eq!(reply.read().await.is_ok(), status == 200);
+        reply.0.extensions_mut().insert(TokenRemoved);
+
+        let error = reply.read().await.unwrap_err();
+
+        assert!(error.is_invalid_reply() && !error.is_transient());
+        let message = error.to_string();
+        assert!(
+            message.contains("reply is from another origin"),
+            "{message}"
+        );
+        assert_shows_nothing("another origin", &error);
     }
 }
 

@@ -31,7 +31,7 @@ use super::{
     token_url::{TokenUrl, UrlSource},
 };
 use crate::{
-    AccessToken, Error, TokenRequest,
+    AccessToken, Error, TokenRemoved, TokenRequest,
     clock::Clock,
     error::{Kind, Refusal},
     secret::wiped_on_drop,
@@ -216,6 +216,10 @@ impl Exchange {
         };
         let reply = Response::from_parts(parts, read.freeze());
         match end {
+            // Nobody but the token endpoint may choose the token that API requests carry.
+            End::Whole if reply.extensions().get::<TokenRemoved>().is_some() => {
+                Err(reader.unread(&reply, FROM_ANOTHER_ORIGIN.to_owned()))
+            }
             End::Whole => reader.read(&reply),
             End::Broken(error) => Err(transport(error, &reader.redaction)),
             End::TooLong => {
@@ -300,6 +304,10 @@ const DEFAULT_HEADERS: [(HeaderName, &str); 3] = [
         concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")),
     ),
 ];
+
+/// The message for a reply that is marked with [`TokenRemoved`].
+const FROM_ANOTHER_ORIGIN: &str = "reply is from another origin, because the HTTP client followed a \
+                                   redirect; turn redirects off in the client for token requests";
 
 /// Some client ids are URLs.
 const LONGEST_CLIENT_ID: usize = 200;

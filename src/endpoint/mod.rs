@@ -53,7 +53,8 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///
 /// * Turn redirects off. After a 307 or 308, a client that follows redirects sends the form with
 ///   the client secret to the host that the reply names. If redirects are off, this type returns
-///   an error that names the target.
+///   an error that names the target. A reply with the extension [`TokenRemoved`](crate::TokenRemoved)
+///   is from another origin, and is refused.
 /// * Don't share connections with API requests. On an HTTP/2 connection, responses of the API that
 ///   nobody reads can delay the token reply.
 /// * Don't wrap the client with the layer that uses its tokens. A token request that passes through

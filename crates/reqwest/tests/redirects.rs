@@ -12,7 +12,7 @@ use tower_client_credentials::{
     TokenOutcome, TokenRemoved, TokenRequest,
 };
 use tower_client_credentials_reqwest::{
-    ApiClient, ClientBuilderExt, ClientExt, Error, token_client,
+    ApiClient, ClientBuilderExt, ClientExt, Error, ReqwestService, token_client,
 };
 
 const API_KEY: HeaderName = HeaderName::from_static("x-amz-access-token");
@@ -272,6 +272,38 @@ async fn token_endpoint_that_redirects_never_sees_a_second_post() {
             assert_eq!(issuer.received().len(), 1);
         }
         assert_eq!(other.connections(), 0);
+    }
+}
+
+#[tokio::test]
+async fn token_of_another_origin_is_refused_if_the_client_follows_redirects() {
+    for code in [302, 307] {
+        let code = StatusCode::from_u16(code).unwrap();
+        let other =
+            Server::start(|_| async { http::Response::new(r#"{"access_token":"stolen"}"#.into()) })
+                .await;
+        let location = other.url("/token");
+        let issuer = Server::start(move |_| {
+            let response = redirect(code, &location);
+            async { response }
+        })
+        .await;
+        let auth = ClientAuth::client_secret_basic("my-client", "s3cret");
+        let unsafe_client = ReqwestService::new(Client::new());
+        let tokens = TokenEndpoint::new(unsafe_client, issuer.url("/token"), auth).unwrap();
+        let client = Client::new().with_client_credentials(tokens);
+
+        let error = in_time(client.get("http://127.0.0.1:9/").send()).await;
+
+        let error = error.unwrap_err();
+        assert!(error.to_string().contains("from another origin"), "{error}");
+        assert_eq!(other.tokens(), [""]);
+        assert!(
+            !other.received()[0]
+                .body
+                .windows(6)
+                .any(|it| it == b"s3cret")
+        );
     }
 }
 
