@@ -8,7 +8,7 @@ mod upload;
 
 pub use self::{
     connections::Connections,
-    loopback::{Body, Loopback, text},
+    loopback::{Body, Head, Loopback, text},
     servers::{Received, Servers},
     upload::{Upload, hash},
 };

@@ -1,10 +1,11 @@
 use std::{
     convert::Infallible,
     net::{Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Method, Request, Response, Uri, header::AUTHORIZATION};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -35,7 +36,30 @@ pub fn text(text: impl Into<Bytes>) -> Body {
 pub struct Loopback {
     address: SocketAddr,
     connections: Connections,
+    heads: Heads,
     accepting: AbortHandle,
+}
+
+type Heads = Arc<Mutex<Vec<Head>>>;
+
+/// A request that a server received, without its token and its body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    pub method: Method,
+    pub uri: Uri,
+    pub headers: HeaderMap,
+}
+
+impl Head {
+    fn of<B>(request: &Request<B>) -> Self {
+        let mut headers = request.headers().clone();
+        headers.remove(AUTHORIZATION);
+        Self {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            headers,
+        }
+    }
 }
 
 impl Loopback {
@@ -51,10 +75,17 @@ impl Loopback {
             .expect("a loopback port is free");
         let address = listener.local_addr().expect("the socket is bound");
         let connections = Connections::default();
+        let heads = Heads::default();
+        let recorded = Arc::clone(&heads);
+        let handler = move |request| {
+            recorded.lock().unwrap().push(Head::of(&request));
+            handler(request)
+        };
         let accepting = tokio::spawn(accept(listener, connections.clone(), handler));
         Self {
             address,
             connections,
+            heads,
             accepting: accepting.abort_handle(),
         }
     }
@@ -65,6 +96,11 @@ impl Loopback {
 
     pub fn connections(&self) -> &Connections {
         &self.connections
+    }
+
+    /// The requests received so far, in the order of their arrival.
+    pub fn heads(&self) -> Vec<Head> {
+        self.heads.lock().unwrap().clone()
     }
 }
 

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tower::Service;
 use tower_client_credentials::{BoxError, ClientAuth, TokenEndpoint};
 
-use crate::{Body, Connections, Loopback, text};
+use crate::{Body, Connections, Head, Loopback, text};
 
 /// A token endpoint, and an API that rejects the first token it receives on a path.
 ///
@@ -110,6 +110,11 @@ impl Servers {
     /// The connections of the API.
     pub fn connections(&self) -> &Connections {
         self.api.connections()
+    }
+
+    /// The requests that the API received so far, with all headers except the token.
+    pub fn heads(&self) -> Vec<Head> {
+        self.api.heads()
     }
 
     /// The connections of the token endpoint.

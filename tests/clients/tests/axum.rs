@@ -92,6 +92,30 @@ async fn gateway_sends_its_own_token_and_replays_the_body() {
         assert!(token.to_str().unwrap().starts_with("Bearer token-"));
     }
     assert_eq!(servers.issued(), 2);
+    let heads = servers.heads();
+    for number in 0..100 {
+        let path = format!("/late/{number}");
+        let sends = heads.iter().filter(|head| head.uri.path() == path);
+        let [first, second] = Vec::from_iter(sends)[..] else {
+            panic!("{path} was not sent twice")
+        };
+        assert_eq!(first, second);
+        assert_eq!(first.method, "POST");
+    }
+}
+
+#[tokio::test]
+async fn forwarded_request_and_its_replay_use_one_connection() {
+    let servers = Servers::start().await;
+    let url = gateway(&servers).await;
+    let client = hyper_client::<Full<Bytes>>(Protocol::Http1);
+
+    let request = Request::post(format!("{url}/late/orders")).body(Full::from("tea"));
+    let response = in_time(client.request(request.unwrap())).await.unwrap();
+
+    assert_eq!(response.status(), StatusCode::OK);
+    assert_eq!(servers.received().len(), 2);
+    assert_eq!(servers.connections().accepted(), 1);
 }
 
 #[tokio::test]

@@ -100,6 +100,12 @@ async fn object_is_written_again_after_a_rejection_and_read() {
 
     assert_eq!(in_time(read).await.unwrap(), "one,two,three");
     assert_eq!(*puts.lock().unwrap(), ["one,two,three"; 2]);
+    let [put, second_put, get] = &servers.heads()[..] else {
+        panic!("{:?}", servers.heads())
+    };
+    assert_eq!(put, second_put);
+    assert_eq!(get.method, "GET");
+    assert_eq!(servers.connections().accepted(), 1);
     assert_eq!(servers.issued(), 2);
 }
 

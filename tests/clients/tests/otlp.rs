@@ -51,4 +51,6 @@ async fn export_from_a_thread_without_a_runtime_is_replayed() {
     assert_eq!(response.status(), StatusCode::OK);
     assert_eq!(*response.body(), hash("spans"));
     assert_eq!((servers.received().len(), servers.issued()), (2, 2));
+    let heads = servers.heads();
+    assert_eq!(heads[0], heads[1]);
 }

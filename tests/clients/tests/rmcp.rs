@@ -181,6 +181,9 @@ async fn tools_are_listed_after_a_rejected_token() {
     let names = tools.into_iter().map(|tool| tool.name);
     assert_eq!(Vec::from_iter(names), [Cow::from("add")]);
     assert_eq!(servers.issued(), 2);
+    let heads = servers.heads();
+    assert_eq!(heads[0].method, "POST");
+    assert_eq!(heads[0], heads[1]);
     let _ = in_time(client.cancel()).await;
 }
 
