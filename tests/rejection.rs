@@ -1232,7 +1232,7 @@ async fn rejected_when_replaces_the_verdict_table() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn response_to_a_request_without_its_token_is_no_rejection() {
+async fn response_to_a_request_without_its_token_does_not_reject_it() {
     let issuer = Issuer::new();
     let layer = ClientCredentialsLayer::with_cache(issuer.cache());
     for layer in [layer.clone(), layer.rejected_when(|_| true)] {

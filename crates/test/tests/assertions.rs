@@ -177,7 +177,7 @@ async fn replays_with_the_same_body() {
 }
 
 #[tokio::test]
-async fn replays_are_told_apart_by_their_id() {
+async fn replays_differ_by_their_id() {
     let auth = auth_server();
     let token = token(&auth).await;
     let api = Api::new(&auth)
