@@ -1,4 +1,7 @@
-use std::{collections::HashMap, fmt};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{
@@ -8,6 +11,9 @@ use http::{
 use percent_encoding::percent_decode_str;
 
 use crate::{AuthMethod, Client, Personality, ReceivedTokenRequest};
+
+/// More than any client sends, and few enough to check and to remember.
+const MAX_PARAMETERS: usize = 1000;
 
 /// Why an [`AuthServer`](crate::AuthServer) refuses a token request.
 ///
@@ -26,6 +32,8 @@ pub enum Refusal {
     IncompleteBody,
     /// The body is larger than 1 MiB.
     BodyTooLarge,
+    /// The form has more than 1,000 parameters.
+    TooManyParameters,
     /// The URL contains a secret (RFC 6749 §2.3.1 forbids that).
     SecretInUrl,
     /// A parameter is sent more than once (RFC 6749 §3.2).
@@ -97,6 +105,7 @@ impl fmt::Display for Refusal {
             }
             Self::IncompleteBody => f.write_str("the body of the request failed before its end"),
             Self::BodyTooLarge => f.write_str("the body is larger than 1 MiB"),
+            Self::TooManyParameters => f.write_str("the form has more than 1000 parameters"),
             Self::SecretInUrl => f.write_str("the URL contains a secret"),
             Self::RepeatedParameter(name) => write!(f, "the parameter {name} is sent twice"),
             Self::MissingParameter(name) => write!(f, "the parameter {name} is missing"),
@@ -160,7 +169,8 @@ pub(crate) fn read(
     body: &[u8],
     personality: &dyn Personality,
 ) -> Result<Option<Credentials>, Refusal> {
-    let form = form_urlencoded::parse(body);
+    // One more than allowed shows that there are too many.
+    let form = form_urlencoded::parse(body).take(MAX_PARAMETERS + 1);
     request.parameters = form
         .map(|(name, value)| (name.into(), value.into()))
         .collect();
@@ -185,6 +195,9 @@ pub(crate) fn read(
     }
     if !is_form(&request.headers) {
         return Err(Refusal::WrongContentType);
+    }
+    if request.parameters.len() > MAX_PARAMETERS {
+        return Err(Refusal::TooManyParameters);
     }
     if let Some(name) = repeated(request) {
         return Err(Refusal::RepeatedParameter(name.to_owned()));
@@ -302,15 +315,9 @@ fn is_form(headers: &HeaderMap) -> bool {
 /// RFC 6749 §3.2 forbids repeated parameters. RFC 8707 §2 allows several resources, and RFC 8693
 /// §2.1 several audiences.
 fn repeated(request: &ReceivedTokenRequest) -> Option<&str> {
-    let mut seen = Vec::new();
-    for (name, _) in request.parameters() {
-        let may_repeat = matches!(name, "resource" | "audience");
-        if seen.contains(&name) && !may_repeat {
-            return Some(name);
-        }
-        seen.push(name);
-    }
-    None
+    let mut seen = HashSet::new();
+    let mut names = request.parameters().map(|it| it.0);
+    names.find(|name| !matches!(*name, "resource" | "audience") && !seen.insert(*name))
 }
 
 fn credentials_in_form(request: &ReceivedTokenRequest) -> Option<Credentials> {

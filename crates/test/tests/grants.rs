@@ -387,3 +387,23 @@ async fn a_personality_of_the_users_own_changes_only_what_it_names() {
         401
     );
 }
+
+/// A form of 1 MiB took half a minute when each parameter was compared with all others.
+#[tokio::test]
+async fn a_form_has_at_most_1000_parameters() {
+    let auth = auth_server();
+    let credentials = format!("{GRANT}&client_id=my-client&client_secret=s3cret");
+    let more = |number: usize| {
+        (0..number).fold(credentials.clone(), |form, it| form + &format!("&{it:x}="))
+    };
+
+    let (status, _) = reply(&auth, form_request("/token", &more(997))).await;
+    assert_eq!(status, 200);
+    for number in [998, 150_000] {
+        let (status, reply) = reply(&auth, form_request("/token", &more(number))).await;
+        assert_eq!((status, &reply["error"]), (413, &json!("invalid_request")));
+        let request = auth.requests().pop().unwrap();
+        assert_eq!(request.refusal(), Some(&Refusal::TooManyParameters));
+        assert_eq!(request.parameters().count(), 1001);
+    }
+}

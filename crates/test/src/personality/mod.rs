@@ -197,7 +197,7 @@ fn standard_refusal(refusal: &Refusal) -> Reply {
     match refusal {
         Refusal::WrongPath => reply.with_status(404),
         Refusal::WrongMethod => reply.with_status(405).with_header("allow", "POST"),
-        Refusal::BodyTooLarge => reply.with_status(413),
+        Refusal::BodyTooLarge | Refusal::TooManyParameters => reply.with_status(413),
         // HTTP requires a challenge with every 401.
         refusal if refusal.code() == "invalid_client" => {
             reply.with_header("www-authenticate", r#"Basic realm="token endpoint""#)
