@@ -223,8 +223,8 @@ impl Api {
         self.lock().refused
     }
 
-    /// Returns the latest requests, oldest first. At most 10,000 requests and 64 MiB of bodies are
-    /// kept.
+    /// Returns the latest requests, oldest first. At most 10,000 requests and 128 MiB of them are
+    /// kept: URIs, headers and bodies.
     pub fn requests(&self) -> Vec<ReceivedRequest> {
         self.lock().log.iter().cloned().collect()
     }

@@ -60,8 +60,13 @@ const MAX_FORM: usize = 1024 * 1024;
 /// # What the server saw
 ///
 /// [`requests`](Self::requests) returns the parsed requests, and `assert_*` methods check them. A
-/// failed assertion prints all requests, without secrets and tokens. At most the latest 10,000
-/// requests are kept; the counters are exact.
+/// failed assertion prints the latest 50 requests, without secrets and tokens.
+///
+/// # Memory
+///
+/// The server keeps at most the latest 10,000 requests and 128 MiB of them: URIs, headers,
+/// parameters and refusals. It keeps at most the latest 100,000 tokens and 64 MiB of them, with
+/// their scopes. It doesn't know older tokens any more. The counters are exact.
 ///
 /// # Examples
 ///
@@ -294,7 +299,7 @@ impl AuthServer {
         self.lock().log.iter().cloned().collect()
     }
 
-    /// Returns the latest tokens, oldest first. At most 100,000 are kept.
+    /// Returns the latest tokens, oldest first. At most 100,000 and 64 MiB of them are kept.
     pub fn tokens(&self) -> Vec<IssuedToken> {
         self.lock().tokens.iter().cloned().collect()
     }

@@ -95,6 +95,22 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    /// The bytes of its texts.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::RepeatedParameter(text)
+            | Self::UnknownClient { client_id: text }
+            | Self::UnsupportedGrantType(text)
+            | Self::NoAuthentication {
+                client_id: Some(text),
+            } => text.len(),
+            Self::InvalidScope(scopes) => scopes.iter().map(|it| size_of_val(it) + it.len()).sum(),
+            _ => 0,
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

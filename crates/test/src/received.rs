@@ -1,14 +1,15 @@
 use std::{collections::VecDeque, fmt, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, request::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, request::Parts};
 
 use crate::{AuthMethod, Refusal, TokenState};
 
-/// A log forgets its oldest requests beyond this number of requests or bytes of their bodies, so
-/// that a test that runs for days needs bounded memory. The counters stay exact.
+/// A log forgets its oldest requests beyond this number of requests or bytes, so that a test that
+/// runs for days needs bounded memory. The counters stay exact.
 const MAX_REQUESTS: usize = 10_000;
-const MAX_BODY_BYTES: usize = 64 * 1024 * 1024;
+// Twice the largest body, so that it stays.
+const MAX_BYTES: usize = 128 * 1024 * 1024;
 
 /// How a server has answered a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -357,13 +358,14 @@ fn names(headers: &HeaderMap) -> Vec<&str> {
 pub(crate) struct Log<T> {
     entries: VecDeque<T>,
     forgotten: usize,
-    body_bytes: usize,
+    bytes: usize,
 }
 
 /// What a log contains.
 pub(crate) trait Entry: Clone + fmt::Display {
     fn set_number(&mut self, number: usize);
-    fn body_len(&self) -> usize;
+    /// The memory that the entry needs, at least.
+    fn bytes(&self) -> usize;
 }
 
 impl Entry for ReceivedTokenRequest {
@@ -371,10 +373,14 @@ impl Entry for ReceivedTokenRequest {
         self.number = number;
     }
 
-    fn body_len(&self) -> usize {
-        self.parameters()
-            .map(|(name, value)| name.len() + value.len())
-            .sum()
+    fn bytes(&self) -> usize {
+        let parameters = self.parameters.iter();
+        let parameters = parameters.map(|it| size_of_val(it) + it.0.len() + it.1.len());
+        size_of::<Self>()
+            + head_bytes(&self.uri, &self.headers)
+            + parameters.sum::<usize>()
+            + self.client_id.as_ref().map_or(0, String::len)
+            + self.refusal.as_ref().map_or(0, Refusal::bytes)
     }
 }
 
@@ -383,9 +389,18 @@ impl Entry for ReceivedRequest {
         self.number = number;
     }
 
-    fn body_len(&self) -> usize {
-        self.body().map_or(0, Bytes::len)
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + head_bytes(&self.uri, &self.headers) + self.body().map_or(0, Bytes::len)
     }
+}
+
+fn head_bytes(uri: &Uri, headers: &HeaderMap) -> usize {
+    let uri = uri.path_and_query().map_or(0, |it| it.as_str().len())
+        + uri.authority().map_or(0, |it| it.as_str().len());
+    let header = |(name, value): (&HeaderName, &HeaderValue)| {
+        size_of_val(name) + size_of_val(value) + name.as_str().len() + value.len()
+    };
+    uri + headers.iter().map(header).sum::<usize>()
 }
 
 impl<T: Entry> Log<T> {
@@ -393,7 +408,7 @@ impl<T: Entry> Log<T> {
         Self {
             entries: VecDeque::new(),
             forgotten: 0,
-            body_bytes: 0,
+            bytes: 0,
         }
     }
 
@@ -410,7 +425,7 @@ impl<T: Entry> Log<T> {
     pub(crate) fn add(&mut self, mut entry: T) -> usize {
         let number = self.len() + 1;
         entry.set_number(number);
-        self.body_bytes += entry.body_len();
+        self.bytes += entry.bytes();
         self.entries.push_back(entry);
         self.forget_oldest();
         number
@@ -420,20 +435,20 @@ impl<T: Entry> Log<T> {
     pub(crate) fn update(&mut self, number: usize, change: impl FnOnce(&mut T)) {
         let index = number.checked_sub(self.forgotten + 1);
         if let Some(entry) = index.and_then(|index| self.entries.get_mut(index)) {
-            let before = entry.body_len();
+            let before = entry.bytes();
             change(entry);
-            self.body_bytes = self.body_bytes + entry.body_len() - before;
+            self.bytes = self.bytes + entry.bytes() - before;
             self.forget_oldest();
         }
     }
 
     fn forget_oldest(&mut self) {
-        while self.entries.len() > MAX_REQUESTS || self.body_bytes > MAX_BODY_BYTES {
+        while self.entries.len() > MAX_REQUESTS || self.bytes > MAX_BYTES {
             let Some(oldest) = self.entries.pop_front() else {
                 return;
             };
             self.forgotten += 1;
-            self.body_bytes -= oldest.body_len();
+            self.bytes -= oldest.bytes();
         }
     }
 
@@ -493,17 +508,42 @@ mod tests {
     }
 
     #[test]
-    fn a_log_forgets_requests_whose_bodies_need_too_much_memory() {
+    fn a_log_forgets_requests_that_need_too_much_memory() {
         let mut log = Log::new();
         for _ in 0..3 {
-            log.add(request(MAX_BODY_BYTES / 2));
+            log.add(request(MAX_BYTES / 2 - 4096));
         }
         assert_eq!(numbers(&log), [2, 3]);
 
         // A body is often known only after the request.
         let number = log.add(request(0));
-        log.update(number, |it| it.body = request(MAX_BODY_BYTES).body);
+        log.update(number, |it| it.body = request(MAX_BYTES - 4096).body);
         assert_eq!(numbers(&log), [4]);
-        assert_eq!(log.body_bytes, MAX_BODY_BYTES);
+        assert!(log.bytes > MAX_BYTES - 4096 && log.bytes <= MAX_BYTES);
+    }
+
+    #[test]
+    fn a_log_counts_what_it_keeps_of_a_request() {
+        let uri = format!("/{}", "u".repeat(1000));
+        let head = Request::get(uri).header("x-large", "h".repeat(1000));
+        let (head, ()) = head.body(()).unwrap().into_parts();
+        let request = ReceivedRequest::new(&head, Duration::ZERO);
+        assert!(request.bytes() > 2000);
+
+        let mut request = ReceivedTokenRequest::new(&head, Duration::ZERO);
+        request.parameters = vec![("p".repeat(1000), "v".repeat(1000))];
+        request.client_id = Some("c".repeat(1000));
+        assert!(request.bytes() > 5000);
+        let text = "r".repeat(1000);
+        let client_id = text.clone();
+        for refusal in [
+            Refusal::RepeatedParameter(text.clone()),
+            Refusal::UnsupportedGrantType(text.clone()),
+            Refusal::UnknownClient { client_id },
+            Refusal::InvalidScope(vec![text]),
+        ] {
+            request.refusal = Some(refusal);
+            assert!(request.bytes() > 6000, "{:?}", request.refusal);
+        }
     }
 }

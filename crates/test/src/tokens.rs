@@ -6,9 +6,10 @@ use std::{
 
 use crate::reply::Lifetime;
 
-/// A server forgets its oldest tokens beyond this number, so that a test that runs for days needs
-/// bounded memory.
+/// A server forgets its oldest tokens beyond this number of tokens or bytes, so that a test that runs
+/// for days needs bounded memory.
 const MAX_TOKENS: usize = 100_000;
+const MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// An access token that an [`AuthServer`](crate::AuthServer) issued.
 ///
@@ -52,6 +53,12 @@ impl IssuedToken {
             Lifetime::Of(lifetime) => Some(lifetime),
             Lifetime::Unstated => None,
         }
+    }
+
+    /// The memory that the token needs, at least. Its text is kept twice.
+    fn bytes(&self) -> usize {
+        let scopes = self.scopes.iter().map(|it| size_of_val(it) + it.len());
+        size_of_val(self) + 2 * self.text.len() + self.client_id.len() + scopes.sum::<usize>()
     }
 
     fn age(&self, now: Duration) -> Duration {
@@ -118,6 +125,7 @@ pub(crate) struct Tokens {
     /// The number of the newest token with this text.
     numbers: HashMap<String, usize>,
     forgotten: usize,
+    bytes: usize,
     pub(crate) accept_from: Duration,
 }
 
@@ -134,8 +142,10 @@ impl Tokens {
     pub(crate) fn add(&mut self, mut token: IssuedToken) -> IssuedToken {
         token.number = self.len() + 1;
         self.numbers.insert(token.text.clone(), token.number);
+        self.bytes += token.bytes();
         self.issued.push_back(token.clone());
-        if self.issued.len() > MAX_TOKENS {
+        // The new token stays, however large it is.
+        while self.issued.len() > 1 && (self.issued.len() > MAX_TOKENS || self.bytes > MAX_BYTES) {
             self.forget_oldest();
         }
         token
@@ -146,6 +156,7 @@ impl Tokens {
             return;
         };
         self.forgotten += 1;
+        self.bytes -= oldest.bytes();
         // A later token can have the same text.
         if self.numbers.get(&oldest.text) == Some(&oldest.number) {
             self.numbers.remove(&oldest.text);
@@ -201,9 +212,8 @@ impl Tokens {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_oldest_tokens_are_forgotten_but_counted() {
-        let token = |text: &str| IssuedToken {
+    fn token(text: &str) -> IssuedToken {
+        IssuedToken {
             number: 0,
             text: text.to_owned(),
             client_id: String::new(),
@@ -211,7 +221,26 @@ mod tests {
             lifetime: Lifetime::Unstated,
             issued_at: Duration::ZERO,
             revoked: false,
-        };
+        }
+    }
+
+    #[test]
+    fn tokens_that_need_too_much_memory_are_forgotten() {
+        let mut tokens = Tokens::default();
+        for text in ["a", "b", "c"] {
+            let mut large = token(text);
+            large.scopes = vec!["s".repeat(MAX_BYTES / 2 - 4096)];
+            tokens.add(large);
+        }
+        assert_eq!((tokens.len(), tokens.iter().count()), (3, 2));
+
+        // The latest token stays valid.
+        tokens.add(token(&"t".repeat(MAX_BYTES)));
+        assert_eq!((tokens.len(), tokens.iter().count()), (4, 1));
+    }
+
+    #[test]
+    fn the_oldest_tokens_are_forgotten_but_counted() {
         let mut tokens = Tokens::default();
         tokens.add(token("twice"));
         tokens.add(token("first"));
