@@ -19,7 +19,7 @@ use crate::{
     AuthServer, Body, BoxError, FailureReport, HttpClient, ReceivedRequest, Reply, ResponseFuture,
     Server, TokenState,
     auth_server::{outcome, wait_for},
-    received::{Log, ReceivedBody},
+    received::{Log, ReceivedBody, ShownHead},
     reply::wait,
     request_body::{self, ReadError},
     script::{Script, Scripted},
@@ -436,12 +436,25 @@ impl Api {
 
     /// Notes that a request has arrived, numbers it, and takes its reply from the script.
     fn arrived(&self, received: &mut ReceivedRequest) -> Scripted<Reply, ReceivedRequest> {
+        self.show(received);
         let mut state = self.lock();
         received.number = state.log.add(received.clone());
         let scripted = state.script.take();
         drop(state);
         self.0.arrived.send_modify(|arrived| *arrived += 1);
         scripted
+    }
+
+    /// Sets the texts of a request that may be shown.
+    fn show(&self, received: &mut ReceivedRequest) {
+        let header = self.lock().header.clone();
+        // A token that no server issued isn't shown either.
+        let values = received.headers.get_all(header).iter();
+        let values = values.filter_map(|value| value.to_str().ok());
+        let words = values.flat_map(|value| [value, value.rsplit(' ').next().unwrap_or_default()]);
+        let own: Vec<_> = words.map(str::to_owned).collect();
+        let redacted = |text: &str| self.0.auth.redacted(text, &own);
+        received.shown = ShownHead::new(&received.method, &received.uri, redacted);
     }
 
     /// Returns the number and the state of the request's token.

@@ -1,5 +1,5 @@
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt, io, iter, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -20,12 +20,16 @@ use crate::{
     TokenReply, TokenState,
     grant::{self, Credentials, Grant},
     personality::Standard,
-    received::Log,
+    received::{Log, ShownHead, ShownTokenRequest},
+    redact::redacted,
     reply::{AuthReplyKind, Lifetime, TokenChoice, wait},
     request_body::{self, ReadError},
     script::{Script, Scripted},
     tokens::Tokens,
 };
+
+/// Former secrets are remembered only because they aren't shown.
+const MAX_FORMER_SECRETS: usize = 1000;
 
 /// A token request is a short form.
 const MAX_FORM: usize = 1024 * 1024;
@@ -117,6 +121,8 @@ struct Shared {
 struct State {
     personality: Arc<dyn Personality>,
     clients: HashMap<String, Client>,
+    /// The latest secrets that clients had before.
+    former_secrets: VecDeque<String>,
     token_path: Option<String>,
     lifetime: Option<Lifetime>,
     token_length: Option<usize>,
@@ -125,6 +131,15 @@ struct State {
     refused: usize,
     script: Script<AuthReply, ReceivedTokenRequest>,
     log: Log<ReceivedTokenRequest>,
+}
+
+impl State {
+    fn redacted(&self, text: &str, own: &[String]) -> String {
+        let clients = self.clients.values().map(|client| &client.secret);
+        let tokens = self.tokens.iter().map(|token| &token.text);
+        let secrets = clients.chain(&self.former_secrets).chain(tokens).chain(own);
+        redacted(text, secrets.map(String::as_str))
+    }
 }
 
 /// A clock that replaces Tokio's.
@@ -143,6 +158,7 @@ impl AuthServer {
             state: Mutex::new(State {
                 personality: Arc::new(Standard),
                 clients: HashMap::new(),
+                former_secrets: VecDeque::new(),
                 token_path: None,
                 lifetime: None,
                 token_length: None,
@@ -163,7 +179,14 @@ impl AuthServer {
 
     /// Registers a client, or replaces the one with the same id.
     pub fn register(&self, client: Client) -> Self {
-        self.set(|state| state.clients.insert(client.id.clone(), client))
+        self.set(|state| {
+            if let Some(former) = state.clients.insert(client.id.clone(), client) {
+                state.former_secrets.push_back(former.secret);
+            }
+            if state.former_secrets.len() > MAX_FORMER_SECRETS {
+                state.former_secrets.pop_front();
+            }
+        })
     }
 
     /// Sets the provider whose behavior the server imitates. Default:
@@ -533,6 +556,9 @@ impl AuthServer {
                 (response, Answer::Issued(token))
             }
             Err(refusal) => {
+                // The refusal is shown to the client, in the log, and by assertions.
+                let own = grant::secrets_of(received);
+                let refusal = refusal.map_texts(|text| self.redacted(text, &own));
                 let personality = self.current_personality();
                 let response = personality.refusal(&refusal).fixed_response().await;
                 let response = match &reply.0 {
@@ -553,6 +579,7 @@ impl AuthServer {
         &self,
         received: &mut ReceivedTokenRequest,
     ) -> Scripted<AuthReply, ReceivedTokenRequest> {
+        self.show(received);
         let mut state = self.lock();
         received.number = state.log.add(received.clone());
         let scripted = state.script.take();
@@ -572,16 +599,29 @@ impl AuthServer {
         })?;
         let personality = self.current_personality();
         let read = grant::read(received, &body, &*personality);
-        let mut state = self.lock();
-        let id = received.client_id.as_deref();
-        if id.is_some_and(|id| grant::is_secret(id, &state.clients)) {
-            // The log shows ids.
-            received.client_id = Some("(a client secret)".to_owned());
-        }
-        state
+        self.show(received);
+        self.lock()
             .log
             .update(received.number, |it| *it = received.clone());
         read
+    }
+
+    /// Sets the texts of a request that may be shown.
+    fn show(&self, received: &mut ReceivedTokenRequest) {
+        let own = grant::secrets_of(received);
+        let redacted = |text: &str| self.redacted(text, &own);
+        received.shown = ShownTokenRequest {
+            head: ShownHead::new(&received.method, &received.uri, redacted),
+            client_id: received.client_id.as_deref().map(redacted),
+            grant_type: received.parameter("grant_type").map(redacted),
+            scope: received.parameter("scope").map(redacted),
+        };
+    }
+
+    /// Removes the secrets and tokens that the server knows from a text that is shown, and those of
+    /// the request that it comes from.
+    pub(crate) fn redacted(&self, text: &str, own: &[String]) -> String {
+        self.lock().redacted(text, own)
     }
 
     fn accept(
@@ -722,7 +762,8 @@ impl Default for AuthServer {
 impl fmt::Debug for AuthServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.lock();
-        let clients: Vec<_> = state.clients.keys().collect();
+        let clients = state.clients.keys();
+        let clients: Vec<_> = clients.map(|id| state.redacted(id, &[])).collect();
         f.debug_struct("AuthServer")
             .field("personality", &state.personality)
             .field("clients", &clients)

@@ -1,4 +1,6 @@
-use std::fmt;
+use std::{fmt, iter};
+
+use crate::redact::redacted;
 
 /// A client that is registered at an [`AuthServer`](crate::AuthServer).
 ///
@@ -17,7 +19,7 @@ use std::fmt;
 #[derive(Clone)]
 pub struct Client {
     pub(crate) id: String,
-    secret: String,
+    pub(crate) secret: String,
     /// `None` if the client may ask for any scope.
     pub(crate) scopes: Option<Vec<String>>,
     /// `None` if the client may use every method that the server accepts.
@@ -65,9 +67,11 @@ impl Client {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |text: &String| redacted(text, iter::once(&*self.secret));
+        let scopes = self.scopes.iter().flatten().map(shown);
         f.debug_struct("Client")
-            .field("id", &self.id)
-            .field("scopes", &self.scopes)
+            .field("id", &shown(&self.id))
+            .field("scopes", &scopes.collect::<Vec<_>>())
             .field("auth_methods", &self.auth_methods)
             .field("has_grant", &self.has_grant)
             .finish_non_exhaustive()

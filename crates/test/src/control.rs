@@ -67,7 +67,7 @@ use tower_service::Service;
 
 use crate::{
     Api, AuthReply, AuthServer, Body, BoxError, Client, Reply, ResponseFuture, TokenReply,
-    request_body,
+    received::scopes, request_body,
 };
 
 /// The body of a request to the control API.
@@ -178,14 +178,15 @@ impl Control {
 
     fn requests(&self) -> Value {
         let token_requests = self.auth.requests().into_iter().map(|request| {
+            let scopes = request.shown.scope.as_deref().map(scopes);
             json!({
                 "number": request.number(),
-                "method": request.method().as_str(),
-                "path": request.uri().path(),
-                "client_id": request.client_id(),
+                "method": request.shown.head.method,
+                "path": request.shown.head.path,
+                "client_id": request.shown.client_id,
                 "auth_method": request.auth_method().map(|method| method.to_string()),
-                "grant_type": request.parameter("grant_type"),
-                "scopes": request.scopes(),
+                "grant_type": request.shown.grant_type,
+                "scopes": scopes.unwrap_or_default(),
                 "status": request.outcome().status().map(|status| status.as_u16()),
                 "outcome": request.outcome().to_string(),
                 "token_number": request.token_number(),
@@ -195,8 +196,8 @@ impl Control {
         let sends = self.api.requests().into_iter().map(|request| {
             json!({
                 "number": request.number(),
-                "method": request.method().as_str(),
-                "path": request.uri().path(),
+                "method": request.shown.method,
+                "path": request.shown.path,
                 "token_number": request.token_number(),
                 "token_state": request.token_state().to_string(),
                 "body_length": request.body().map(bytes::Bytes::len),

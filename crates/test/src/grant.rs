@@ -96,6 +96,24 @@ impl Refusal {
 }
 
 impl Refusal {
+    /// Changes the texts that came from the client.
+    pub(crate) fn map_texts(self, change: impl Fn(&str) -> String) -> Self {
+        match self {
+            Self::RepeatedParameter(name) => Self::RepeatedParameter(change(&name)),
+            Self::UnknownClient { client_id } => Self::UnknownClient {
+                client_id: change(&client_id),
+            },
+            Self::UnsupportedGrantType(name) => Self::UnsupportedGrantType(change(&name)),
+            Self::NoAuthentication { client_id } => Self::NoAuthentication {
+                client_id: client_id.map(|id| change(&id)),
+            },
+            Self::InvalidScope(scopes) => {
+                Self::InvalidScope(scopes.iter().map(|it| change(it)).collect())
+            }
+            other => other,
+        }
+    }
+
     /// The bytes of its texts.
     pub(crate) fn bytes(&self) -> usize {
         match self {
@@ -290,6 +308,41 @@ fn authenticate<'a>(
         return Err(Refusal::WrongSecret { is_unencoded });
     }
     Ok(client)
+}
+
+/// What a token request contains that must not be shown, as it is and decoded.
+pub(crate) fn secrets_of(request: &ReceivedTokenRequest) -> Vec<String> {
+    let is_secret = |name: &str| {
+        matches!(
+            name,
+            "access_token"
+                | "assertion"
+                | "client_assertion"
+                | "client_secret"
+                | "code"
+                | "password"
+                | "refresh_token"
+        )
+    };
+    let in_form = request.parameters().filter(|it| is_secret(it.0));
+    let mut secrets: Vec<_> = in_form.map(|it| it.1.to_owned()).collect();
+    let query = request.uri.query().unwrap_or_default();
+    let in_query = form_urlencoded::parse(query.as_bytes()).filter(|it| is_secret(&it.0));
+    secrets.extend(in_query.map(|it| it.1.into_owned()));
+    for value in request.headers.get_all(AUTHORIZATION) {
+        let Some((_, encoded)) = value.to_str().ok().and_then(|it| it.split_once(' ')) else {
+            continue;
+        };
+        secrets.push(encoded.trim().to_owned());
+        let decoded = BASE64_STANDARD.decode(encoded.trim()).unwrap_or_default();
+        let decoded = String::from_utf8_lossy(&decoded);
+        let Some((_, secret)) = decoded.split_once(':') else {
+            continue;
+        };
+        secrets.extend(form_decoded(secret));
+        secrets.push(secret.to_owned());
+    }
+    secrets
 }
 
 /// Whether a text is the secret of a client.

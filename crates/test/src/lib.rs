@@ -80,6 +80,7 @@ mod failure_report;
 mod grant;
 pub mod personality;
 mod received;
+mod redact;
 mod reply;
 mod request_body;
 mod script;

@@ -62,6 +62,44 @@ pub struct ReceivedTokenRequest {
     pub(crate) outcome: Outcome,
     pub(crate) token: Option<usize>,
     pub(crate) refusal: Option<Refusal>,
+    pub(crate) shown: ShownTokenRequest,
+}
+
+/// The texts of a token request that may be shown, because they contain no known secret or token.
+#[derive(Clone, Default)]
+pub(crate) struct ShownTokenRequest {
+    pub(crate) head: ShownHead,
+    pub(crate) client_id: Option<String>,
+    pub(crate) grant_type: Option<String>,
+    pub(crate) scope: Option<String>,
+}
+
+/// The method and the path of a request that may be shown.
+#[derive(Clone, Default)]
+pub(crate) struct ShownHead {
+    pub(crate) method: String,
+    pub(crate) path: String,
+}
+
+impl ShownHead {
+    pub(crate) fn new(method: &Method, uri: &Uri, redacted: impl Fn(&str) -> String) -> Self {
+        Self {
+            method: redacted(method.as_str()),
+            path: redacted(uri.path()),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.method.len() + self.path.len()
+    }
+}
+
+impl ShownTokenRequest {
+    fn bytes(&self) -> usize {
+        let texts = [&self.client_id, &self.grant_type, &self.scope];
+        let texts = texts.into_iter().flatten().map(String::len);
+        self.head.bytes() + texts.sum::<usize>()
+    }
 }
 
 impl ReceivedTokenRequest {
@@ -78,6 +116,7 @@ impl ReceivedTokenRequest {
             outcome: Outcome::Unanswered,
             token: None,
             refusal: None,
+            shown: ShownTokenRequest::default(),
         }
     }
 
@@ -129,8 +168,7 @@ impl ReceivedTokenRequest {
 
     /// Returns the scopes that were asked for.
     pub fn scopes(&self) -> Vec<&str> {
-        let scopes = self.parameter("scope").unwrap_or_default();
-        scopes.split(' ').filter(|it| !it.is_empty()).collect()
+        scopes(self.parameter("scope").unwrap_or_default())
     }
 
     /// Returns how the request was answered.
@@ -151,16 +189,17 @@ impl ReceivedTokenRequest {
 
 impl fmt::Display for ReceivedTokenRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_head(f, self.number, self.received_at, &self.method, &self.uri)?;
-        match (&self.client_id, self.auth_method) {
+        let shown = &self.shown;
+        write_head(f, self.number, self.received_at, &shown.head, &self.uri)?;
+        match (&shown.client_id, self.auth_method) {
             (Some(id), Some(method)) => write!(f, " client {id:?} by {method}")?,
             (Some(id), None) => write!(f, " client {id:?} without authentication")?,
             (None, _) => write!(f, " no client")?,
         }
-        if let Some(grant_type) = self.parameter("grant_type") {
+        if let Some(grant_type) = &shown.grant_type {
             write!(f, ", grant {grant_type:?}")?;
         }
-        if let Some(scope) = self.parameter("scope") {
+        if let Some(scope) = &shown.scope {
             write!(f, ", scope {scope:?}")?;
         }
         write!(f, " → {}", self.outcome)?;
@@ -176,17 +215,17 @@ impl fmt::Display for ReceivedTokenRequest {
 
 impl fmt::Debug for ReceivedTokenRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parameters: Vec<_> = self.parameters().map(|it| it.0).collect();
         f.debug_struct("ReceivedTokenRequest")
             .field("number", &self.number)
             .field("received_at", &self.received_at)
-            .field("method", &self.method)
-            .field("path", &self.uri.path())
-            .field("headers", &names(&self.headers))
-            .field("parameters", &parameters)
-            .field("client_id", &self.client_id)
+            .field("method", &self.shown.head.method)
+            .field("path", &self.shown.head.path)
+            .field("headers", &self.headers.len())
+            .field("parameters", &self.parameters.len())
+            .field("client_id", &self.shown.client_id)
             .field("auth_method", &self.auth_method)
-            .field("scopes", &self.scopes())
+            .field("grant_type", &self.shown.grant_type)
+            .field("scope", &self.shown.scope)
             .field("outcome", &self.outcome)
             .field("token_number", &self.token)
             .field("refusal", &self.refusal)
@@ -209,6 +248,7 @@ pub struct ReceivedRequest {
     pub(crate) body: ReceivedBody,
     pub(crate) outcome: Outcome,
     pub(crate) refused: bool,
+    pub(crate) shown: ShownHead,
 }
 
 impl ReceivedRequest {
@@ -224,6 +264,7 @@ impl ReceivedRequest {
             body: ReceivedBody::Unread,
             outcome: Outcome::Unanswered,
             refused: false,
+            shown: ShownHead::default(),
         }
     }
 
@@ -306,7 +347,7 @@ impl fmt::Display for ReceivedBody {
 
 impl fmt::Display for ReceivedRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_head(f, self.number, self.received_at, &self.method, &self.uri)?;
+        write_head(f, self.number, self.received_at, &self.shown, &self.uri)?;
         match self.token {
             Some(token) => write!(f, " token #{token} ({})", self.token_state)?,
             None if self.token_state == TokenState::Missing => f.write_str(" no token")?,
@@ -321,9 +362,9 @@ impl fmt::Debug for ReceivedRequest {
         f.debug_struct("ReceivedRequest")
             .field("number", &self.number)
             .field("received_at", &self.received_at)
-            .field("method", &self.method)
-            .field("path", &self.uri.path())
-            .field("headers", &names(&self.headers))
+            .field("method", &self.shown.method)
+            .field("path", &self.shown.path)
+            .field("headers", &self.headers.len())
             .field("token_number", &self.token)
             .field("token_state", &self.token_state)
             .field("body", &format_args!("{}", self.body))
@@ -332,25 +373,26 @@ impl fmt::Debug for ReceivedRequest {
     }
 }
 
+/// The scopes in the value of a `scope` parameter (RFC 6749 §3.3).
+pub(crate) fn scopes(scope: &str) -> Vec<&str> {
+    scope.split(' ').filter(|it| !it.is_empty()).collect()
+}
+
 /// The query isn't shown, because a client might send a secret in it.
 fn write_head(
     f: &mut fmt::Formatter<'_>,
     number: usize,
     received_at: Duration,
-    method: &Method,
+    shown: &ShownHead,
     uri: &Uri,
 ) -> fmt::Result {
     let query = if uri.query().is_some() { "?…" } else { "" };
     let seconds = received_at.as_secs_f64();
     write!(
         f,
-        "{number:>4}. {seconds:>9.3} s  {method} {}{query}",
-        uri.path()
+        "{number:>4}. {seconds:>9.3} s  {} {}{query}",
+        shown.method, shown.path
     )
-}
-
-fn names(headers: &HeaderMap) -> Vec<&str> {
-    headers.keys().map(HeaderName::as_str).collect()
 }
 
 /// The latest requests of a server.
@@ -381,6 +423,7 @@ impl Entry for ReceivedTokenRequest {
             + parameters.sum::<usize>()
             + self.client_id.as_ref().map_or(0, String::len)
             + self.refusal.as_ref().map_or(0, Refusal::bytes)
+            + self.shown.bytes()
     }
 }
 

@@ -13,7 +13,7 @@ const MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// An access token that an [`AuthServer`](crate::AuthServer) issued.
 ///
-/// `Debug` shows the number of the token, but not its text.
+/// `Debug` shows the number of the token, but neither its text nor what the client sent.
 #[derive(Clone)]
 pub struct IssuedToken {
     pub(crate) number: usize,
@@ -78,8 +78,6 @@ impl fmt::Debug for IssuedToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IssuedToken")
             .field("number", &self.number)
-            .field("client_id", &self.client_id)
-            .field("scopes", &self.scopes)
             .field("lifetime", &self.lifetime)
             .field("revoked", &self.revoked)
             .finish_non_exhaustive()

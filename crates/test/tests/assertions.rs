@@ -11,9 +11,13 @@ use std::{
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Full;
-use support::{SECRET, auth_server, basic_request, reply, token, token_request, with_token};
+use support::{
+    SECRET, auth_server, basic_request, form_request, reply, token, token_request, with_token,
+};
 use tower::ServiceExt;
-use tower_client_credentials_test::{Api, AuthServer, Refusal, Reply, TokenReply};
+use tower_client_credentials_test::{
+    Api, AuthServer, Client, Refusal, Reply, TokenReply, control::Control,
+};
 
 /// The message with which an assertion fails, or `None` if it holds.
 fn failure(assertion: impl FnOnce()) -> Option<String> {
@@ -277,6 +281,90 @@ async fn no_output_contains_a_secret_or_a_token() {
     for secret in secrets {
         assert!(!shown.contains(secret), "{secret} in {shown}");
     }
+}
+
+/// Clients put secrets and tokens where nobody expects them.
+#[tokio::test]
+async fn secrets_and_tokens_in_the_wrong_place_are_not_shown() {
+    let auth = auth_server()
+        .with_client("rotated", "f0rmer")
+        .with_client("rotated", "n/w s3c")
+        .register(Client::new("id-s3cret-id", "s3cret").with_scopes(["a"]));
+    let api = Api::new(&auth);
+    let token = token(&auth).await;
+    let forms = [
+        "grant_type=s3cret&scope=f0rmer",
+        "client_id=pre-f0rmer-post&client_secret=typ0ed&grant_type=typ0ed",
+        "client_id=n%2Fw+s3c&client_secret=a",
+        "client_id=n%252Fw%2Bs3c&client_secret=a",
+        "s3cret&s3cret&f0rmer=1",
+        "grant_type=client_credentials&client_id=my-client&client_secret=s3cret&scope=s3cret+x",
+        "grant_type=client_credentials&client_id=id-s3cret-id&client_secret=s3cret&scope=a+s3cret",
+    ];
+    let mut replies = Vec::new();
+    for form in forms {
+        let request = form_request("/quer1ed/s3cret?client_secret=quer1ed", form);
+        replies.push(reply(&auth, request).await.1.to_string());
+        let mut request = form_request(format!("/{token}/f0rmer/%733cret"), form);
+        replies.push(reply(&auth, request.clone()).await.1.to_string());
+        *request.method_mut() = "f0rmer".parse().unwrap();
+        reply(&auth, request).await;
+    }
+    // Neither decoded nor encoded.
+    let basic = basic_request(
+        "n%2Fw+s3c:my-client%2Bund3coded",
+        "grant_type=my-client+und3coded",
+    );
+    replies.push(reply(&auth, basic).await.1.to_string());
+    let mut request = with_token("unkn0wn");
+    *request.uri_mut() = format!("/unkn0wn/{token}/%733cret/f0rmer").parse().unwrap();
+    send(&api, request.clone()).await;
+    *request.method_mut() = "unkn0wn".parse().unwrap();
+    send(&api, request).await;
+
+    let control = Request::get("/control/requests").body(Full::<Bytes>::default());
+    let control = Control::new(&auth, &api).oneshot(control.unwrap()).await;
+    let (status, requests) = support::json(control.unwrap()).await;
+    assert_eq!(status, 200);
+    // Issued tokens are in the replies that issue them.
+    replies.retain(|reply| !reply.contains("access_token"));
+    let refusals = auth
+        .requests()
+        .into_iter()
+        .filter_map(|it| it.refusal().cloned());
+    let shown = [
+        format!("{auth:?} {api:?} {} {}", auth.describe(), api.describe()),
+        format!(
+            "{:?} {:?} {:?}",
+            auth.requests(),
+            auth.tokens(),
+            api.requests()
+        ),
+        format!("{:?}", refusals.collect::<Vec<_>>()),
+        format!(
+            "{:?}",
+            Client::new("id-s3cret-id", "s3cret").with_scopes(["s3cret"])
+        ),
+        failure(|| api.assert_sends(0)).expect("a failure"),
+        requests.to_string(),
+        replies.join("\n"),
+    ]
+    .join("\n");
+    let secrets = [
+        "s3cret",
+        "f0rmer",
+        "typ0ed",
+        "s3c",
+        "quer1ed",
+        "und3coded",
+        "unkn0wn",
+        &token,
+        "%733",
+    ];
+    for secret in secrets {
+        assert!(!shown.contains(secret), "{secret} in {shown}");
+    }
+    assert!(shown.contains("/[redacted]/[redacted]?…"), "{shown}");
 }
 
 #[tokio::test]
