@@ -22,7 +22,7 @@ use crate::{
     received::{Log, ReceivedBody, ShownHead},
     reply::wait,
     request_body::{self, ReadError},
-    script::{Script, Scripted},
+    script::{Script, Scripted, Seen},
 };
 
 /// Larger request bodies are answered with status 413.
@@ -195,7 +195,27 @@ impl Api {
     where
         F: Fn(&ReceivedRequest) -> Reply + Send + Sync + 'static,
     {
-        self.set(|state| state.script.always_by(Arc::new(choose)))
+        self.set(|state| state.script.always_by(Seen::Everything, Arc::new(choose)))
+    }
+
+    /// Like [`always_by`](Self::always_by), with a function that is called before the body is read,
+    /// so that it can choose a reply [before the body](Reply::before_body). The request that it gets
+    /// has no body yet.
+    ///
+    /// ```
+    /// use tower_client_credentials_test::{Api, AuthServer, Reply};
+    ///
+    /// let api = Api::new(&AuthServer::new());
+    /// api.always_by_head(|request| match request.number() % 3 {
+    ///     0 => Reply::status(502).before_body(),
+    ///     _ => Reply::normal(),
+    /// });
+    /// ```
+    pub fn always_by_head<F>(&self, choose: F) -> Self
+    where
+        F: Fn(&ReceivedRequest) -> Reply + Send + Sync + 'static,
+    {
+        self.set(|state| state.script.always_by(Seen::Head, Arc::new(choose)))
     }
 
     /// Removes every scripted reply.
@@ -416,7 +436,7 @@ impl Api {
         let reply = match scripted {
             Scripted::Normal => Reply::normal(),
             Scripted::Once(reply) | Scripted::Always(reply) => reply,
-            Scripted::By(choose) => choose(&received),
+            Scripted::By(_, choose) => choose(&received),
         };
         wait(reply.delivery.delay).await;
 
@@ -442,7 +462,7 @@ impl Api {
         let scripted = state.script.take();
         drop(state);
         self.0.arrived.send_modify(|arrived| *arrived += 1);
-        scripted
+        scripted.with_head(received)
     }
 
     /// Sets the texts of a request that may be shown.
@@ -556,7 +576,7 @@ fn replies_before_body(
         Scripted::Once(reply) | Scripted::Always(reply) if !reply.is_normal() => {
             reply.is_before_body()
         }
-        Scripted::By(_) => false,
+        Scripted::By(..) => false,
         _ => refusal.is_some_and(Reply::is_before_body),
     }
 }

@@ -24,7 +24,7 @@ use crate::{
     redact::redacted,
     reply::{AuthReplyKind, Lifetime, TokenChoice, wait},
     request_body::{self, ReadError},
-    script::{Script, Scripted},
+    script::{Script, Scripted, Seen},
     tokens::Tokens,
 };
 
@@ -273,7 +273,19 @@ impl AuthServer {
         R: Into<AuthReply>,
     {
         let choose = Arc::new(move |request: &ReceivedTokenRequest| choose(request).into());
-        self.set(|state| state.script.always_by(choose))
+        self.set(|state| state.script.always_by(Seen::Everything, choose))
+    }
+
+    /// Like [`always_by`](Self::always_by), with a function that is called before the body is read,
+    /// so that it can choose a reply [before the body](Reply::before_body). The request that it gets
+    /// has no parameters and no client yet.
+    pub fn always_by_head<F, R>(&self, choose: F) -> Self
+    where
+        F: Fn(&ReceivedTokenRequest) -> R + Send + Sync + 'static,
+        R: Into<AuthReply>,
+    {
+        let choose = Arc::new(move |request: &ReceivedTokenRequest| choose(request).into());
+        self.set(|state| state.script.always_by(Seen::Head, choose))
     }
 
     /// Removes every scripted reply.
@@ -526,7 +538,7 @@ impl AuthServer {
             Scripted::Normal => (Reply::normal().into(), false),
             Scripted::Once(reply) => (reply, true),
             Scripted::Always(reply) => (reply, false),
-            Scripted::By(choose) => (choose(&received), false),
+            Scripted::By(_, choose) => (choose(&received), false),
         };
         wait(reply.delivery().delay).await;
 
@@ -585,7 +597,7 @@ impl AuthServer {
         let scripted = state.script.take();
         drop(state);
         self.0.arrived.send_modify(|arrived| *arrived += 1);
-        scripted
+        scripted.with_head(received)
     }
 
     fn read(
@@ -726,7 +738,7 @@ pub(crate) fn outcome(response: &io::Result<Response<Body>>) -> Outcome {
 fn replies_before_body(scripted: &Scripted<AuthReply, ReceivedTokenRequest>) -> bool {
     match scripted {
         Scripted::Once(reply) | Scripted::Always(reply) => reply.is_before_body(),
-        Scripted::Normal | Scripted::By(_) => false,
+        Scripted::Normal | Scripted::By(..) => false,
     }
 }
 

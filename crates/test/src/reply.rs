@@ -211,7 +211,8 @@ impl Reply {
 
     /// Replies without reading the request's body, and drops the body.
     ///
-    /// A [`normal`](Self::normal) reply ignores this, because it depends on the body.
+    /// A [`normal`](Self::normal) reply ignores this, because it depends on the body. So does a reply
+    /// that `always_by` chooses, because its function gets the body; use `always_by_head` instead.
     pub fn before_body(mut self) -> Self {
         self.before_body = true;
         self

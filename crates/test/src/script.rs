@@ -10,7 +10,14 @@ pub(crate) struct Script<Reply, Received> {
 pub(crate) enum Always<Reply, Received> {
     Normal,
     Reply(Reply),
-    By(ReplyBy<Reply, Received>),
+    By(Seen, ReplyBy<Reply, Received>),
+}
+
+/// What a function that chooses a reply knows of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Head,
+    Everything,
 }
 
 /// A function that chooses a reply for a request.
@@ -22,7 +29,7 @@ pub(crate) enum Scripted<Reply, Received> {
     Once(Reply),
     Always(Reply),
     /// The caller must not hold a lock when it calls this.
-    By(ReplyBy<Reply, Received>),
+    By(Seen, ReplyBy<Reply, Received>),
 }
 
 impl<Reply: Clone, Received> Script<Reply, Received> {
@@ -44,9 +51,10 @@ impl<Reply: Clone, Received> Script<Reply, Received> {
 
     pub(crate) fn always_by(
         &mut self,
+        seen: Seen,
         choose: ReplyBy<Reply, Received>,
     ) -> Always<Reply, Received> {
-        mem::replace(&mut self.always, Always::By(choose))
+        mem::replace(&mut self.always, Always::By(seen, choose))
     }
 
     /// Takes the reply to the next request.
@@ -57,7 +65,7 @@ impl<Reply: Clone, Received> Script<Reply, Received> {
         match &self.always {
             Always::Normal => Scripted::Normal,
             Always::Reply(reply) => Scripted::Always(reply.clone()),
-            Always::By(choose) => Scripted::By(Arc::clone(choose)),
+            Always::By(seen, choose) => Scripted::By(*seen, Arc::clone(choose)),
         }
     }
 
@@ -72,12 +80,22 @@ impl<Reply: Clone, Received> Script<Reply, Received> {
     }
 }
 
+impl<Reply, Received> Scripted<Reply, Received> {
+    /// Chooses the reply, if the head of the request is enough to choose it.
+    pub(crate) fn with_head(self, received: &Received) -> Self {
+        match self {
+            Self::By(Seen::Head, choose) => Self::Always(choose(received)),
+            other => other,
+        }
+    }
+}
+
 impl<Reply: fmt::Debug, Received> fmt::Debug for Script<Reply, Received> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let always: &dyn fmt::Debug = match &self.always {
             Always::Normal => &"the normal reply",
             Always::Reply(reply) => reply,
-            Always::By(_) => &"a function",
+            Always::By(..) => &"a function",
         };
         f.debug_struct("Script")
             .field("next_once", &self.once)

@@ -274,3 +274,44 @@ async fn a_server_stops_when_it_is_dropped() {
 
     in_time(client.request(request)).await.unwrap_err();
 }
+
+/// A body that must not be read.
+struct Untouched;
+
+impl http_body::Body for Untouched {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        panic!("the body is read");
+    }
+}
+
+#[tokio::test]
+async fn a_function_chooses_a_reply_before_the_body() {
+    let auth = auth_server();
+    let api = Api::new(&auth);
+    let token = token(&auth).await;
+    auth.always_by_head(|request| match request.uri().path() {
+        "/busy" => Reply::status(503).before_body(),
+        _ => Reply::normal(),
+    });
+    api.always_by_head(|request| match request.number() {
+        1 => Reply::status(502).before_body(),
+        _ => Reply::normal(),
+    });
+    let request = || Request::post("/busy").body(Untouched).unwrap();
+
+    let response = auth.clone().oneshot(request()).await.unwrap();
+    assert_eq!(response.status(), 503);
+    let response = api.clone().oneshot(request()).await.unwrap();
+    assert_eq!(response.status(), 502);
+    assert_eq!(api.requests()[0].body(), None);
+
+    // A normal reply still depends on the body.
+    assert_eq!(send(&api, with_token(&token)).await.status(), 200);
+    assert_eq!(api.requests()[1].body(), Some(&Bytes::new()));
+}

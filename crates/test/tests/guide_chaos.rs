@@ -23,7 +23,7 @@ async fn the_client_survives_broken_servers() -> Result<(), BoxError> {
         4 => Reply::normal().cut_off().into(),
         _ => Reply::normal().delayed(Duration::from_millis(300)).into(),
     });
-    api.always_by(|request| match request.number() % 11 {
+    api.always_by_head(|request| match request.number() % 11 {
         0 => Reply::status(429).with_header("retry-after", "1"),
         1 => Reply::status(502).before_body(),
         2 => Reply::reset(),
