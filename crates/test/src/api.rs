@@ -16,8 +16,8 @@ use tokio::sync::watch;
 use tower_service::Service;
 
 use crate::{
-    AuthServer, Body, BoxError, FailureReport, HttpClient, ReceivedRequest, Reply, ResponseFuture,
-    Server, TokenState,
+    AuthServer, Body, BoxError, FailureReport, HttpClient, Outcome, ReceivedRequest, Reply,
+    ResponseFuture, Server, TokenState,
     auth_server::{outcome, wait_for},
     received::{Log, ReceivedBody, ShownHead},
     reply::wait,
@@ -46,7 +46,8 @@ const TOKEN_NUMBER: HeaderName = HeaderName::from_static("x-token-number");
 ///
 /// An API sees a request that is sent twice as two requests. [`assert_replays_match`] compares their
 /// bodies. Requests belong together if they have the same method and URI, and the same value in the
-/// header `x-request-id`. Without that header, give each request of a test its own URI.
+/// header `x-request-id`. Without that header, give each request of a test its own URI. A request that
+/// was answered for good isn't sent again: the next one like it begins anew.
 ///
 /// [`assert_replays_match`]: Self::assert_replays_match
 ///
@@ -231,14 +232,14 @@ impl Api {
         self.lock().log.len()
     }
 
-    /// Returns the number of requests that were answered as without a script, and whose token was
-    /// live.
+    /// Returns the number of requests that were answered as without a script, whose token was live,
+    /// and whose answer isn't a refusal.
     pub fn accepted_requests(&self) -> usize {
         self.lock().accepted
     }
 
-    /// Returns the number of requests that were refused: because of their token, or with a scripted
-    /// status 401 or 403.
+    /// Returns the number of requests that were refused: because of their token, or with status 401
+    /// or 403, whether a script, the function of [`answer`](Self::answer) or the API chose it.
     pub fn refused_requests(&self) -> usize {
         self.lock().refused
     }
@@ -285,8 +286,7 @@ impl Api {
         self.assert_equal("requests to the API", expected, self.sends());
     }
 
-    /// Asserts that no request was refused: neither because of its token, nor with a scripted status
-    /// 401 or 403.
+    /// Asserts that no request was refused, as [`refused_requests`](Self::refused_requests) counts.
     ///
     /// # Panics
     ///
@@ -296,19 +296,21 @@ impl Api {
         self.assert_equal("refused requests to the API", 0, self.refused_requests());
     }
 
-    /// Asserts that each request which was sent again after a refusal had the same body as before.
+    /// Asserts that each request which was sent again had the same body as the first time.
     ///
-    /// A send whose body the API didn't read is compared with nothing. The documentation of this
-    /// type says which requests belong together.
+    /// A request is sent again if the API refused it (401, 403), answered it with a status after
+    /// which clients retry (408, 421, 425, 429, 5xx), reset or interrupted it, or didn't answer it.
+    /// Each send is compared with the first one whose whole body the API read. The documentation of
+    /// this type says which requests belong together.
     ///
     /// # Panics
     ///
     /// Panics if a body is different, or failed before its end.
     #[track_caller]
     pub fn assert_replays_match(&self) {
-        if let Some((refused, replay)) = damaged_replay(&self.requests()) {
+        if let Some((first, replay)) = damaged_replay(&self.requests()) {
             panic!(
-                "request {replay} repeats request {refused}, but has another body\n{}",
+                "request {replay} repeats request {first}, but has another body\n{}",
                 self.describe_both()
             );
         }
@@ -354,23 +356,47 @@ impl Api {
     }
 }
 
-/// The numbers of a refused request, and of a replay with another body.
+/// The sends of one request so far.
+struct Sends<'a> {
+    last: &'a ReceivedRequest,
+    /// The first send whose body is known, or the first one at all.
+    first: &'a ReceivedRequest,
+}
+
+/// The numbers of a send, and of a replay with another body.
 fn damaged_replay(requests: &[ReceivedRequest]) -> Option<(usize, usize)> {
-    let mut last_sends: HashMap<_, &ReceivedRequest> = HashMap::new();
+    let mut all: HashMap<_, Sends<'_>> = HashMap::new();
     for request in requests {
         let id = request.headers().get("x-request-id");
         let same = (request.method(), request.uri(), id);
-        if let Some(last) = last_sends.insert(same, request) {
-            if last.is_refused() && !bodies_match(last, request) {
-                return Some((last.number(), request.number()));
+        let mut first = request;
+        if let Some(sends) = all.get(&same).filter(|it| may_be_sent_again(it.last)) {
+            if !bodies_match(sends.first, request) {
+                return Some((sends.first.number(), request.number()));
+            }
+            if sends.first.body().is_some() {
+                first = sends.first;
             }
         }
+        let last = request;
+        all.insert(same, Sends { last, first });
     }
     None
 }
 
-fn bodies_match(refused: &ReceivedRequest, replay: &ReceivedRequest) -> bool {
-    match (&refused.body, &replay.body) {
+fn may_be_sent_again(request: &ReceivedRequest) -> bool {
+    match request.outcome() {
+        Outcome::Unanswered | Outcome::Interrupted(_) | Outcome::Reset => true,
+        Outcome::Answered(status) => {
+            request.is_refused()
+                || status.is_server_error()
+                || matches!(status.as_u16(), 408 | 421 | 425 | 429)
+        }
+    }
+}
+
+fn bodies_match(first: &ReceivedRequest, replay: &ReceivedRequest) -> bool {
+    match (&first.body, &replay.body) {
         (ReceivedBody::Complete(first), ReceivedBody::Complete(second)) => first == second,
         // The client may stop sending a body when it gets a refusal early.
         (_, ReceivedBody::Failed(_)) => false,
@@ -533,17 +559,15 @@ impl Api {
         answer: Answer,
     ) -> io::Result<Response<Body>> {
         let outcome = outcome(&response);
-        let is_refused = match answer {
-            Answer::Accepted => false,
-            Answer::Refused => true,
-            Answer::Scripted => matches!(
+        let is_refused = matches!(answer, Answer::Refused)
+            || matches!(
                 outcome.status(),
                 Some(StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
-            ),
-        };
+            );
+        let is_accepted = matches!(answer, Answer::Accepted) && !is_refused;
         let mut state = self.lock();
         state.refused += usize::from(is_refused);
-        state.accepted += usize::from(matches!(answer, Answer::Accepted));
+        state.accepted += usize::from(is_accepted);
         state.log.update(received.number, |request| {
             request.outcome = outcome;
             request.refused = is_refused;

@@ -316,8 +316,7 @@ impl ReceivedRequest {
         self.outcome
     }
 
-    /// Returns whether the API refused the request: because of its token, or with a scripted 401 or
-    /// 403.
+    /// Returns whether the API refused the request: because of its token, or with status 401 or 403.
     pub fn is_refused(&self) -> bool {
         self.refused
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::Request;
+use http::{Request, Response};
 use http_body_util::Full;
 use support::{
     SECRET, auth_server, basic_request, form_request, reply, token, token_request, with_token,
@@ -177,6 +177,78 @@ async fn replays_with_the_same_body() {
             "{message}"
         );
         assert!(!message.contains("chairs"), "{message}");
+    }
+}
+
+/// Sends a request that may get no response.
+async fn try_send(api: &Api, request: Request<Full<Bytes>>) {
+    drop(api.clone().oneshot(request).await);
+}
+
+#[tokio::test]
+async fn replays_after_every_failure_are_compared() {
+    let auth = auth_server();
+    let token = token(&auth).await;
+    let refuses = |_| async { Response::builder().status(401).body(String::new()).unwrap() };
+    let by_function = Api::new(&auth).answer(refuses);
+    let scripted = |reply| Api::new(&auth).next_once(reply);
+    let apis = [
+        ("a reset", scripted(Reply::reset())),
+        ("a status 503", scripted(Reply::status(503))),
+        ("a status 429", scripted(Reply::status(429))),
+        ("half a response", scripted(Reply::normal().cut_off())),
+        (
+            "a changed status",
+            scripted(Reply::normal().with_status(401)),
+        ),
+        ("a function", by_function),
+        (
+            "a chain",
+            scripted(Reply::status(503))
+                .next_once(Reply::status(502).before_body())
+                .next_once(Reply::reset()),
+        ),
+    ];
+    for (name, api) in apis {
+        let again = if name == "a chain" { 3 } else { 1 };
+        for _ in 0..again {
+            try_send(&api, put("/1", &token, "two chairs")).await;
+        }
+        assert_eq!(failure(|| api.assert_replays_match()), None, "{name}");
+        try_send(&api, put("/1", &token, "a table")).await;
+
+        let message = failure(|| api.assert_replays_match()).expect(name);
+        let expected = format!("request {} repeats request 1,", again + 1);
+        assert!(message.contains(&expected), "{name}: {message}");
+    }
+}
+
+#[tokio::test]
+async fn requests_after_a_final_answer_are_not_replays() {
+    let auth = auth_server();
+    let token = token(&auth).await;
+    for reply in [Reply::normal(), Reply::status(404), Reply::status(422)] {
+        let api = Api::new(&auth).next_once(reply);
+        send(&api, put("/1", &token, "two chairs")).await;
+        send(&api, put("/1", &token, "a table")).await;
+        assert_eq!(failure(|| api.assert_replays_match()), None);
+    }
+}
+
+#[tokio::test]
+async fn refusals_of_any_origin_are_counted() {
+    let auth = auth_server();
+    let token = token(&auth).await;
+    let refuses = |_| async { Response::builder().status(403).body(String::new()).unwrap() };
+    let apis = [
+        Api::new(&auth).answer(refuses),
+        Api::new(&auth).next_once(Reply::normal().with_status(401)),
+        Api::new(&auth).always_by(|_| Reply::unauthorized("Bearer")),
+    ];
+    for api in apis {
+        send(&api, with_token(&token)).await;
+        assert_eq!((api.refused_requests(), api.accepted_requests()), (1, 0));
+        assert!(failure(|| api.assert_no_refusals()).is_some());
     }
 }
 
