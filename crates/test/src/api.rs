@@ -221,7 +221,7 @@ impl Api {
 
     /// Removes every scripted reply.
     pub fn clear_script(&self) -> Self {
-        self.set(|state| mem::replace(&mut state.script, Script::new()))
+        self.set(|state| state.script.clear())
     }
 }
 
@@ -448,23 +448,26 @@ impl Api {
         let mut received = ReceivedRequest::new(&head, self.0.auth.now());
         (received.token, received.token_state) = self.token_of(&head.headers);
         let scripted = self.arrived(&mut received);
-        let refusal = self.refusal_of(received.token_state);
+        let mut refusal = self.refusal_of(received.token_state);
 
+        let mut unread = Some(body);
         if !replies_before_body(&scripted, refusal.as_ref()) {
-            received.body = match request_body::read(body, MAX_BODY).await {
-                Ok(data) => ReceivedBody::Complete(data),
-                Err(ReadError::Failed(len)) => ReceivedBody::Failed(len),
-                Err(ReadError::TooLarge(len)) => ReceivedBody::TooLarge(len),
-            };
-            let body = received.body.clone();
-            self.update(received.number, |request| request.body = body);
+            self.read(&mut received, unread.take()).await;
         }
         let reply = match scripted {
             Scripted::Normal => Reply::normal(),
-            Scripted::Once(reply) | Scripted::Always(reply) => reply,
+            Scripted::Once(_, reply) | Scripted::Always(reply) => reply,
             Scripted::By(_, choose) => choose(&received),
         };
-        wait(reply.delivery.delay).await;
+        if !reply.delivery.delay.is_zero() {
+            wait(reply.delivery.delay).await;
+            // Only now, the API handles the request.
+            self.look_up_token(&mut received);
+            refusal = self.refusal_of(received.token_state);
+            if reply.is_normal() && refusal.is_none() {
+                self.read(&mut received, unread).await;
+            }
+        }
 
         let (response, answer) = match (reply.scripted_response().await, refusal) {
             (Some(response), _) => (response, Answer::Scripted),
@@ -478,6 +481,27 @@ impl Api {
             }
         };
         self.answered(&received, response, answer)
+    }
+
+    async fn read<B: http_body::Body>(&self, received: &mut ReceivedRequest, body: Option<B>) {
+        let Some(body) = body else {
+            return;
+        };
+        received.body = match request_body::read(body, MAX_BODY).await {
+            Ok(data) => ReceivedBody::Complete(data),
+            Err(ReadError::Failed(len)) => ReceivedBody::Failed(len),
+            Err(ReadError::TooLarge(len)) => ReceivedBody::TooLarge(len),
+        };
+        let body = received.body.clone();
+        self.update(received.number, |request| request.body = body);
+    }
+
+    fn look_up_token(&self, received: &mut ReceivedRequest) {
+        let (token, state) = self.token_of(&received.headers);
+        (received.token, received.token_state) = (token, state);
+        self.update(received.number, |request| {
+            (request.token, request.token_state) = (token, state);
+        });
     }
 
     /// Notes that a request has arrived, numbers it, and takes its reply from the script.
@@ -597,7 +621,7 @@ fn replies_before_body(
     refusal: Option<&Reply>,
 ) -> bool {
     match scripted {
-        Scripted::Once(reply) | Scripted::Always(reply) if !reply.is_normal() => {
+        Scripted::Once(_, reply) | Scripted::Always(reply) if !reply.is_normal() => {
             reply.is_before_body()
         }
         Scripted::By(..) => false,

@@ -290,7 +290,7 @@ impl AuthServer {
 
     /// Removes every scripted reply.
     pub fn clear_script(&self) -> Self {
-        self.set(|state| mem::replace(&mut state.script, Script::new()))
+        self.set(|state| state.script.clear())
     }
 
     /// Revokes every token issued so far.
@@ -535,10 +535,10 @@ impl AuthServer {
             self.read(&mut received, body)
         };
         let (reply, once) = match scripted {
-            Scripted::Normal => (Reply::normal().into(), false),
-            Scripted::Once(reply) => (reply, true),
-            Scripted::Always(reply) => (reply, false),
-            Scripted::By(_, choose) => (choose(&received), false),
+            Scripted::Normal => (Reply::normal().into(), None),
+            Scripted::Once(number, reply) => (reply, Some(number)),
+            Scripted::Always(reply) => (reply, None),
+            Scripted::By(_, choose) => (choose(&received), None),
         };
         wait(reply.delivery().delay).await;
 
@@ -556,7 +556,7 @@ impl AuthServer {
         received: &ReceivedTokenRequest,
         read: Result<Option<Credentials>, Refusal>,
         reply: AuthReply,
-        once: bool,
+        once: Option<usize>,
     ) -> (io::Result<Response<Body>>, Answer) {
         match self.accept(received, read) {
             Ok(grant) => {
@@ -578,8 +578,8 @@ impl AuthServer {
                     AuthReplyKind::Token(_) => response,
                 };
                 // A token reply is for a request that is accepted.
-                if once && matches!(reply.0, AuthReplyKind::Token(_)) {
-                    self.set(|state| state.script.put_back(reply));
+                if let (Some(number), AuthReplyKind::Token(_)) = (once, &reply.0) {
+                    self.set(|state| state.script.put_back(number, reply));
                 }
                 (response, Answer::Refused(refusal))
             }
@@ -737,7 +737,7 @@ pub(crate) fn outcome(response: &io::Result<Response<Body>>) -> Outcome {
 
 fn replies_before_body(scripted: &Scripted<AuthReply, ReceivedTokenRequest>) -> bool {
     match scripted {
-        Scripted::Once(reply) | Scripted::Always(reply) => reply.is_before_body(),
+        Scripted::Once(_, reply) | Scripted::Always(reply) => reply.is_before_body(),
         Scripted::Normal | Scripted::By(..) => false,
     }
 }

@@ -298,7 +298,8 @@ impl ReceivedRequest {
         self.token
     }
 
-    /// Returns the state of the request's token when the request arrived.
+    /// Returns the state of the request's token when the request arrived, or after the delay of a
+    /// scripted reply.
     pub fn token_state(&self) -> TokenState {
         self.token_state
     }

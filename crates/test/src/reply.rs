@@ -53,7 +53,7 @@ macro_rules! delivery_methods {
         }
 
         /// Waits before the server handles the request, by Tokio's clock. A token is issued after
-        /// the delay.
+        /// the delay, and an API looks at the token of a request after it.
         pub fn delayed(mut self, delay: Duration) -> Self {
             self.delivery.delay = delay;
             self

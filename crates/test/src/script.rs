@@ -2,7 +2,12 @@ use std::{collections::VecDeque, fmt, mem, sync::Arc};
 
 /// Which replies a server gives, and in which order.
 pub(crate) struct Script<Reply, Received> {
-    once: VecDeque<Reply>,
+    /// With their numbers, in this order.
+    once: VecDeque<(usize, Reply)>,
+    /// The number of the next reply.
+    next: usize,
+    /// Replies with smaller numbers were removed.
+    cleared: usize,
     always: Always<Reply, Received>,
 }
 
@@ -26,7 +31,8 @@ pub(crate) type ReplyBy<Reply, Received> = Arc<dyn Fn(&Received) -> Reply + Send
 /// The reply to one request.
 pub(crate) enum Scripted<Reply, Received> {
     Normal,
-    Once(Reply),
+    /// With its number.
+    Once(usize, Reply),
     Always(Reply),
     /// The caller must not hold a lock when it calls this.
     By(Seen, ReplyBy<Reply, Received>),
@@ -36,12 +42,15 @@ impl<Reply: Clone, Received> Script<Reply, Received> {
     pub(crate) fn new() -> Self {
         Self {
             once: VecDeque::new(),
+            next: 0,
+            cleared: 0,
             always: Always::Normal,
         }
     }
 
     pub(crate) fn next_once(&mut self, reply: Reply) {
-        self.once.push_back(reply);
+        self.once.push_back((self.next, reply));
+        self.next += 1;
     }
 
     /// Returns what it replaces, so that the caller can drop it without holding a lock.
@@ -59,8 +68,8 @@ impl<Reply: Clone, Received> Script<Reply, Received> {
 
     /// Takes the reply to the next request.
     pub(crate) fn take(&mut self) -> Scripted<Reply, Received> {
-        if let Some(reply) = self.once.pop_front() {
-            return Scripted::Once(reply);
+        if let Some((number, reply)) = self.once.pop_front() {
+            return Scripted::Once(number, reply);
         }
         match &self.always {
             Always::Normal => Scripted::Normal,
@@ -69,9 +78,24 @@ impl<Reply: Clone, Received> Script<Reply, Received> {
         }
     }
 
-    /// Returns a reply that did not apply to its request.
-    pub(crate) fn put_back(&mut self, reply: Reply) {
-        self.once.push_front(reply);
+    /// Returns a reply that did not apply to its request to its place, unless it was removed in the
+    /// meantime.
+    pub(crate) fn put_back(&mut self, number: usize, reply: Reply) {
+        if number >= self.cleared {
+            let place = self.once.partition_point(|(other, _)| *other < number);
+            self.once.insert(place, (number, reply));
+        }
+    }
+
+    /// Removes every reply. Returns what it removes, so that the caller can drop it without holding
+    /// a lock.
+    pub(crate) fn clear(&mut self) -> Self {
+        let empty = Self {
+            next: self.next,
+            cleared: self.next,
+            ..Self::new()
+        };
+        mem::replace(self, empty)
     }
 
     /// The number of replies that wait for a request.
@@ -97,8 +121,9 @@ impl<Reply: fmt::Debug, Received> fmt::Debug for Script<Reply, Received> {
             Always::Reply(reply) => reply,
             Always::By(..) => &"a function",
         };
+        let once: Vec<_> = self.once.iter().map(|(_, reply)| reply).collect();
         f.debug_struct("Script")
-            .field("next_once", &self.once)
+            .field("next_once", &once)
             .field("always", always)
             .finish()
     }

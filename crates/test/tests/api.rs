@@ -315,3 +315,30 @@ async fn a_function_chooses_a_reply_before_the_body() {
     assert_eq!(send(&api, with_token(&token)).await.status(), 200);
     assert_eq!(api.requests()[1].body(), Some(&Bytes::new()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_delayed_reply_looks_at_the_token_after_the_delay() {
+    let auth = auth_server().lifetime(Duration::from_secs(60));
+    let token = token(&auth).await;
+    let slow = || Reply::normal().delayed(Duration::from_secs(10));
+    let api = Api::new(&auth).always(slow());
+    let expiring = async {
+        tokio::time::advance(Duration::from_secs(49)).await;
+        assert_eq!(send(&api, with_token(&token)).await.status(), 200);
+        tokio::time::advance(Duration::from_millis(500)).await;
+        send(&api, with_token(&token)).await
+    };
+
+    assert_eq!(expiring.await.status(), 401);
+    let request = &api.requests()[1];
+    assert_eq!(request.token_state(), TokenState::Expired);
+
+    // A token becomes old enough during the delay, and the body is read then.
+    let auth = auth_server().accept_from(Duration::from_secs(5));
+    let refusal = Reply::status(401).before_body();
+    let api = Api::new(&auth).refusal(refusal).always(slow());
+    let mut request = with_token(&support::token(&auth).await);
+    *request.body_mut() = Full::from("two chairs");
+    assert_eq!(send(&api, request).await.status(), 200);
+    assert_eq!(api.requests()[0].body(), Some(&Bytes::from("two chairs")));
+}

@@ -407,3 +407,32 @@ async fn a_form_has_at_most_1000_parameters() {
         assert_eq!(request.parameters().count(), 1001);
     }
 }
+
+/// A token reply that doesn't apply to its request returns to its place, whatever happened to the
+/// others in the meantime.
+#[tokio::test(start_paused = true)]
+async fn token_replies_stay_in_order() {
+    let auth = auth_server();
+    let delayed =
+        |text: &str, seconds| TokenReply::text(text).delayed(Duration::from_secs(seconds));
+    auth.next_once(delayed("first", 1))
+        .next_once(delayed("second", 2));
+    let refused = || reply(&auth, form_request("/token", "client_id=unknown"));
+    // The second one is put back last.
+    tokio::join!(refused(), refused());
+
+    for expected in ["first", "second"] {
+        let (_, reply) = reply(&auth, token_request("/token")).await;
+        assert_eq!(reply["access_token"], expected);
+    }
+
+    // A script that is removed doesn't come back.
+    auth.next_once(delayed("third", 1));
+    let cleared = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        auth.clear_script().next_once(TokenReply::text("fourth"));
+    };
+    tokio::join!(refused(), cleared);
+    let (_, reply) = reply(&auth, token_request("/token")).await;
+    assert_eq!(reply["access_token"], "fourth");
+}
