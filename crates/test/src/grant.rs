@@ -45,7 +45,8 @@ pub enum Refusal {
         /// The id that the form names.
         client_id: Option<String>,
     },
-    /// The client authenticates in the header and in the form (RFC 6749 §2.3 forbids that).
+    /// The client authenticates in more than one way: in the header, with a secret in the form, with
+    /// an assertion, or with different ids (RFC 6749 §2.3 forbids that).
     SeveralAuthentications,
     /// The `Authorization` header can't be decoded.
     MalformedAuthorization,
@@ -73,6 +74,8 @@ pub enum Refusal {
     UnsupportedGrantType(String),
     /// The client is registered [without the grant](Client::without_grant).
     GrantNotAllowed,
+    /// The value of the scope parameter isn't a list of scopes (RFC 6749 §3.3).
+    MalformedScope,
     /// The client may not ask for these scopes.
     InvalidScope(Vec<String>),
 }
@@ -89,7 +92,7 @@ impl Refusal {
             | Self::WrongSecret { .. } => "invalid_client",
             Self::UnsupportedGrantType(_) => "unsupported_grant_type",
             Self::GrantNotAllowed => "unauthorized_client",
-            Self::InvalidScope(_) => "invalid_scope",
+            Self::MalformedScope | Self::InvalidScope(_) => "invalid_scope",
             _ => "invalid_request",
         }
     }
@@ -152,7 +155,7 @@ impl fmt::Display for Refusal {
                 write!(f, "the client {id} sends no secret")
             }
             Self::SeveralAuthentications => {
-                f.write_str("the client authenticates in the header and in the form")
+                f.write_str("the client authenticates in more than one way")
             }
             Self::MalformedAuthorization => {
                 f.write_str("the Authorization header is not Basic with an id and a secret")
@@ -175,6 +178,7 @@ impl fmt::Display for Refusal {
                 write!(f, "the grant type {name} is not supported")
             }
             Self::GrantNotAllowed => f.write_str("the client may not use this grant"),
+            Self::MalformedScope => f.write_str("the scope is not a list of scopes"),
             Self::InvalidScope(scopes) => {
                 write!(f, "the client may not ask for {}", scopes.join(" "))
             }
@@ -216,7 +220,7 @@ pub(crate) fn read(
     request.auth_method = seen.map(|it| it.method);
     request.client_id = match seen {
         Some(credentials) => Some(credentials.id.clone()),
-        None => request.parameter("client_id").map(str::to_owned),
+        None => value(request, "client_id").map(str::to_owned),
     };
 
     if request.method != Method::POST {
@@ -241,10 +245,14 @@ pub(crate) fn read(
         .auth_methods()
         .contains(&AuthMethod::ClientSecretBasic);
     let in_header = if knows_basic { in_header? } else { None };
-    match (in_header, in_form) {
-        (Some(_), Some(_)) => Err(Refusal::SeveralAuthentications),
-        (in_header, in_form) => Ok(in_header.or(in_form)),
+    let in_form_are = |name| usize::from(value(request, name).is_some());
+    let methods = usize::from(in_header.is_some())
+        + in_form_are("client_secret")
+        + in_form_are("client_assertion");
+    if methods > 1 {
+        return Err(Refusal::SeveralAuthentications);
     }
+    Ok(in_header.or(in_form))
 }
 
 /// Checks client authentication, the grant type and the scopes.
@@ -254,18 +262,15 @@ pub(crate) fn check(
     clients: &HashMap<String, Client>,
     personality: &dyn Personality,
 ) -> Result<Grant, Refusal> {
-    let grant_type = request.parameter("grant_type");
+    let grant_type = value(request, "grant_type");
     let grant_type = grant_type.ok_or(Refusal::MissingParameter("grant_type"))?;
     let Some(credentials) = credentials else {
-        let client_id = request.parameter("client_id").map(str::to_owned);
+        let client_id = value(request, "client_id").map(str::to_owned);
         return Err(Refusal::NoAuthentication { client_id });
     };
     let client = authenticate(&credentials, clients, personality)?;
     // RFC 6749 §2.3.1 allows the id in the form beside a header, and it must be the same.
-    if request
-        .parameter("client_id")
-        .is_some_and(|id| id != client.id)
-    {
+    if value(request, "client_id").is_some_and(|id| id != client.id) {
         return Err(Refusal::SeveralAuthentications);
     }
     if grant_type != personality.grant_type() {
@@ -352,6 +357,9 @@ pub(crate) fn is_secret(text: &str, clients: &HashMap<String, Client>) -> bool {
 
 /// RFC 6749 §3.3: without a requested scope, the server uses a default, here all scopes.
 fn granted_scopes(request: &ReceivedTokenRequest, client: &Client) -> Result<Vec<String>, Refusal> {
+    if !value(request, "scope").is_none_or(is_scope) {
+        return Err(Refusal::MalformedScope);
+    }
     let requested: Vec<String> = request.scopes().into_iter().map(str::to_owned).collect();
     let Some(allowed) = &client.scopes else {
         return Ok(requested);
@@ -367,6 +375,15 @@ fn granted_scopes(request: &ReceivedTokenRequest, client: &Client) -> Result<Vec
     } else {
         Err(Refusal::InvalidScope(refused))
     }
+}
+
+/// RFC 6749 §3.3: printable ASCII characters without quotation mark and backslash, and one space
+/// between two scopes.
+fn is_scope(scope: &str) -> bool {
+    let is_allowed = |it: char| matches!(it, '!'..='~') && !matches!(it, '"' | '\\');
+    scope
+        .split(' ')
+        .all(|token| !token.is_empty() && token.chars().all(is_allowed))
 }
 
 fn is_form(headers: &HeaderMap) -> bool {
@@ -385,14 +402,23 @@ fn is_form(headers: &HeaderMap) -> bool {
 /// §2.1 several audiences.
 fn repeated(request: &ReceivedTokenRequest) -> Option<&str> {
     let mut seen = HashSet::new();
-    let mut names = request.parameters().map(|it| it.0);
+    let parameters = request.parameters().filter(|it| !it.1.is_empty());
+    let mut names = parameters.map(|it| it.0);
     names.find(|name| !matches!(*name, "resource" | "audience") && !seen.insert(*name))
+}
+
+/// The value of a parameter. RFC 6749 §3.2: one without a value counts as omitted.
+fn value<'a>(request: &'a ReceivedTokenRequest, name: &str) -> Option<&'a str> {
+    let mut parameters = request.parameters();
+    parameters
+        .find(|it| it.0 == name && !it.1.is_empty())
+        .map(|it| it.1)
 }
 
 fn credentials_in_form(request: &ReceivedTokenRequest) -> Option<Credentials> {
     Some(Credentials {
-        id: request.parameter("client_id")?.to_owned(),
-        secret: request.parameter("client_secret")?.to_owned(),
+        id: value(request, "client_id")?.to_owned(),
+        secret: value(request, "client_secret")?.to_owned(),
         method: AuthMethod::ClientSecretPost,
         undecoded_secret: None,
     })

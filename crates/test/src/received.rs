@@ -145,7 +145,8 @@ impl ReceivedTokenRequest {
         &self.headers
     }
 
-    /// Returns the value of a form parameter, the first one if it was sent more than once.
+    /// Returns the value of a form parameter, the first one if it was sent more than once. The server
+    /// treats a parameter with an empty value as one that wasn't sent (RFC 6749 §3.2).
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters().find(|it| it.0 == name).map(|it| it.1)
     }
@@ -168,7 +169,10 @@ impl ReceivedTokenRequest {
 
     /// Returns the scopes that were asked for.
     pub fn scopes(&self) -> Vec<&str> {
-        scopes(self.parameter("scope").unwrap_or_default())
+        let scope = self
+            .parameters()
+            .find(|it| it.0 == "scope" && !it.1.is_empty());
+        scopes(scope.map_or("", |it| it.1))
     }
 
     /// Returns how the request was answered.

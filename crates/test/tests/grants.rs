@@ -436,3 +436,89 @@ async fn token_replies_stay_in_order() {
     let (_, reply) = reply(&auth, token_request("/token")).await;
     assert_eq!(reply["access_token"], "fourth");
 }
+
+/// RFC 6749 §3.2.
+#[tokio::test]
+async fn parameters_without_a_value_count_as_omitted() {
+    let auth = auth_server().register(Client::new("reports", "s3cret").with_scopes(["a", "b"]));
+    let accepted = [
+        "client_id=reports&client_secret=s3cret&scope=",
+        "client_id=&client_id=reports&client_secret=&client_secret=s3cret&scope=&scope=a+b",
+    ];
+    for form in accepted {
+        let form = form_request("/token", &format!("{GRANT}&{form}"));
+        let (status, reply) = reply(&auth, form).await;
+        assert_eq!((status, &reply["scope"]), (200, &json!("a b")), "{reply}");
+    }
+    let basic = format!("{GRANT}&client_id=&client_secret=&client_assertion=");
+    let (status, body) = reply(&auth, basic_request("my-client:s3cret", &basic)).await;
+    assert_eq!(status, 200, "{body}");
+
+    let refused = [
+        (
+            "grant_type=&client_id=my-client&client_secret=s3cret",
+            "invalid_request",
+        ),
+        (
+            "grant_type=client_credentials&client_id=my-client&client_secret=",
+            "invalid_client",
+        ),
+        (
+            "grant_type=client_credentials&client_id=&client_secret=s3cret",
+            "invalid_client",
+        ),
+    ];
+    for (form, error) in refused {
+        let (_, reply) = reply(&auth, form_request("/token", form)).await;
+        assert_eq!(reply["error"], error, "{form}");
+    }
+}
+
+/// RFC 6749 §2.3.
+#[tokio::test]
+async fn a_client_authenticates_in_one_way() {
+    let auth = auth_server();
+    let assertion = "client_assertion_type=urn%3Aietf%3Aparams%3Aoauth%3Aclient-assertion-type%3Ajwt-bearer&client_assertion=a.b.c";
+    let in_form = format!("{GRANT}&client_id=my-client&client_secret=s3cret&{assertion}");
+    let requests = [
+        basic_request("my-client:s3cret", &format!("{GRANT}&client_secret=s3cret")),
+        basic_request("my-client:s3cret", &format!("{GRANT}&{assertion}")),
+        form_request("/token", &in_form),
+    ];
+    for request in requests {
+        let (status, reply) = reply(&auth, request).await;
+        assert_eq!((status, &reply["error"]), (400, &json!("invalid_request")));
+        let refusal = auth.requests().pop().unwrap().refusal().cloned();
+        assert_eq!(refusal, Some(Refusal::SeveralAuthentications));
+    }
+}
+
+/// RFC 6749 §3.3.
+#[tokio::test]
+async fn scopes_have_the_characters_of_the_rfc() {
+    let auth = auth_server();
+    let form = |scope: &str| {
+        form_request(
+            "/token",
+            &format!("{GRANT}&client_id=my-client&client_secret=s3cret&scope={scope}"),
+        )
+    };
+    for scope in [
+        "a",
+        "a+b",
+        "%21%23+%5B%5D%7E",
+        "https%3A%2F%2Fexample.com%2F.default",
+    ] {
+        assert_eq!(reply(&auth, form(scope)).await.0, 200, "{scope}");
+    }
+    for scope in [
+        "+", "a++b", "+a", "a+", "a%0Ab", "%22", "a%5Cb", "%C3%A9", "%7F", "a%09b",
+    ] {
+        let (status, reply) = reply(&auth, form(scope)).await;
+        assert_eq!(
+            (status, &reply["error"]),
+            (400, &json!("invalid_scope")),
+            "{scope}"
+        );
+    }
+}
