@@ -42,7 +42,7 @@
 //! | member | value |
 //! |---|---|
 //! | `code` | a status in place of that of the reply |
-//! | `headers` | an object, such as `{"retry-after": "1"}` |
+//! | `headers` | an object, such as `{"retry-after": "1"}`, without `content-length` |
 //! | `body` | a text |
 //! | `delay_ms` | a number of milliseconds |
 //! | `cut_off`, `stalled`, `before_body` | `true` |
@@ -60,14 +60,17 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderName, HeaderValue, Method, Request, Response, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
+};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 use tower_service::Service;
 
 use crate::{
     Api, AuthReply, AuthServer, Body, BoxError, Client, Reply, ResponseFuture, TokenReply,
-    received::scopes, request_body,
+    received::scopes, reply::LENGTH_IS_OF_BODY, request_body,
 };
 
 /// The body of a request to the control API.
@@ -417,7 +420,9 @@ impl ScriptedReply {
             _ => None,
         };
         for name in self.headers.keys() {
-            HeaderName::try_from(name).map_err(Failure::value)?;
+            if HeaderName::try_from(name).map_err(Failure::value)? == CONTENT_LENGTH {
+                return Err(Failure::bad_request(LENGTH_IS_OF_BODY));
+            }
         }
         for value in self.headers.values().chain(value) {
             HeaderValue::try_from(value).map_err(Failure::value)?;

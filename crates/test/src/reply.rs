@@ -3,13 +3,17 @@ use std::{fmt, future, io, time::Duration};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
-    header::{CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION, WWW_AUTHENTICATE},
 };
 use http_body_util::BodyExt;
 use serde_json::{Map, Value, json};
 use tokio::time::sleep;
 
 use crate::{Body, body::HalfEnd};
+
+/// Why a reply has no header with its length.
+pub(crate) const LENGTH_IS_OF_BODY: &str =
+    "content-length is the length of the body; cut_off announces a wrong one";
 
 /// The methods that `Reply` and `TokenReply` have in common.
 macro_rules! delivery_methods {
@@ -19,11 +23,14 @@ macro_rules! delivery_methods {
         ///
         /// # Panics
         ///
-        /// Panics if the name or the value isn't valid in a header.
+        /// Panics if the name or the value isn't valid in a header, or the name is `content-length`.
+        /// HTTP servers refuse to send a length that the body doesn't have; use
+        /// [`cut_off`](Self::cut_off) for a body that is shorter than announced.
         #[track_caller]
         pub fn with_header(mut self, name: &str, value: &str) -> Self {
             let name = HeaderName::try_from(name).expect("the header name is valid");
             let value = HeaderValue::try_from(value).expect("the header value is valid");
+            assert!(name != CONTENT_LENGTH, "{LENGTH_IS_OF_BODY}");
             self.delivery.headers.append(name, value);
             self
         }

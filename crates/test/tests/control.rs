@@ -250,7 +250,7 @@ async fn requests_are_listed_without_secrets_and_tokens() {
 }
 
 #[tokio::test]
-async fn what_the_control_api_cannot_read_has_no_effect() {
+async fn requests_that_the_control_api_refuses_have_no_effect() {
     let program = Program::new();
     let cases = [
         ("/control/auth/next_once", json!(null), 400),
@@ -288,6 +288,11 @@ async fn what_the_control_api_cannot_read_has_no_effect() {
         (
             "/control/auth/next_once",
             json!({ "reply": "normal", "headers": { "a": "\n" } }),
+            400,
+        ),
+        (
+            "/control/api/always",
+            json!({ "reply": "normal", "headers": { "Content-Length": "7" } }),
             400,
         ),
         (

@@ -418,3 +418,10 @@ impl http_body::Body for NeverEnding {
         Poll::Pending
     }
 }
+
+/// hyper would panic.
+#[test]
+#[should_panic(expected = "content-length is the length of the body")]
+fn a_reply_has_the_length_of_its_body() {
+    drop(TokenReply::new().with_header("Content-Length", "7"));
+}
