@@ -43,7 +43,7 @@ const MAX_FORM: usize = 1024 * 1024;
 /// An `AuthServer` is a handle: clones share one server, and each method also works while requests
 /// are served. Methods that change the server return another handle, so that calls can be chained.
 ///
-/// # In the process and on a port
+/// # In process and on a port
 ///
 /// `AuthServer` is a `Service<Request<B>>` for requests with any body. A client that takes an HTTP
 /// client as a tower service can use it without a socket, and with Tokio's clock paused. If the
@@ -115,6 +115,8 @@ struct Shared {
     state: Mutex<State>,
     /// The number of requests that have arrived.
     arrived: watch::Sender<usize>,
+    /// The number of tokens that were issued.
+    issued: watch::Sender<usize>,
 }
 
 /// Everything that clones share and methods change.
@@ -169,6 +171,7 @@ impl AuthServer {
                 log: Log::new(),
             }),
             arrived: watch::Sender::new(0),
+            issued: watch::Sender::new(0),
         }))
     }
 
@@ -349,13 +352,24 @@ impl AuthServer {
         self.look_up(token).1
     }
 
-    /// Waits until this many token requests have arrived since the server was created.
+    /// Waits until this many token requests have arrived since the server was created. They need not
+    /// be answered yet; [`wait_for_issued_tokens`](Self::wait_for_issued_tokens) waits for tokens.
     ///
     /// # Cancel safety
     ///
     /// Dropping this future has no effect on the server.
     pub async fn wait_for_token_requests(&self, number: usize) {
         wait_for(&self.0.arrived, number).await;
+    }
+
+    /// Waits until the server has issued this many tokens since it was created. The replies that
+    /// carry them may be on their way to the client.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping this future has no effect on the server.
+    pub async fn wait_for_issued_tokens(&self, number: usize) {
+        wait_for(&self.0.issued, number).await;
     }
 
     /// Describes the latest token requests, one per line, without secrets and tokens.
@@ -512,10 +526,10 @@ impl AuthServer {
     }
 }
 
-pub(crate) async fn wait_for(arrived: &watch::Sender<usize>, number: usize) {
-    let mut arrived = arrived.subscribe();
+pub(crate) async fn wait_for(counter: &watch::Sender<usize>, number: usize) {
+    let mut counter = counter.subscribe();
     // The sender is alive, because the caller borrows it.
-    let _ = arrived.wait_for(|arrived| *arrived >= number).await;
+    let _ = counter.wait_for(|count| *count >= number).await;
 }
 
 /// Answering.
@@ -681,7 +695,12 @@ impl AuthServer {
                 revoked: false,
             })
         });
+        let issued = state.tokens.len();
         drop(state);
+        // Requests that are answered at the same time may come here in any order.
+        self.0
+            .issued
+            .send_modify(|count| *count = issued.max(*count));
 
         let expires_in = match token.remaining(now) {
             Lifetime::Of(remaining) => Some(remaining),

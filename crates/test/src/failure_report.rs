@@ -5,7 +5,8 @@ use std::{fmt, thread};
 /// [`AuthServer::report_on_failure`](crate::AuthServer::report_on_failure) and
 /// [`Api::report_on_failure`](crate::Api::report_on_failure) create one. It prints to the standard
 /// error output when it is dropped during a panic, and does nothing otherwise. A test that returns an
-/// error doesn't panic.
+/// error doesn't panic, so nothing is printed: end the calls of such a test with `unwrap` or `expect`
+/// instead of `?`.
 #[must_use = "the report is printed when this value is dropped during a panic"]
 pub struct FailureReport(Box<dyn Fn() -> String + Send + Sync>);
 

@@ -86,7 +86,7 @@ macro_rules! delivery_methods {
 /// The constructors say what the server replies. The methods change how it replies, also if a
 /// [`normal`](Self::normal) reply turns out to be a refusal.
 ///
-/// | reply | in the process | on a port |
+/// | reply | in process | on a port |
 /// |---|---|---|
 /// | [`hang`](Self::hang) | the response future never completes | no byte is sent |
 /// | [`reset`](Self::reset) | the response future fails with [`io::ErrorKind::ConnectionReset`] | the connection ends with a TCP reset |

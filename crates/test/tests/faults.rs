@@ -1,4 +1,4 @@
-//! Each scripted fault, as hyper's client sees it on a port, and as a caller in the process does.
+//! Each scripted fault, as hyper's client sees it on a port, and as a caller in process does.
 
 mod support;
 
@@ -145,7 +145,7 @@ async fn a_hanging_server_sends_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hanging_server_in_the_process_answers_at_no_time() {
+async fn a_server_that_hangs_in_process_never_answers() {
     let auth = auth_server().next_once(Reply::hang());
 
     let a_year = Duration::from_secs(365 * 24 * 60 * 60);

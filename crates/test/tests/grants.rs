@@ -352,7 +352,7 @@ impl http_body::Body for Interrupted {
 }
 
 #[tokio::test]
-async fn a_personality_of_the_users_own_changes_only_what_it_names() {
+async fn a_custom_personality_changes_only_what_it_overrides() {
     #[derive(Debug)]
     struct Odd;
 
@@ -521,4 +521,21 @@ async fn scopes_have_the_characters_of_the_rfc() {
             "{scope}"
         );
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_test_can_wait_for_a_token() {
+    let auth = auth_server();
+    auth.next_once(TokenReply::new().delayed(Duration::from_secs(5)));
+    let start = tokio::time::Instant::now();
+    let waits = async {
+        auth.wait_for_token_requests(1).await;
+        assert_eq!((auth.issued_tokens(), start.elapsed()), (0, Duration::ZERO));
+        auth.wait_for_issued_tokens(1).await;
+        assert_eq!(
+            (auth.issued_tokens(), start.elapsed()),
+            (1, Duration::from_secs(5))
+        );
+    };
+    tokio::join!(waits, reply(&auth, token_request("/token")));
 }

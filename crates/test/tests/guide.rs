@@ -69,7 +69,7 @@ fn the_programs_run_with_the_dependencies_that_the_chapter_names() {
         String::from_utf8_lossy(&output.stderr),
     );
     assert!(output.status.success(), "{printed}\n{errors}");
-    assert_eq!(printed.matches("... ok").count(), 3, "{printed}");
+    assert_eq!(printed.matches("... ok").count(), 4, "{printed}");
 }
 
 /// The methods that the chapter's tables name.

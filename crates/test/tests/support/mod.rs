@@ -61,7 +61,7 @@ pub fn basic_request(credentials: &str, form: &str) -> Request<Full<Bytes>> {
     request
 }
 
-/// The status and the JSON object of a reply, in the process.
+/// The status and the JSON object of a reply, in process.
 pub async fn reply(auth: &AuthServer, request: Request<Full<Bytes>>) -> (u16, Value) {
     let response = auth.clone().oneshot(request).await.unwrap();
     json(response).await
