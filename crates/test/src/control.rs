@@ -8,11 +8,14 @@
 //! | `/control` and below | the control API |
 //! | any other | the [`Api`] |
 //!
-//! The control API has no access control, so serve it on loopback only. It takes and returns JSON. An unknown path gets status 404, and a body that it can't
-//! read status 400; both say why in `error`.
+//! The control API has no access control, so serve it on loopback only. The body of a request is a
+//! JSON object, whatever its content type, and so is each response. An unknown path gets status 404,
+//! another method status 405, and a body that the control API can't read status 400; each says why
+//! in `error`.
 //!
 //! | request | body | what it does |
 //! |---|---|---|
+//! | `GET /control` | | lists these requests |
 //! | `POST /control/auth/next_once`, `/control/api/next_once` | a [reply](#replies) | sets the reply to the next request |
 //! | `POST /control/auth/always`, `/control/api/always` | a [reply](#replies) | sets the reply to all requests |
 //! | `POST /control/clear_script` | | removes all scripted replies |
@@ -62,7 +65,7 @@ use std::{
 
 use http::{
     HeaderName, HeaderValue, Method, Request, Response, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_TYPE},
+    header::{ALLOW, CONTENT_LENGTH, CONTENT_TYPE},
 };
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
@@ -72,6 +75,55 @@ use crate::{
     Api, AuthReply, AuthServer, Body, BoxError, Client, Reply, ResponseFuture, TokenReply,
     received::scopes, reply::LENGTH_IS_OF_BODY, request_body,
 };
+
+/// The method and the path of each request, and what it does.
+const REQUESTS: [(&str, &str, &str); 13] = [
+    ("GET", "", "lists these requests"),
+    (
+        "POST",
+        "auth/next_once",
+        "sets the reply to the next token request",
+    ),
+    (
+        "POST",
+        "auth/always",
+        "sets the reply to all token requests",
+    ),
+    (
+        "POST",
+        "api/next_once",
+        "sets the reply to the next request to the API",
+    ),
+    (
+        "POST",
+        "api/always",
+        "sets the reply to all requests to the API",
+    ),
+    ("POST", "clear_script", "removes all scripted replies"),
+    ("POST", "revoke_all", "revokes all tokens"),
+    (
+        "POST",
+        "revoke",
+        r#"revokes a token: {"token": "..."} or {"number": 1}"#,
+    ),
+    (
+        "POST",
+        "clients",
+        r#"registers a client: {"id": "...", "secret": "...", "scopes": ["..."]}"#,
+    ),
+    (
+        "POST",
+        "lifetime",
+        r#"sets the lifetime of tokens: {"seconds": 60} or {"seconds": null}"#,
+    ),
+    (
+        "POST",
+        "accept_from",
+        r#"refuses tokens that are younger: {"seconds": 2}"#,
+    ),
+    ("GET", "counters", "counts the requests and tokens"),
+    ("GET", "requests", "returns what both servers saw"),
+];
 
 /// The body of a request to the control API.
 const MAX_BODY: usize = 1024 * 1024;
@@ -120,8 +172,16 @@ impl Control {
             Ok(reply) => (StatusCode::OK, reply),
             Err(Failure { status, message }) => (status, json!({ "error": message })),
         };
+        let allowed = match status {
+            StatusCode::METHOD_NOT_ALLOWED => method_of(action(head.uri.path())),
+            _ => None,
+        };
         let mut response = Response::new(Body::from(reply.to_string()));
         *response.status_mut() = status;
+        if let Some(allowed) = allowed {
+            let headers = response.headers_mut();
+            headers.insert(ALLOW, HeaderValue::from_static(allowed));
+        }
         let json = HeaderValue::from_static("application/json");
         response.headers_mut().insert(CONTENT_TYPE, json);
         Ok(response)
@@ -129,9 +189,8 @@ impl Control {
 
     fn control(&self, method: &Method, path: &str, body: &[u8]) -> Result<Value, Failure> {
         let (auth, api) = (&self.auth, &self.api);
-        let action = path.strip_prefix("/control").unwrap_or(path);
-        let action = action.trim_matches('/');
-        match (method.as_str(), action) {
+        match (method.as_str(), action(path)) {
+            ("GET", "") => return Ok(index()),
             ("GET", "counters") => return Ok(self.counters()),
             ("GET", "requests") => return Ok(self.requests()),
             ("POST", "auth/next_once") => drop(auth.next_once(auth_reply(body)?)),
@@ -160,7 +219,10 @@ impl Control {
             }
             _ => {
                 return Err(Failure {
-                    status: StatusCode::NOT_FOUND,
+                    status: match method_of(action(path)) {
+                        Some(_) => StatusCode::METHOD_NOT_ALLOWED,
+                        None => StatusCode::NOT_FOUND,
+                    },
                     message: format!("the control API has no {method} {path}"),
                 });
             }
@@ -238,6 +300,28 @@ where
             self.api.call(request)
         }
     }
+}
+
+/// What a path names, such as `auth/always`.
+fn action(path: &str) -> &str {
+    path.strip_prefix("/control")
+        .unwrap_or(path)
+        .trim_matches('/')
+}
+
+/// The method of the requests with this path.
+fn method_of(action: &str) -> Option<&'static str> {
+    let request = REQUESTS.iter().find(|(_, path, _)| *path == action);
+    request.map(|(method, ..)| *method)
+}
+
+fn index() -> Value {
+    let requests = REQUESTS.iter().map(|(method, path, description)| {
+        let path = format!("/control/{path}");
+        let path = path.trim_end_matches('/');
+        json!({ "method": method, "path": path, "description": description })
+    });
+    json!({ "requests": requests.collect::<Vec<_>>() })
 }
 
 /// Why a request to the control API has no effect.

@@ -326,8 +326,8 @@ async fn requests_that_the_control_api_refuses_have_no_effect() {
         ("/control/revoke", json!({}), 400),
         ("/control/clients", json!({ "id": "a" }), 400),
         ("/control/unknown", json!({}), 404),
-        ("/control", json!({}), 404),
-        ("/control/counters", json!({}), 404),
+        ("/control", json!({}), 405),
+        ("/control/counters", json!({}), 405),
     ];
     for (path, body, expected) in cases {
         let (status, reply) = program.post(path, body.clone()).await;
@@ -355,4 +355,34 @@ async fn an_api_is_scripted_on_a_port_as_well() {
 
     assert_eq!(response.status(), 429);
     assert_eq!(response.headers()["retry-after"], "9");
+}
+
+#[tokio::test]
+async fn the_index_lists_every_request() {
+    let program = Program::new();
+
+    let (status, index) = program.get("/control").await;
+
+    assert_eq!(status, 200);
+    let documented = include_str!("../src/control.rs");
+    let requests = index["requests"].as_array().unwrap();
+    assert_eq!(requests.len(), 13);
+    for request in requests {
+        let path = request["path"].as_str().unwrap();
+        assert!(documented.contains(&format!("{path}`")), "{path}");
+        assert!(request["description"].is_string());
+        // Each path exists, and another method is refused with the right one.
+        let wrong = Request::delete(path).body(Full::default()).unwrap();
+        let response = program.send(wrong).await.unwrap();
+        assert_eq!(response.status(), 405, "{path}");
+        assert_eq!(
+            response.headers()["allow"],
+            request["method"].as_str().unwrap()
+        );
+        let (status, _) = match request["method"].as_str().unwrap() {
+            "GET" => program.get(path).await,
+            _ => program.post(path, json!(null)).await,
+        };
+        assert!([200, 400].contains(&status), "{path}: {status}");
+    }
 }
