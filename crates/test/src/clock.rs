@@ -67,8 +67,19 @@ impl TestClock {
     }
 
     /// Moves this clock forward, in addition to what it follows.
+    ///
+    /// # Panics
+    ///
+    /// Panics if [`SystemTime`] can't represent the new time. The clock stays as it was.
+    #[track_caller]
     pub fn advance(&self, duration: Duration) {
-        self.lock().base += duration;
+        let mut time = self.lock();
+        let advanced = time.base.checked_add(duration);
+        if let Some(base) = advanced {
+            time.base = base;
+        }
+        drop(time);
+        assert!(advanced.is_some(), "the clock can't advance so far");
     }
 
     /// Sets this clock, also to an earlier time. A clock that follows Tokio's continues from there.

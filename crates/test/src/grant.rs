@@ -162,7 +162,10 @@ impl fmt::Display for Refusal {
             }
             Self::MethodNotAccepted { method, accepted } => {
                 let accepted: Vec<_> = accepted.iter().map(AuthMethod::to_string).collect();
-                write!(f, "{method} is not accepted, but {}", accepted.join(", "))
+                match accepted.join(", ") {
+                    none if none.is_empty() => write!(f, "{method} is not accepted"),
+                    accepted => write!(f, "{method} is not accepted, but {accepted}"),
+                }
             }
             Self::UnknownClient { client_id } => {
                 write!(f, "no client {client_id} is registered")

@@ -5,6 +5,7 @@
 
 use std::{
     env,
+    ffi::OsString,
     io::{self, Write},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     process::ExitCode,
@@ -44,7 +45,8 @@ Paths:
     curl -d '{\"reply\": \"reset\"}' http://127.0.0.1:9400/control/auth/next_once
     curl http://127.0.0.1:9400/control/counters
 
-The control API is described at
+GET /control lists the requests of the control API. Their bodies are JSON objects, whatever their
+content type. It is described at
 https://docs.rs/tower-client-credentials-test/latest/tower_client_credentials_test/control/
 
 When the server is ready, the program prints one line to the standard output. SIGTERM or Ctrl-C ends
@@ -68,7 +70,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let outcome = match parse(env::args().skip(1)) {
+    let outcome = match arguments().and_then(|it| parse(it.into_iter())) {
         Ok(Command::Help) => writeln!(io::stdout(), "{HELP}\n{}", personalities()),
         Ok(Command::Version) => writeln!(io::stdout(), "{}", env!("CARGO_PKG_VERSION")),
         Ok(Command::Serve(options)) => serve(&options),
@@ -84,6 +86,15 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The arguments after the name of the program.
+fn arguments() -> Result<Vec<String>, String> {
+    let arguments = env::args_os().skip(1).map(OsString::into_string);
+    // The argument may be a secret, so the message doesn't repeat it.
+    arguments
+        .collect::<Result<_, _>>()
+        .map_err(|_| "the arguments are not UTF-8".to_owned())
 }
 
 fn personalities() -> String {
@@ -156,7 +167,7 @@ fn client(text: &str) -> Result<(String, String), String> {
 }
 
 fn path(text: String) -> Result<String, String> {
-    let is_path = text.starts_with('/') && http::Uri::try_from(&text).is_ok();
+    let is_path = http::Uri::try_from(&text).is_ok_and(|uri| uri.path() == text);
     is_path
         .then_some(text)
         .ok_or_else(|| "--token-path needs a path that begins with a slash".to_owned())

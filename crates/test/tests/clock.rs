@@ -49,3 +49,13 @@ fn clones_and_readers_share_the_time() {
 
     assert_eq!(reader(), SystemTime::UNIX_EPOCH + MINUTE);
 }
+
+#[test]
+fn a_clock_that_can_not_advance_so_far_stays_as_it_was() {
+    let clock = TestClock::new(SystemTime::UNIX_EPOCH);
+
+    let advances = std::panic::AssertUnwindSafe(|| clock.advance(Duration::MAX));
+    assert!(std::panic::catch_unwind(advances).is_err());
+
+    assert_eq!(clock.now(), SystemTime::UNIX_EPOCH);
+}

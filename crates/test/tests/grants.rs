@@ -539,3 +539,14 @@ async fn a_test_can_wait_for_a_token() {
     };
     tokio::join!(waits, reply(&auth, token_request("/token")));
 }
+
+#[tokio::test]
+async fn a_client_without_any_method_is_told_so() {
+    let client = Client::new("reports", "s3cret").with_auth_methods([]);
+    let auth = AuthServer::new().register(client);
+
+    let (_, reply) = reply(&auth, basic_request("reports:s3cret", GRANT)).await;
+
+    let description = &reply["error_description"];
+    assert_eq!(description, "client_secret_basic is not accepted");
+}

@@ -174,7 +174,7 @@ fn help_and_version_are_printed() {
 
 #[test]
 fn wrong_arguments_are_named() {
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 10] = [
         (&["--unknown"], "unexpected argument '--unknown'"),
         (&["serve"], "unexpected argument 'serve'"),
         (&["--port"], "--port needs a value"),
@@ -190,6 +190,7 @@ fn wrong_arguments_are_named() {
         ),
         (&["--lifetime=-1"], "'-1' is not a number of seconds"),
         (&["--token-path", "token"], "--token-path needs a path"),
+        (&["--token-path", "/token?a=b"], "--token-path needs a path"),
     ];
     for (options, expected) in cases {
         let output = output(options);
@@ -214,4 +215,19 @@ fn a_port_that_is_taken_is_named() {
         errors.contains(&format!("cannot listen on 127.0.0.1:{port}")),
         "{errors}"
     );
+}
+
+#[cfg(unix)]
+#[test]
+fn arguments_that_are_not_utf_8_are_refused() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
+
+    let output = Command::new(env!("CARGO_BIN_EXE_tower-client-credentials-test"))
+        .arg(OsStr::from_bytes(b"--client=\xff"))
+        .output()
+        .unwrap();
+
+    assert_eq!(output.status.code(), Some(2));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("the arguments are not UTF-8"), "{errors}");
 }
