@@ -676,6 +676,13 @@ impl AuthServer {
             TokenChoice::SameAgain => state.tokens.last_of(&grant.client_id).cloned(),
             _ => None,
         };
+        let same = match (same, reply.lifetime) {
+            (Some(token), Some(lifetime)) => {
+                state.tokens.renew(token.number, lifetime, now);
+                state.tokens.by_number(token.number).cloned()
+            }
+            (same, _) => same,
+        };
         let token = same.unwrap_or_else(|| {
             let lifetime = reply
                 .lifetime

@@ -346,7 +346,8 @@ impl TokenReply {
     }
 
     /// Issues the token that this client got last, with the rest of its lifetime, even if that token
-    /// was revoked. Without one, the server issues a new token.
+    /// was revoked. Without one, the server issues a new token. [`with_lifetime`](Self::with_lifetime)
+    /// sets how long the token lives from then on.
     pub fn same_again() -> Self {
         Self::with_choice(TokenChoice::SameAgain)
     }

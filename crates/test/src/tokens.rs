@@ -178,6 +178,17 @@ impl Tokens {
         number.checked_sub(self.forgotten + 1)
     }
 
+    /// Lets a token live for this long from now on.
+    pub(crate) fn renew(&mut self, number: usize, lifetime: Lifetime, now: Duration) {
+        let index = self.index(number);
+        if let Some(token) = index.and_then(|index| self.issued.get_mut(index)) {
+            token.lifetime = match lifetime {
+                Lifetime::Of(rest) => Lifetime::Of(token.age(now).saturating_add(rest)),
+                Lifetime::Unstated => Lifetime::Unstated,
+            };
+        }
+    }
+
     pub(crate) fn revoke(&mut self, number: usize) -> bool {
         let index = self.index(number);
         let Some(token) = index.and_then(|index| self.issued.get_mut(index)) else {

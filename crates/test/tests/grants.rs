@@ -9,7 +9,8 @@ use http_body_util::Full;
 use serde_json::json;
 use support::{auth_server, basic_request, form_request, reply, token_request};
 use tower_client_credentials_test::{
-    AuthMethod, AuthServer, Client, Personality, Refusal, Reply, TokenReply, personality::Standard,
+    AuthMethod, AuthServer, Client, Personality, Refusal, Reply, TokenReply, TokenState,
+    personality::Standard,
 };
 
 const GRANT: &str = "grant_type=client_credentials";
@@ -549,4 +550,28 @@ async fn a_client_without_any_method_is_told_so() {
 
     let description = &reply["error_description"];
     assert_eq!(description, "client_secret_basic is not accepted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_token_can_get_another_lifetime() {
+    let auth = auth_server().lifetime(Duration::from_secs(60));
+    let (_, first) = reply(&auth, token_request("/token")).await;
+    let token = first["access_token"].as_str().unwrap();
+    tokio::time::advance(Duration::from_secs(50)).await;
+    auth.next_once(TokenReply::same_again().with_lifetime(Duration::from_secs(30)));
+
+    let (_, again) = reply(&auth, token_request("/token")).await;
+
+    assert_eq!(
+        (&again["access_token"], &again["expires_in"]),
+        (&json!(token), &json!(30))
+    );
+    tokio::time::advance(Duration::from_secs(29)).await;
+    assert_eq!(auth.token_state(token), TokenState::Live);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert_eq!(auth.token_state(token), TokenState::Expired);
+    // The token still expires by its own lifetime without one.
+    auth.next_once(TokenReply::same_again());
+    let (_, again) = reply(&auth, token_request("/token")).await;
+    assert_eq!(again["expires_in"], 0);
 }
