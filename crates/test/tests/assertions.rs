@@ -382,6 +382,8 @@ async fn secrets_and_tokens_in_the_wrong_place_are_not_shown() {
         *request.method_mut() = "f0rmer".parse().unwrap();
         reply(&auth, request).await;
     }
+    let in_path = form_request(format!("/{token}/orders"), "");
+    replies.push(reply(&auth, in_path).await.1.to_string());
     // Neither decoded nor encoded.
     let basic = basic_request(
         "n%2Fw+s3c:my-client%2Bund3coded",
