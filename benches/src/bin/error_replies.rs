@@ -30,8 +30,7 @@ fn main() -> Result<(), BoxError> {
         let error = answer
             .now_or_never()
             .expect("the reply is there")
-            .err()
-            .expect("it is an error");
+            .expect_err("it is an error");
         assert!(error.is_refused() && error.description().is_some());
     }
     Ok(())
