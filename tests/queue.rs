@@ -249,6 +249,24 @@ fn token_request_whose_runtime_is_shut_down_gives_up_its_place() {
     });
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_deadline_of_any_length_can_wait_for_others() {
+    let issuer = KeyedIssuer::new();
+    issuer.slow_down("a", 60 * SECOND);
+    let cache = issuer.build(
+        TokenCache::builder()
+            .max_token_requests(NonZeroUsize::new(1).unwrap())
+            .deadline(Duration::MAX)
+            .attempt_timeout(Duration::MAX),
+    );
+
+    let tokens = join_all(["a", "b"].map(|key| token(&cache, key))).await;
+
+    for (token, _) in tokens {
+        token.unwrap();
+    }
+}
+
 /// The first poll of a call doesn't run the task of its token request.
 #[test]
 fn token_request_on_a_runtime_that_nobody_drives_takes_no_place() {

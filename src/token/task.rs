@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     Error,
-    clock::Clock,
+    clock::{Clock, Moment},
     error::Kind,
     telemetry::{self, Cause},
 };
@@ -95,7 +95,7 @@ struct FlightTask {
 
 impl FlightTask {
     async fn run(mut self, mut attempts: Attempts, queue: Queue) {
-        // Without a result, nobody has waited for it.
+        // Without a result, nobody is left who waits for one.
         if let Some(result) = self.result(&mut attempts, &queue).await {
             self.complete(result, attempts);
         }
@@ -175,9 +175,12 @@ async fn request(key: &Key, attempts: &mut Attempts, queue: &Queue) -> Result<Is
     let _place = match Arc::clone(&key.common.places).try_acquire_owned() {
         Ok(place) => place,
         Err(_) => {
-            let limit = MOST_DEADLINES_IN_QUEUE * attempts.limits.deadline;
+            let limit = attempts
+                .limits
+                .deadline
+                .saturating_mul(MOST_DEADLINES_IN_QUEUE);
             queue.waits_for_up_to(limit);
-            let place = wait_for_place(key, limit).await?;
+            let place = wait_for_place(key, limit, attempts.clock.now()).await?;
             let now = attempts.clock.now();
             attempts.deadline = now.after(attempts.limits.deadline);
             place
@@ -186,9 +189,13 @@ async fn request(key: &Key, attempts: &mut Attempts, queue: &Queue) -> Result<Is
     attempts.run().await
 }
 
-async fn wait_for_place(key: &Key, limit: Duration) -> Result<OwnedSemaphorePermit, Error> {
+async fn wait_for_place(
+    key: &Key,
+    limit: Duration,
+    now: Moment,
+) -> Result<OwnedSemaphorePermit, Error> {
     let place = Arc::clone(&key.common.places).acquire_owned();
-    let ends_at = Clock::monotonic() + limit;
+    let ends_at = now.after(limit).monotonic;
     let time_is_up = catch_unwind(|| sleep_until(ends_at));
     let time_is_up = time_is_up.map_err(|_| Error::new(Kind::NoTimers))?;
     match select(pin!(place), pin!(time_is_up)).await {
@@ -197,7 +204,7 @@ async fn wait_for_place(key: &Key, limit: Duration) -> Result<OwnedSemaphorePerm
     }
 }
 
-/// Refreshes a token that is kept warm. Doesn't hold the key, so that a key that nobody uses can go.
+/// Refreshes a token that is kept warm. Doesn't hold the key, so that an unused key can be evicted.
 struct Warm {
     key: Weak<Key>,
     keys: Weak<Keys>,
