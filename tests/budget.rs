@@ -131,6 +131,7 @@ async fn too_many_requests_pause_other_keys_of_the_client_but_no_other_client() 
     for (retry_after, pause) in [
         (Some(30), 30 * SECOND),
         (None, SECOND),
+        (Some(0), SECOND),
         // A Unix time.
         (Some(1_764_324_000), SECOND),
     ] {

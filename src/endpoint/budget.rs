@@ -191,7 +191,8 @@ impl Ending {
 /// The `Retry-After` of a permanent error is ignored: the error doesn't go away by waiting.
 fn pause_asked_for(error: &Error) -> Option<Duration> {
     let asked_for = error.retry_after().filter(|_| error.is_transient());
-    match asked_for {
+    // Zero says nothing.
+    match asked_for.filter(|asked_for| !asked_for.is_zero()) {
         Some(asked_for) if asked_for <= LONGEST_RETRY_AFTER => Some(asked_for),
         Some(_) => Some(DEFAULT_PAUSE),
         None => error.is_too_many_requests().then_some(DEFAULT_PAUSE),
@@ -707,7 +708,7 @@ mod tests {
         for (asked_for, pause) in [
             (Some(300 * second), Some(300 * second)),
             (Some(301 * second), Some(DEFAULT_PAUSE)),
-            (Some(Duration::ZERO), Some(Duration::ZERO)),
+            (Some(Duration::ZERO), None),
             (None, None),
         ] {
             let error = Error::transient("busy", asked_for);
