@@ -300,10 +300,11 @@ impl<R> Options<R> {
 
     /// Returns the handle of a request's token, if that isn't the cache's own.
     pub(crate) fn other_cache(&self, request: &request::Parts) -> Option<TokenCache> {
-        let by_extension = request.extensions.get::<TokenParameters>().cloned();
-        let by_option = || self.parameters_by.as_ref().and_then(|f| f(request));
-        let parameters = by_extension.or_else(by_option)?;
-        Some(self.cache.with_parameters(parameters))
+        if let Some(parameters) = request.extensions.get::<TokenParameters>() {
+            return Some(self.cache.other(parameters));
+        }
+        let parameters = self.parameters_by.as_ref()?(request)?;
+        Some(self.cache.other(&parameters))
     }
 
     /// Reads what the response to a request says about the token that the request carried.

@@ -453,8 +453,12 @@ impl TokenCache {
         reason = "most callers make the parameters for this call"
     )]
     pub fn with_parameters(&self, parameters: TokenParameters) -> Self {
-        let key = self.keys.get(&parameters);
-        Self::of(key, Arc::clone(&self.keys))
+        self.other(&parameters)
+    }
+
+    /// Returns the handle for these parameters.
+    pub(crate) fn other(&self, parameters: &TokenParameters) -> Self {
+        Self::of(self.keys.get(parameters), Arc::clone(&self.keys))
     }
 
     pub(super) fn with_settings<T>(token_service: T, settings: Settings) -> Self
