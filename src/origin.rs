@@ -76,7 +76,7 @@ impl Destinations {
         (is_tunnel || !is_allowed).then_some(TokenOmitted::OtherOrigin)
     }
 
-    /// Returns whether nobody can read a request in transit, as far as its URI says.
+    /// Returns whether a request is encrypted in transit or stays on this machine, judged by its URI.
     ///
     /// Schemes are compared exactly: a client that compares them in this way sends a request with the
     /// scheme `HTTPS` in plain text. [`Uri`] parses `HTTPS://` into `https`.

@@ -55,8 +55,8 @@ use crate::{AccessToken, Error, TokenParameters, TokenRequest, error::Refusal};
 ///   the client secret to the host that the reply names. If redirects are off, this type returns
 ///   an error that names the target. A reply with the extension [`TokenRemoved`](crate::TokenRemoved)
 ///   is from another origin, and is refused.
-/// * Don't share connections with API requests. On an HTTP/2 connection, responses of the API that
-///   nobody reads can delay the token reply.
+/// * Don't share connections with API requests. On an HTTP/2 connection, unread responses of the API
+///   can delay the token reply.
 /// * Don't wrap the client with the layer that uses its tokens. A token request that passes through
 ///   this layer waits for the token that it is supposed to get, and fails.
 ///

@@ -179,7 +179,7 @@ impl Reader<'_> {
         invalid(reply, Fault::permanent(fact))
     }
 
-    /// Reads a JSON object. If there is none, says what there is instead.
+    /// Reads a JSON object. Otherwise, the fault describes what the body contains instead.
     fn fields<'b>(&self, reply: &Response<Bytes>, body: &'b str) -> Result<Fields<'b>, Fault> {
         Fields::parse(body).map_err(|fault| {
             if let Some(coding) = self.coding(reply) {

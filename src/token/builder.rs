@@ -117,7 +117,7 @@ impl TokenCacheBuilder {
         self
     }
 
-    /// Sets how many tokens the cache keeps that nobody uses. Default: 10,000.
+    /// Sets the maximum number of unused tokens in the cache. Default: 10,000.
     ///
     /// See [`TokenCache::with_parameters`]. A token that is in use isn't evicted, so more tokens than
     /// this can be in use at the same time. The token of the cache's own
@@ -127,7 +127,7 @@ impl TokenCacheBuilder {
         self
     }
 
-    /// Sets how long the cache keeps a token that nobody uses. Default: 1 hour.
+    /// Sets how long the cache keeps an unused token. Default: 1 hour.
     ///
     /// The cache has no task that looks for such tokens. It looks when a token request completes, and
     /// when the first call with other parameters comes.

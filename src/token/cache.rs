@@ -157,7 +157,7 @@ impl TokenCache {
     ///
     /// This method doesn't send a token request. The next call to [`token`](Self::token) or
     /// [`refresh`](Self::refresh) does. If the cache already holds a newer token, or if the cool-down
-    /// or the back-off hasn't ended, nothing changes. The returned [`Rejection`] says what happened.
+    /// or the back-off hasn't ended, nothing changes. The returned [`Rejection`] describes the outcome.
     ///
     /// # Examples
     ///
@@ -833,7 +833,7 @@ impl Keys {
         self.handles.subscribe()
     }
 
-    /// Evicts some keys that nobody uses.
+    /// Evicts some unused keys.
     pub(super) fn sweep(&self) {
         self.others.sweep(Clock::monotonic());
     }

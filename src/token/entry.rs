@@ -46,7 +46,7 @@ pub(crate) struct CachedToken {
     exception: Exception,
 }
 
-/// Why a call that was granted a token may use it although the cache doesn't offer it.
+/// Why a call that got a token may use it although the cache doesn't offer it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exception {
     None,
@@ -97,7 +97,7 @@ impl CachedToken {
         !is_rejected && self.freshness(now) != Freshness::Expired
     }
 
-    /// Whether a call that was granted this token may send it although the cache doesn't offer it.
+    /// Whether a call that got this token may send it although the cache doesn't offer it.
     fn is_exception(&self, now: &Moment) -> bool {
         match self.exception {
             Exception::None => false,
@@ -107,7 +107,7 @@ impl CachedToken {
         }
     }
 
-    /// Whether the token was granted because there was no other one.
+    /// Whether a call got the token because there was no other one.
     pub(super) fn is_last_resort(&self) -> bool {
         self.exception == Exception::LastResort
     }
@@ -435,8 +435,8 @@ impl Entry {
         self.withhold(evidence, now.monotonic, settings)
     }
 
-    /// Withholds the cached token, which was rejected, unless another token is on its way already, or
-    /// none can be had now.
+    /// Withholds the cached token, which was rejected, unless a token request takes long already, or
+    /// none may start now.
     fn withhold(&mut self, evidence: Evidence, now: Instant, settings: &Settings) -> Rejection {
         self.release(now);
         let may_renew = self.renewals.may_renew(evidence, now, settings.cool_down);
@@ -523,7 +523,7 @@ impl Entry {
         }
     }
 
-    /// Whether a call that was granted `token` a while ago may still send it.
+    /// Whether a call that got `token` a while ago may still send it.
     ///
     /// Called if no token is current. `token` need not be the cached one: its flight may have been
     /// replaced, or the entry reset.

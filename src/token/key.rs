@@ -36,7 +36,7 @@ pub(super) struct Common {
 
 /// A key of a cache with its token.
 ///
-/// Handles and the tasks of flights hold references. Without one, nobody uses the key.
+/// Handles and the tasks of flights hold references. A key without any is unused.
 pub(super) struct Key {
     pub(super) parameters: TokenParameters,
     pub(super) common: Arc<Common>,
@@ -132,11 +132,11 @@ impl Key {
     /// The token that a call got a while ago, if the call may still send it.
     pub(super) fn still_usable(
         &self,
-        granted: &Arc<CachedToken>,
+        token: &Arc<CachedToken>,
         now: &Moment,
     ) -> Option<Arc<CachedToken>> {
-        let may_serve = self.lock().may_still_serve(granted, now);
-        may_serve.then(|| Arc::clone(granted))
+        let may_serve = self.lock().may_still_serve(token, now);
+        may_serve.then(|| Arc::clone(token))
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, Entry> {

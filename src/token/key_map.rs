@@ -1,4 +1,4 @@
-//! Values by key, of which those that nobody uses are bounded in number and age.
+//! A map whose unused keys are bounded in number and age.
 //!
 //! Knows nothing about tokens, and reads no clock. A key is in use while its value has a reference
 //! outside the map.
@@ -35,7 +35,7 @@ const MOST_EVICTED: usize = 2;
 /// A fraction of the idle timeout, which bounds how long idle keys stay longer than that.
 const SWEEPS_PER_IDLE_TIMEOUT: u32 = 4;
 
-/// A concurrent map that evicts keys that nobody uses.
+/// A concurrent map that evicts unused keys.
 ///
 /// Keys hash to one `u64`, which is taken as it is. It must be a hash with random seeds, because
 /// callers of a program may choose its keys.
@@ -43,7 +43,7 @@ const SWEEPS_PER_IDLE_TIMEOUT: u32 = 4;
 /// # Bounds
 ///
 /// * A key in use is never evicted. Keys in use may exceed the limit.
-/// * An insertion looks at up to eight keys, and evicts at most two that nobody uses: those that are
+/// * An insertion looks at up to eight keys, and evicts at most two unused ones: those that are
 ///   idle, and, while the limit is exceeded, others. A key that was looked up again since the last look
 ///   is evicted only if there is no other among the eight.
 /// * While no key is in use, there are at most `limit` keys, and one more per thread that is inserting.

@@ -46,8 +46,8 @@ const TOKEN_NUMBER: HeaderName = HeaderName::from_static("x-token-number");
 ///
 /// An API sees a request that is sent twice as two requests. [`assert_replays_match`] compares their
 /// bodies. Requests belong together if they have the same method and URI, and the same value in the
-/// header `x-request-id`. Without that header, give each request of a test its own URI. A request that
-/// was answered for good isn't sent again: the next one like it begins anew.
+/// header `x-request-id`. Without that header, give each request of a test its own URI. After a final
+/// answer, the next request with the same method and URI counts as a new one.
 ///
 /// [`assert_replays_match`]: Self::assert_replays_match
 ///
@@ -300,8 +300,8 @@ impl Api {
     ///
     /// A request is sent again if the API refused it (401, 403), answered it with a status after
     /// which clients retry (408, 421, 425, 429, 5xx), reset or interrupted it, or didn't answer it.
-    /// Each send is compared with the first one whose whole body the API read. The documentation of
-    /// this type says which requests belong together.
+    /// Each send is compared with the first one whose whole body the API read. See
+    /// [Sends of one request](Self#sends-of-one-request) for which requests belong together.
     ///
     /// # Panics
     ///

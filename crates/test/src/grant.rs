@@ -17,7 +17,7 @@ const MAX_PARAMETERS: usize = 1000;
 
 /// Why an [`AuthServer`](crate::AuthServer) refuses a token request.
 ///
-/// [`Display`](fmt::Display) says what is wrong. [`code`](Self::code) is the standard error code. A
+/// [`Display`](fmt::Display) describes the mistake. [`code`](Self::code) is the standard error code. A
 /// [`Personality`] chooses the reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]

@@ -355,7 +355,7 @@ async fn no_output_contains_a_secret_or_a_token() {
     }
 }
 
-/// Clients put secrets and tokens where nobody expects them.
+/// Misconfigured clients send secrets and tokens in unexpected places.
 #[tokio::test]
 async fn secrets_and_tokens_in_the_wrong_place_are_not_shown() {
     let auth = auth_server()

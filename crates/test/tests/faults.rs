@@ -104,7 +104,7 @@ async fn a_reset_is_a_reset_of_the_connection() {
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
 }
 
-/// Without hyper, so that nothing but the socket says what happened.
+/// Uses a socket without an HTTP client, to see exactly what the server sends.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reset_sends_rst_and_no_byte() {
     let auth = auth_server().next_once(Reply::reset());
